@@ -33,7 +33,19 @@ struct mc_log_site {
 extern _Atomic int mc_log_level_now;
 
 void mc_log_level_set(enum mc_log_level level);
-/** Redirect whole lines (tests, language faces); NULL restores stderr. `line` has no newline. */
+/** Level of a name in any case ("warning" and "warn" are the same), or -1. */
+int mc_log_level_parse(const char *text);
+/**
+ * Read MC_LOG_LEVEL and MC_LOG_DIR again (done once when the library is loaded). The file is
+ * <dir>/mooncake-<pid>.log, at most 64 MiB plus one older "<file>.1"; a forked child goes on in its
+ * parent's file.
+ * @return 0, or -1 when a value could not be used, which has then been logged
+ */
+int mc_log_env_load(void);
+/**
+ * Redirect whole lines (tests, language faces); NULL restores stderr. `line` has no newline. A call
+ * that is under way in another thread may still end after this returns. The sink may log.
+ */
 void mc_log_sink_set(void (*sink)(void *user, enum mc_log_level level, const char *line),
 		     void *user);
 void mc_log_write(struct mc_log_site *site, enum mc_log_level level, const char *msg,
