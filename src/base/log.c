@@ -24,8 +24,9 @@
 #define LOG_LINE_MAX 2048
 #define LOG_PATH_MAX 512
 #define LOG_SITE_LINES_PER_S 20
-#define LOG_FILE_BYTES_MAX (64ll << 20) /* then the file becomes "<name>.1" and a new one begins   \
-					 */
+#define LOG_FILE_BYTES_MAX                                                                         \
+	(64ll << 20) /* then the file becomes "<name>.1" and a new one begins                      \
+		      */
 
 _Atomic int mc_log_level_now = MC_LOG_WARN;
 
