@@ -29,6 +29,9 @@ int mc_addr_parse(const char *text, uint16_t port_default, struct mc_addr *ret_a
  */
 int mc_addr_resolve(const char *text, uint16_t port_default, struct mc_addr *ret_addr,
 		    struct mc_diag *diag);
+/** A unix socket; a leading '@' is the abstract name space. @return 0; -MC_E_INVAL (empty or longer
+ * than sun_path) */
+int mc_addr_unix(const char *path, struct mc_addr *ret_addr);
 /** "ip:port" / "[v6]:port" into buf (MC_ADDR_TEXT_MAX). Returns buf. */
 char *mc_addr_format(const struct mc_addr *addr, char *buf);
 /** Same without the port and brackets. */
