@@ -64,19 +64,24 @@ struct mc_region_listener {
 	 * the table waits for its own pins. */
 	void (*on_revoke)(struct mc_region_listener *l, const struct mc_region_info *info);
 	/** True once no peer of this listener is in the range any more. Polled with back-off until
-	 * true. No lock held. */
+	 * true. No lock held. A refused on_add is undone by revoke + quiet at the listeners that
+	 * had accepted it. */
 	bool (*is_quiet)(struct mc_region_listener *l, const struct mc_region_info *info);
 	struct mc_region_listener *next;
 };
 
 int mc_region_table_open(struct mc_region_table **ret_table);
 void mc_region_table_close(struct mc_region_table *t);
-/** Before the first add. The listener outlives the table. */
+/** Before the first add. The listener lives until unlisten or the table's close. */
 void mc_region_table_listen(struct mc_region_table *t, struct mc_region_listener *l);
+/** From now on the listener hears nothing, not even of regions that it heard coming. No del may be
+ * under way. */
+void mc_region_table_unlisten(struct mc_region_table *t, struct mc_region_listener *l);
 
 /**
  * Add a range, or count one more registration of the very same range (addr, len).
- * @return 0; -MC_E_INVAL (length 0, wrap-around, or the same range with other rights); -MC_E_LIMIT;
+ * @return 0; -MC_E_INVAL (length 0, wrap-around, unknown rights or kind, location without end, or
+ * the same range with other rights); -MC_E_LIMIT;
  * -MC_E_NOMEM; a listener's error
  */
 int mc_region_add(struct mc_region_table *t, const struct mc_region_desc *desc,
@@ -88,13 +93,14 @@ int mc_region_add(struct mc_region_table *t, const struct mc_region_desc *desc,
  * @return 0; -MC_E_NOENT (never or no longer registered)
  */
 int mc_region_del(struct mc_region_table *t, uint64_t addr);
-/** The newest region that holds [addr, addr + len) whole. @return 0; -MC_E_RANGE */
+/** The newest region that holds [addr, addr + len) whole; len >= 1. @return 0; -MC_E_RANGE */
 int mc_region_find(struct mc_region_table *t, uint64_t addr, uint64_t len,
 		   struct mc_region_info *ret_info);
 /** Calls fn for each region in address order, under the lock. */
 void mc_region_each(struct mc_region_table *t,
 		    void (*fn)(void *user, const struct mc_region_info *info), void *user);
-/** Bumped on every change; for caches of the published descriptor. */
+/** Bumped when a region comes or goes (not by counting one more registration); for caches of the
+ * published descriptor. */
 uint64_t mc_region_version(const struct mc_region_table *t);
 size_t mc_region_count(const struct mc_region_table *t);
 
@@ -102,14 +108,15 @@ size_t mc_region_count(const struct mc_region_table *t);
  * Check a peer's access and keep the region alive until unpin.
  * @param right exactly one enum mc_right
  * @param ret_ptr receives the address in this process
- * @return 0; -MC_E_STALE (unknown id, other generation, or being unregistered); -MC_E_RANGE;
- * -MC_E_PERM. Any thread, lock-free.
+ * @return 0; -MC_E_STALE (unknown id, other generation, or being unregistered); -MC_E_RANGE
+ * (also for len 0); -MC_E_PERM. Any thread, lock-free.
  */
 int mc_region_pin(struct mc_region_table *t, uint32_t id, uint32_t gen, uint64_t off, uint64_t len,
 		  enum mc_right right, void **ret_ptr);
 void mc_region_unpin(struct mc_region_table *t, uint32_t id);
-/** As pin, for peers that name absolute addresses (upstream's frames): the region is looked up and
- * its id returned for unpin. */
+/** As pin, for peers that name absolute addresses (upstream's frames): the newest region that holds
+ * the range and grants the right is looked up, under the table's lock, and its id returned for
+ * unpin. */
 int mc_region_pin_addr(struct mc_region_table *t, uint64_t addr, uint64_t len, enum mc_right right,
 		       uint32_t *ret_id);
 
