@@ -43,9 +43,16 @@ setup_apt_install() (
 		printf '#!/bin/sh\nexit 101\n' | setup_as_root tee $policy >/dev/null
 		setup_as_root chmod 755 $policy
 	fi
+	mkdir -p build-setup
 	export DEBIAN_FRONTEND=noninteractive
-	setup_as_root apt-get -q update
-	setup_as_root apt-get -q install -y --no-install-recommends "$@"
+	if ! {
+		setup_as_root apt-get -q update &&
+			setup_as_root apt-get -q install -y --no-install-recommends -o Dpkg::Use-Pty=0 "$@"
+	} >build-setup/apt.log 2>&1; then
+		tail -n 20 build-setup/apt.log
+		setup_say "apt-get failed; all of its output is in build-setup/apt.log"
+		exit 1
+	fi
 	if [ -d /run/systemd/system ]; then
 		for name in "$@"; do
 			case $name in
