@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,11 @@ def layers() -> list[Result]:
 
 def tidy() -> list[Result]:
     return [suites.step("style (tools/tidy.py)", [sys.executable, "tools/tidy.py"], LOGS / "tidy.log", 60)]
+
+
+def documented() -> list[Result]:
+    return [suites.step("option tables (tools/options.py)", [sys.executable, "tools/options.py", "--check"],
+                        LOGS / "options.log", 60)]
 
 
 def formatted() -> list[Result]:
@@ -121,7 +127,9 @@ def clang_tidy() -> list[Result]:
     files = [s for s in sources("src", "python") if s.endswith(".c")]
     cmd = ["xargs", "-a", str(listed(files)), "-n", "1", "-P", str(os.cpu_count() or 2),
            "clang-tidy", "--quiet", "-p", "build-asan"]
-    return [suites.step("clang-tidy", cmd, LOGS / "clang-tidy.log", 3600)]
+    code, output = suites.run_logged(cmd, LOGS / "clang-tidy.log", 3600)
+    found = sorted({line for line in output.splitlines() if re.search(r": (error|warning): ", line)})
+    return [Result("clang-tidy", PASSED if code == 0 else FAILED, "\n".join(found) or suites.tail(output))]
 
 
 def listed(names: list[str]) -> Path:
@@ -138,13 +146,13 @@ def cppcheck() -> list[Result]:
 
 
 def quick(timeout_s: float) -> list[Result]:
-    return layers() + tidy() + formatted() + sanitized("asan", ASAN, ["unit", "fuzz"], timeout_s)
+    return layers() + tidy() + documented() + formatted() + sanitized("asan", ASAN, ["unit", "fuzz"], timeout_s)
 
 
 def full() -> list[Result]:
     results = []
     for name, part in {
-        "layers": layers, "style": tidy, "format": formatted, "clang-tidy": clang_tidy, "cppcheck": cppcheck,
+        "layers": layers, "style": tidy, "options": documented, "format": formatted, "clang-tidy": clang_tidy, "cppcheck": cppcheck,
         "ASan+UBSan": lambda: sanitized("asan", ASAN, ["unit", "conform", "sim", "fuzz"], 3600),
         "TSan": lambda: sanitized("tsan", TSAN, ["unit", "conform", "sim"], 3600),
         "fuzz": fuzzed,
