@@ -129,7 +129,7 @@ def check_public(problems: list[str]) -> None:
         for number, header, quoted in includes(path.read_text(errors="replace")):
             if quoted or header.split("/")[0] in ARROWS:
                 problems.append(f"{rel}:{number}: a public header includes \"{header}\", which is not installed")
-    for path in sorted((ROOT / "python").glob("*.[ch]")):
+    for path in sorted((ROOT / "python").rglob("*.[ch]")):
         rel = path.relative_to(ROOT)
         for number, header, _ in includes(path.read_text(errors="replace")):
             if header.split("/")[0] in set(ARROWS) - {"base"}:
