@@ -1,0 +1,96 @@
+/*
+ * module.c: mooncake._mooncake, the extension behind mooncake.engine.
+ *
+ * mooncake.engine holds what is better said in Python (the enum, the message class, logging) and
+ * hands it over with _bind().
+ */
+#include "ext.h"
+
+#include <structmember.h>
+
+static PyMemberDef engine_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct mc_py_engine, weakrefs), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+#define METHODS_MAX 64
+static PyMethodDef engine_methods[METHODS_MAX]; /* the tables of all files, one behind the other */
+
+static PyType_Slot engine_slots[] = {
+    {Py_tp_doc, "A transfer engine: memory of this process that peers reach, and transfers to and "
+		"from theirs.\n\nBegin with initialize()."},
+    {Py_tp_new, mc_py_engine_new},
+    {Py_tp_init, mc_py_engine_init},
+    {Py_tp_dealloc, mc_py_engine_dealloc},
+    {Py_tp_methods, engine_methods},
+    {Py_tp_members, engine_members},
+    {0, NULL},
+};
+
+static PyType_Spec engine_spec = {
+    .name = "mooncake.engine.TransferEngine",
+    .basicsize = sizeof(struct mc_py_engine),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = engine_slots,
+};
+
+static PyObject *bind(PyObject *module, PyObject *args)
+{
+	PyObject *notify, *warn;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "OO:_bind", &notify, &warn))
+		return NULL;
+	mc_py_set(&mc_py_notify_type, notify);
+	mc_py_set(&mc_py_warn, warn);
+	return Py_NewRef(Py_None);
+}
+
+static PyObject *version(PyObject *module, PyObject *none)
+{
+	(void)module;
+	(void)none;
+	return PyUnicode_FromString(mc_version());
+}
+
+static PyMethodDef module_methods[] = {
+    {"_bind", bind, METH_VARARGS, "Take class TransferNotify and a function that logs a warning."},
+    {"version", version, METH_NOARGS, "version()\n--\n\nVersion of the library."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT, .m_name = "_mooncake",	.m_doc = "The engine, for mooncake.engine.",
+    .m_size = -1,	   .m_methods = module_methods,
+};
+
+static void methods_join(const PyMethodDef *table, size_t *n)
+{
+	for (; table->ml_name && *n < METHODS_MAX - 1; table++)
+		engine_methods[(*n)++] = *table;
+}
+
+PyMODINIT_FUNC PyInit__mooncake(void); /* the interpreter finds it by name */
+
+PyMODINIT_FUNC PyInit__mooncake(void)
+{
+	PyObject *module, *engine = NULL;
+	size_t n = 0;
+
+	if (mc_py_object_ready() < 0 || mc_py_memory_ready() < 0 || mc_py_transfer_ready() < 0)
+		return NULL;
+	methods_join(mc_py_object_methods, &n);
+	methods_join(mc_py_memory_methods, &n);
+	methods_join(mc_py_transfer_methods, &n);
+	module = PyModule_Create(&module_def);
+	if (!module)
+		return NULL;
+	engine = PyType_FromSpec(&engine_spec);
+	mc_py_inner_type = PyType_FromSpec(&mc_py_inner_spec);
+	if (!engine || !mc_py_inner_type ||
+	    PyModule_AddObjectRef(module, "TransferEngine", engine) < 0 ||
+	    PyModule_AddObjectRef(module, "InnerTransferEngine", mc_py_inner_type) < 0)
+		Py_CLEAR(module);
+	Py_XDECREF(engine);
+	return module;
+}
