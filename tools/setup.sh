@@ -95,7 +95,7 @@ setup_venv() {
 		setup_say "building the wheel"
 		rm -rf dist
 		PATH=$PWD/.venv/bin:$PATH .venv/bin/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps \
-			-C build-dir=build-wheel -w dist .
+			--config-settings=build-dir=build-wheel -w dist .
 		.venv/bin/pip install -q --disable-pip-version-check --force-reinstall --no-deps "$(setup_wheel_path)"
 		.venv/bin/pip install -q --disable-pip-version-check "$(setup_wheel_path)"
 		echo "$source" >.venv/stamp-package
