@@ -1,0 +1,248 @@
+/*
+ * tcp_dev.c: the TCP device: listeners, the table of lanes for retirement, life cycle.
+ */
+#include <sys/socket.h>
+
+#include "base/log.h"
+#include "base/rand.h"
+#include "xport/tcp_priv.h"
+
+#define ACCEPTS_PER_TURN 64u
+#define BACKLOG 1024
+
+const struct mc_xport_ops mc_tcp_ops;
+
+static struct mc_tcp_dev *dev_of(struct mc_xdev *x)
+{
+	return (struct mc_tcp_dev *)x;
+}
+
+/* ---- lanes that ended ---- */
+
+void mc_tcp_dev_remember(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
+			 uint64_t acked)
+{
+	struct mc_tcp_retired *r;
+
+	pthread_mutex_lock(&dev->lock);
+	r = &dev->retired[dev->retired_at];
+	dev->retired_at = (dev->retired_at + 1) % MC_TCP_RETIRED_MAX;
+	if (dev->retired_n < MC_TCP_RETIRED_MAX)
+		dev->retired_n++;
+	*r = (struct mc_tcp_retired){initiator_epoch, lane, acked};
+	pthread_mutex_unlock(&dev->lock);
+}
+
+bool mc_tcp_dev_is_retired(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
+			   uint64_t *ret_acked)
+{
+	bool is_there = false;
+
+	pthread_mutex_lock(&dev->lock);
+	for (unsigned i = 0; i < dev->retired_n && !is_there; i++) {
+		const struct mc_tcp_retired *r = &dev->retired[i];
+
+		is_there = r->initiator_epoch == initiator_epoch && r->lane == lane;
+		if (is_there)
+			*ret_acked = r->acked;
+	}
+	pthread_mutex_unlock(&dev->lock);
+	return is_there;
+}
+
+static int retire(struct mc_xdev *x, const uint8_t *token, size_t len, uint64_t *ret_acked)
+{
+	return mc_tcp_conn_retire(dev_of(x), token, len, ret_acked);
+}
+
+/* ---- accepting ---- */
+
+static void on_accept(struct mc_watch *w, uint32_t events)
+{
+	struct mc_tcp_listener *l = mc_container_of(w, struct mc_tcp_listener, watch);
+	struct mc_tcp_dev *dev = l->dev;
+	struct mc_addr peer;
+	int fd, rc;
+
+	(void)events;
+	for (unsigned i = 0; i < ACCEPTS_PER_TURN; i++) {
+		rc = mc_sock_accept(w->fd, &fd, &peer);
+		if (rc == -MC_E_AGAIN)
+			return;
+		if (rc < 0) {
+			mc_log_warn("accept failed", "port=%u cause=\"%s\"", dev->port,
+				    mc_err_text(rc));
+			return;
+		}
+		if (atomic_fetch_add_explicit(&dev->nconns, 1, memory_order_relaxed) >=
+			dev->conns_max ||
+		    mc_tcp_conn_start(dev, fd) < 0) {
+			atomic_fetch_sub_explicit(&dev->nconns, 1, memory_order_relaxed);
+			mc_log_warn("connection refused: too many", "port=%u limit=%u", dev->port,
+				    dev->conns_max);
+			mc_fd_close(&fd);
+		}
+	}
+}
+
+/* ---- life ---- */
+
+static void revoke(struct mc_region_listener *l, const struct mc_region_info *info)
+{
+	struct mc_tcp_dev *dev = mc_container_of(l, struct mc_tcp_dev, revoke);
+
+	(void)info;
+	for (unsigned i = 0; i < dev->env.nloops; i++)
+		mc_tcp_shard_revoked(&dev->shards[i]);
+}
+
+static bool quiet(struct mc_region_listener *l, const struct mc_region_info *info)
+{
+	(void)l;
+	(void)info;
+	return true; /* every access of ours is a pin of the table */
+}
+
+static void dev_stop(void *arg)
+{
+	struct mc_tcp_dev *dev = arg;
+
+	for (unsigned i = 0; i < dev->nlisteners; i++)
+		if (dev->listeners[i].watch.fd >= 0)
+			mc_loop_unwatch(dev->env.loops[0], &dev->listeners[i].watch);
+}
+
+static void dev_start(void *arg)
+{
+	struct mc_tcp_dev *dev = arg;
+
+	for (unsigned i = 0; i < dev->nlisteners; i++)
+		if (mc_loop_watch(dev->env.loops[0], &dev->listeners[i].watch) < 0)
+			mc_log_error("cannot watch listener", "port=%u", dev->port);
+}
+
+static void dev_close(struct mc_xdev *x)
+{
+	struct mc_tcp_dev *dev = dev_of(x);
+
+	if (!dev)
+		return;
+	atomic_store_explicit(&dev->is_closing, true, memory_order_relaxed);
+	if (dev->shards) {
+		mc_loop_call(dev->env.loops[0], dev_stop, dev);
+		for (unsigned i = 0; i < dev->env.nloops; i++)
+			mc_tcp_shard_drain(&dev->shards[i]);
+	}
+	for (unsigned i = 0; i < dev->nlisteners; i++)
+		mc_fd_close(&dev->listeners[i].watch.fd);
+	pthread_mutex_destroy(&dev->lock);
+	mc_free(dev->shards);
+	mc_free(dev->retired);
+	mc_free(dev);
+}
+
+/* All addresses on one port: the first chooses, the others follow or the next port is tried. */
+static int listen_all(struct mc_tcp_dev *dev, const struct mc_tcp_opts *opts)
+{
+	unsigned tries = 32;
+	int rc;
+
+retry: /* at most `tries` ports */
+	for (unsigned i = 0; i < opts->naddrs; i++) {
+		struct mc_tcp_listener *l = &dev->listeners[i];
+		struct mc_addr a = opts->addrs[i], bound;
+
+		l->dev = dev;
+		l->watch.events = EPOLLIN;
+		l->watch.on_event = on_accept;
+		if (i == 0) {
+			rc = mc_sock_listen_range(&a, opts->port_min, opts->port_max, BACKLOG,
+						  &l->watch.fd, &bound);
+			dev->port = rc == 0 ? mc_addr_port(&bound) : 0;
+		} else {
+			mc_addr_port_set(&a, dev->port);
+			rc = mc_sock_listen(&a, BACKLOG, &l->watch.fd, &bound);
+		}
+		if (rc == 0)
+			continue;
+		for (unsigned k = 0; k < i; k++)
+			mc_fd_close(&dev->listeners[k].watch.fd);
+		if (rc == -MC_E_ADDR_IN_USE && i > 0 && --tries > 0)
+			goto retry;
+		return rc;
+	}
+	dev->nlisteners = opts->naddrs;
+	return 0;
+}
+
+int mc_tcp_dev_open(const struct mc_xdev_env *env, const struct mc_tcp_opts *opts,
+		    struct mc_xdev **ret_dev)
+{
+	struct mc_tcp_dev *dev = mc_calloc(1, sizeof(*dev));
+	int rc;
+
+	mc_assert(opts->naddrs >= 1 && opts->naddrs <= MC_TCP_LISTENERS_MAX && env->nloops > 0);
+	if (!dev)
+		return -MC_E_NOMEM;
+	dev->base.ops = &mc_tcp_ops;
+	dev->env = *env;
+	dev->conns_max = opts->conns_max ? opts->conns_max : MC_TCP_CONNS_DEFAULT;
+	pthread_mutex_init(&dev->lock, NULL);
+	mc_list_init(&dev->lanes);
+	atomic_init(&dev->next_lane, 1);
+	for (unsigned i = 0; i < MC_TCP_LISTENERS_MAX; i++)
+		dev->listeners[i].watch.fd = -1;
+	dev->retired = mc_calloc(MC_TCP_RETIRED_MAX, sizeof(*dev->retired));
+	rc = dev->retired ? listen_all(dev, opts) : -MC_E_NOMEM;
+	if (rc < 0)
+		goto fail;
+	dev->shards = mc_calloc(env->nloops, sizeof(*dev->shards));
+	rc = -MC_E_NOMEM;
+	if (!dev->shards)
+		goto fail;
+	for (unsigned i = 0; i < env->nloops; i++)
+		mc_tcp_shard_init(&dev->shards[i], dev, env->loops[i]);
+	dev->revoke.on_revoke = revoke;
+	dev->revoke.is_quiet = quiet;
+	mc_region_table_listen(env->regions, &dev->revoke);
+	mc_loop_call(env->loops[0], dev_start, dev);
+	*ret_dev = &dev->base;
+	return 0;
+fail:
+	dev_close(&dev->base);
+	return rc;
+}
+
+uint16_t mc_tcp_dev_port(const struct mc_xdev *dev)
+{
+	return ((const struct mc_tcp_dev *)dev)->port;
+}
+
+void mc_tcp_dev_served(const struct mc_xdev *x, struct mc_tcp_served *ret)
+{
+	const struct mc_tcp_dev *dev = (const struct mc_tcp_dev *)x;
+
+	for (int op = 0; op < MC_OP_COUNT; op++) {
+		ret->bytes[op] = atomic_load_explicit(&dev->bytes[op], memory_order_relaxed);
+		ret->requests[op] = atomic_load_explicit(&dev->requests[op], memory_order_relaxed);
+	}
+	ret->refused = atomic_load_explicit(&dev->refused, memory_order_relaxed);
+	ret->conns = atomic_load_explicit(&dev->nconns, memory_order_relaxed);
+}
+
+const struct mc_xport_ops mc_tcp_ops = {
+    .name = "tcp",
+    .caps = MC_XCAP_VISIBLE | MC_XCAP_ORDERED | MC_XCAP_SIGNAL | MC_XCAP_FENCE | MC_XCAP_MULTI_FRAG,
+    .frags_max = MC_SLICE_FRAGS_MAX,
+    .len_max = 1ull << 32,
+    .depth_max = 64,
+    .dev_close = dev_close,
+    .lane_open = mc_tcp_lane_open,
+    .post = mc_tcp_lane_post,
+    .poll = mc_tcp_lane_poll,
+    .arm = mc_tcp_lane_arm,
+    .progress = mc_tcp_lane_progress,
+    .abort = mc_tcp_lane_abort,
+    .retire = retire,
+    .lane_close = mc_tcp_lane_close,
+};

@@ -1,0 +1,117 @@
+/*
+ * tcp_priv.h: what the files of the TCP transport share: device, lane socket helpers.
+ */
+#ifndef MC_XPORT_TCP_PRIV_H
+#define MC_XPORT_TCP_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/spin.h"
+#include "xport/iovq.h"
+#include "xport/tcp.h"
+#include "xport/tcp_wire.h"
+
+#define MC_TCP_LISTENERS_MAX 8
+#define MC_TCP_RETIRED_MAX 4096 /* lanes remembered after their end */
+#define MC_TCP_CONNS_DEFAULT 4096
+#define MC_TCP_RXBUF_BYTES 4608u /* head of a request; a 4 KiB write fits whole */
+
+struct mc_tcp_conn;
+struct mc_tcp_dev;
+
+/* A lane that ended or was retired: how far it got. Refused when it connects again. */
+struct mc_tcp_retired {
+	uint64_t initiator_epoch, lane;
+	uint64_t acked;
+};
+
+struct mc_tcp_listener {
+	struct mc_watch watch; /* on loops[0] */
+	struct mc_tcp_dev *dev;
+};
+
+/* One loop's share of the inbound connections. Touched on that loop only, but for `hot` counters.
+ */
+struct mc_tcp_shard {
+	struct mc_tcp_dev *dev;
+	struct mc_loop *loop;
+	struct mc_idler idler;
+	struct mc_list conns; /* mc_tcp_conn.link */
+	struct mc_list hot;   /* connections worth polling before sleeping */
+	bool is_spinning;     /* holds a polling seat */
+	struct mc_timer
+	    stall_timer; /* runs while a region is being unregistered and peers are in requests */
+	struct mc_task revoke_task;
+	_Atomic bool is_revoke_posted;
+	struct mc_spin spin;
+	uint64_t spin_from_ns, spin_last_ns;
+};
+
+struct mc_tcp_dev {
+	struct mc_xdev base; /* must be first */
+	struct mc_xdev_env env;
+	struct mc_tcp_listener listeners[MC_TCP_LISTENERS_MAX];
+	unsigned nlisteners;
+	uint16_t port;
+	unsigned conns_max;
+	struct mc_tcp_shard *shards; /* env.nloops of them */
+	_Atomic unsigned next_shard;
+	_Atomic unsigned nconns;
+	_Atomic bool is_closing;
+	_Atomic uint64_t next_lane;
+	struct mc_region_listener revoke;
+
+	/* Guards the table of live and retired lanes. Leaf lock. */
+	pthread_mutex_t lock;
+	struct mc_list lanes; /* mc_tcp_conn.lane_link */
+	struct mc_tcp_retired *retired;
+	unsigned retired_n, retired_at;
+
+	_Atomic uint64_t bytes[MC_OP_COUNT], requests[MC_OP_COUNT], refused;
+};
+
+extern const struct mc_xport_ops mc_tcp_ops;
+
+/* tcp_conn.c: one inbound connection. Created by the acceptor, lives on its shard's loop. */
+int mc_tcp_conn_start(struct mc_tcp_dev *dev, int fd);
+void mc_tcp_shard_init(struct mc_tcp_shard *shard, struct mc_tcp_dev *dev, struct mc_loop *loop);
+/* Any thread: a region is going; connections that hold it and do not move for a second are closed.
+ */
+void mc_tcp_shard_revoked(struct mc_tcp_shard *shard);
+/* Any thread but the loop: close every connection of the shard. */
+void mc_tcp_shard_drain(struct mc_tcp_shard *shard);
+/* Any thread but a loop: end the lane and say how far it got. */
+int mc_tcp_conn_retire(struct mc_tcp_dev *dev, const uint8_t *token, size_t len,
+		       uint64_t *ret_acked);
+
+/* tcp_dev.c */
+void mc_tcp_dev_remember(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
+			 uint64_t acked);
+bool mc_tcp_dev_is_retired(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
+			   uint64_t *ret_acked);
+
+/* tcp_lane.c */
+int mc_tcp_lane_open(struct mc_xdev *dev, const struct mc_xpath *path, struct mc_xlane **ret_lane);
+int mc_tcp_lane_post(struct mc_xlane *lane, struct mc_slice **slices, unsigned n);
+int mc_tcp_lane_poll(struct mc_xlane *lane, uint64_t block_ns, struct mc_slice **ret_done,
+		     unsigned max);
+void mc_tcp_lane_arm(struct mc_xlane *lane, struct mc_xarm *ret_arm);
+uint64_t mc_tcp_lane_progress(const struct mc_xlane *lane);
+size_t mc_tcp_lane_abort(struct mc_xlane *lane, struct mc_list *ret_left, uint8_t *ret_token);
+void mc_tcp_lane_close(struct mc_xlane *lane);
+
+/* tcp_sock.c: socket calls with our error codes. All non-blocking unless they say so. */
+/** @return bytes; 0: would block; < 0 error. */
+ssize_t mc_tcp_send(int fd, struct mc_iovq *q);
+/** As recvmsg into q, which is eaten. @return bytes; 0: would block; -MC_E_RESET at end of stream
+ */
+ssize_t mc_tcp_recv(int fd, struct mc_iovq *q);
+/** Blocks until q is full or the socket's receive timeout passes. */
+ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q);
+/** Wait in the kernel. @return revents, 0: time is up */
+int mc_tcp_wait(int fd, short events, uint64_t block_ns);
+/** Wake the receiver only for at least `bytes`. */
+void mc_tcp_lowat(int fd, size_t bytes);
+
+#endif
