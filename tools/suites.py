@@ -43,7 +43,7 @@ def tail(text: str, lines: int = TAIL_LINES) -> str:
 def tool_env(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of every command: the tools of .venv first, no surprises from the caller's own settings."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MC_", "MESON_", "PYTEST_"))}
-    env.update({k: os.environ[k] for k in ("MC_CACHE_DIR",) if k in os.environ})
+    env.update({k: v for k, v in os.environ.items() if k.startswith("MC_CACHE")})  # where installed peers lie
     env["PATH"] = f"{VENV}{os.pathsep}{env['PATH']}"
     env.update(extra or {})
     return env
@@ -113,7 +113,7 @@ def build(folder: str, log_dir: Path, options: list[str], env: dict[str, str] | 
         if result.status == FAILED:
             return result
         stamp.write_text(wanted)
-    result = step(f"{folder}: compile", ["ninja", "-C", folder, "-k", "20"], log_dir / f"{folder}-compile.log", 1800, env)
+    result = step(f"{folder}: compile", ["ninja", "-C", folder, "--quiet", "-k", "20"], log_dir / f"{folder}-compile.log", 1800, env)
     return result if result.status == FAILED else None
 
 
