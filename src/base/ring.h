@@ -31,8 +31,8 @@ struct mc_mpsc_node {
 
 /** Zeroed means empty. */
 struct mc_mpsc {
-	_Atomic(struct mc_mpsc_node *) pushed; /* producers: newest first */
 	struct mc_mpsc_node *ready;	       /* consumer only: oldest first */
+	_Atomic(struct mc_mpsc_node *) pushed; /* producers: newest first */
 };
 
 /**
