@@ -1,0 +1,58 @@
+/*
+ * control.h: method numbers of control.proto, and its packed records. Pure.
+ *
+ * Records are little-endian, without gaps, in the order of the struct's members:
+ *   mc_ctl_range   16 bytes: u64 addr, u64 len
+ *   mc_ctl_region  80 bytes: u64 addr, u64 len, u32 id, u32 gen, u32 rights, u32 kind, u32 arena,
+ *                  u32 0, u64 arena_off, 32 bytes key
+ */
+#ifndef MC_WIRE_CONTROL_H
+#define MC_WIRE_CONTROL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/codec.h"
+#include "base/err.h"
+
+#define MC_CTL_VERSION 1
+#define MC_CTL_RECORDS_MAX 65536 /* in one message */
+#define MC_CTL_RANGE_LEN 16
+#define MC_CTL_REGION_LEN 80
+#define MC_CTL_KEY_LEN 32
+#define MC_CTL_NONCE_LEN 16
+
+enum mc_ctl_method {
+	MC_CTL_HELLO = 1,
+	MC_CTL_RESOLVE,
+	MC_CTL_RETIRE,
+	MC_CTL_NOTIFY,
+	MC_CTL_PROBE,
+	MC_CTL_METHOD_COUNT,
+};
+
+struct mc_ctl_range {
+	uint64_t addr, len;
+};
+
+/** A registered region, as xport.h's mc_remote_region. gen 0 in a reply: no such region. */
+struct mc_ctl_region {
+	uint64_t addr, len;
+	uint32_t id, gen;
+	uint32_t rights, kind;
+	uint32_t arena;
+	uint64_t arena_off;
+	uint8_t key[MC_CTL_KEY_LEN];
+};
+
+/** Number of records in a field. @return count; -MC_E_PROTO (no whole number of records);
+ * -MC_E_TOO_BIG (more than MC_CTL_RECORDS_MAX) */
+MC_MUST_CHECK int mc_ctl_count(size_t len_bytes, size_t record_len);
+
+/* One record; the cursors turn bad at the end of the field. */
+void mc_ctl_range_encode(struct mc_wr *w, const struct mc_ctl_range *range);
+void mc_ctl_range_decode(struct mc_rd *r, struct mc_ctl_range *ret_range);
+void mc_ctl_region_encode(struct mc_wr *w, const struct mc_ctl_region *region);
+void mc_ctl_region_decode(struct mc_rd *r, struct mc_ctl_region *ret_region);
+
+#endif
