@@ -1,0 +1,52 @@
+#!/bin/bash
+# Install the implementations that the benches compare with, each into a virtual environment of its own.
+# Idempotent: an environment that holds the wanted version is left alone.
+#
+#   peers.sh [upstream] [nixl]        (default: both; nixl may fail where it has no wheel)
+set -euo pipefail
+
+UPSTREAM=mooncake-transfer-engine-non-cuda==0.3.13.post1
+# NIXL's wheels depend on torch and the CUDA libraries (6 GB) for tensors alone; its agent needs only numpy.
+NIXL=(nixl==1.5.1 nixl-cu12==1.5.1 numpy)
+
+peers=${MC_CACHE:-$HOME/.cache/mooncake-c}/peers
+python=${PYTHON:-python3}
+
+install_peer() { # name, module to import, pip arguments...
+	local name=$1 module=$2 dir=$peers/$1
+	shift 2
+	local stamp="$dir/.installed" want="$*"
+	if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+		return 0
+	fi
+	echo "installing $name into $dir" >&2
+	rm -rf "$dir"
+	"$python" -m venv "$dir" || return 1
+	"$dir/bin/python" -m pip install --quiet --disable-pip-version-check "$@" || return 1
+	"$dir/bin/python" -P -c "import $module" || return 1
+	echo "$want" >"$stamp"
+}
+
+mkdir -p "$peers"
+exec 9>"$peers/.lock"
+flock 9 # two benches at once must not install into the same place
+
+peer() {
+	case $1 in
+	upstream) install_peer upstream mooncake.engine "$UPSTREAM" ;;
+	nixl) install_peer nixl nixl._api --no-deps "${NIXL[@]}" ;;
+	*)
+		echo "peers.sh: no peer '$1'; there are upstream and nixl" >&2
+		exit 2
+		;;
+	esac
+}
+
+if [ $# -eq 0 ]; then
+	peer upstream
+	peer nixl || echo "peers.sh: nixl cannot be installed here; the benches leave its columns out" >&2
+	exit 0
+fi
+for name in "$@"; do
+	peer "$name"
+done
