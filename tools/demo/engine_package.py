@@ -33,7 +33,9 @@ print(json.dumps(out))
 
 def probe(python_path: list[str]) -> dict:
     command = [sys.executable, "-c", _PROBE]
-    result = subprocess.run(command, env=base_environment(python_path), capture_output=True, text=True, timeout=PROBE_S)
+    result = subprocess.run(
+        command, env=base_environment(python_path), capture_output=True, text=True, timeout=PROBE_S
+    )
     if result.returncode != 0:
         raise DemoError(f"the mooncake package cannot be looked at:\n{result.stderr.strip()}")
     return json.loads(result.stdout.splitlines()[-1])
@@ -59,7 +61,11 @@ def check(found: dict) -> None:
         )
     if found["error"] or DIST_NAME not in found["dists"]:
         reason = found["error"] or "it comes from no installed package"
-        raise DemoError(f"our package {DIST_NAME} is missing from {sys.prefix}: {reason} ({found['file']}). Run ./run demo")
+        raise DemoError(
+            f"our package {DIST_NAME} is missing from {sys.prefix}: {reason} ({found['file']}). Run ./run demo"
+        )
     if not found["version"] or version_of(found["version"]) < VERSION_MIN:
         wanted = ".".join(map(str, VERSION_MIN))
-        raise DemoError(f"mooncake.__version__ is {found['version']}, the demo needs {wanted} or later ({found['file']})")
+        raise DemoError(
+            f"mooncake.__version__ is {found['version']}, the demo needs {wanted} or later ({found['file']})"
+        )

@@ -1,4 +1,6 @@
-"""The demo's own prompts: about 1300 tokens each, so that the KV cache that moves is some 30 MB, with an answer in the text."""
+"""The demo's own prompts: about 1300 tokens each, so that the KV cache that moves is some 30 MB, with an answer
+in the text.
+"""
 
 _CRATERS = (
     ("Tycho", 85, "bright rays that cross half of the near side"),

@@ -1,15 +1,15 @@
 """A small OpenAI-compatible proxy in front of a prefill and a decode server: prefill and decode apart ("PD").
 
-For each request it asks the prefill server for one token and tells it to keep the KV cache for a named transfer, then
-gives the whole request to the decode server with the name of that transfer and the place to fetch the KV from. The tokens
-that the client sees all come from the decode server.
+For each request it asks the prefill server for one token and tells it to keep the KV cache for a named
+transfer, then gives the whole request to the decode server with the name of that transfer and the place to
+fetch the KV from. The tokens that the client sees all come from the decode server.
 
-Every client request ends: with the decode server's answer, or with an OpenAI-style error object that names the step and
-the server (502: it died, refused or answered nonsense; 504: it did not answer in time). A stream that has begun ends with
-that object as its last event and without [DONE].
+Every client request ends: with the decode server's answer, or with an OpenAI-style error object that names the
+step and the server (502: it died, refused or answered nonsense; 504: it did not answer in time). A stream that
+has begun ends with that object as its last event and without [DONE].
 
 The fields of kv_transfer_params are vLLM's contract with its MooncakeConnector. Runs inside the demo, or alone:
-    python proxy.py --port 8000 --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200 --bootstrap http://127.0.0.1:8998
+    python proxy.py --prefill http://127.0.0.1:8100 --bootstrap http://127.0.0.1:8998 --decode http://127.0.0.1:8200
 """
 
 import argparse
@@ -72,6 +72,7 @@ class Exchange:
     request_id: str
     transfer_id: str = field(default_factory=lambda: f"xfer-{uuid.uuid4().hex}")
     stream: web.StreamResponse | None = None  # set once the first bytes of a stream have gone to the client
+    at: str = "reading the request"  # the step it is in, for the message of the total limit
 
 
 def error_object(status: int, message: str) -> dict[str, Any]:
@@ -85,7 +86,9 @@ def check_body(body: Any) -> dict[str, Any]:
         raise ProxyError(400, "the request's body must be a JSON object")
     for name in ("n", "best_of"):
         if body.get(name) not in (None, 1):
-            raise ProxyError(400, f"{name}={body[name]!r}: this proxy moves one KV cache per request, so only 1 is possible")
+            raise ProxyError(
+                400, f"{name}={body[name]!r}: this proxy moves one KV cache per request, so only 1 is possible"
+            )
     prompt = body.get("prompt")
     if isinstance(prompt, list) and (len(prompt) == 0 or not isinstance(prompt[0], int)):
         raise ProxyError(400, "prompt: a list of prompts is not possible here, send one request per prompt")
@@ -147,16 +150,15 @@ class Proxy:
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
         ex = Exchange(request, request.headers.get("X-Request-Id") or uuid.uuid4().hex)
-        limit = asyncio.timeout(self.config.total_s)
         try:
-            async with limit:
+            async with asyncio.timeout(self.config.total_s):
                 return await self._run(ex)
         except ProxyError as exc:
             return await self._fail(ex, exc.status, exc.message)
         except PassThrough as exc:
             return web.Response(status=exc.status, body=exc.body, content_type=exc.content_type)
         except TimeoutError:
-            return await self._fail(ex, 504, f"the request did not end within {self.config.total_s:g} s")
+            return await self._fail(ex, 504, f"{ex.at}: the request did not end within {self.config.total_s:g} s")
 
     async def _run(self, ex: Exchange) -> web.StreamResponse:
         try:
@@ -172,14 +174,16 @@ class Proxy:
         """The prefill engine's id, asked for each request: it changes when the prefill server restarts."""
         cfg = self.config
         url = f"{cfg.bootstrap_url}/query"
-        async with Step("ask the prefill server's bootstrap", url, cfg.bootstrap_s):
+        async with Step("bootstrap", url, cfg.bootstrap_s):
             async with self.session.get(url) as reply:
                 await check_status(reply, url)
                 table = await reply.json(content_type=None)
         try:
             engine_id = table["0"]["engine_id"]
         except (KeyError, TypeError) as exc:
-            raise ProxyError(502, f"the bootstrap at {url} knows no prefill engine: it answered {table!r:.200}") from exc
+            raise ProxyError(
+                502, f"the bootstrap at {url} knows no prefill engine: it answered {table!r:.200}"
+            ) from exc
         if not isinstance(engine_id, str) or not engine_id:
             raise ProxyError(502, f"the bootstrap at {url} gave an engine_id that is no text: {engine_id!r:.200}")
         return engine_id
@@ -187,6 +191,7 @@ class Proxy:
     async def _prefill(self, ex: Exchange, body: dict[str, Any]) -> None:
         cfg = self.config
         url = cfg.prefill_url + ex.request.path
+        ex.at = f"prefill: {url}"
         self._observe(ex.request_id, "prefill_sent")
         async with Step("prefill", url, cfg.prefill_s):
             async with self._post(ex, url, prefill_body(body, ex.transfer_id)) as reply:
@@ -200,6 +205,7 @@ class Proxy:
         cfg = self.config
         url = cfg.decode_url + ex.request.path
         call = decode_body(body, ex.transfer_id, engine_id, cfg.bootstrap_url)
+        ex.at = f"decode: {url}"
         self._observe(ex.request_id, "decode_sent")
         if body.get("stream"):
             return await self._decode_stream(ex, url, call)
@@ -212,7 +218,7 @@ class Proxy:
         return web.Response(body=payload, content_type="application/json", headers={"X-Request-Id": ex.request_id})
 
     async def _decode_stream(self, ex: Exchange, url: str, call: dict[str, Any]) -> web.StreamResponse:
-        """Relay events as they come. The client's 200 is sent with the first of them, so that earlier errors keep their status."""
+        """Relay events as they come. The client's 200 goes out with the first: an earlier error keeps its status."""
         cfg = self.config
         tail = b""
         async with Step("decode: wait for the first token", url, cfg.first_token_s) as step:
@@ -245,7 +251,9 @@ class Proxy:
     async def _fail(self, ex: Exchange, status: int, message: str) -> web.StreamResponse:
         self._observe(ex.request_id, "failed")
         if ex.stream is None:
-            return web.json_response(error_object(status, message), status=status, headers={"X-Request-Id": ex.request_id})
+            return web.json_response(
+                error_object(status, message), status=status, headers={"X-Request-Id": ex.request_id}
+            )
         event = b"data: " + json.dumps(error_object(status, message)).encode() + b"\n\n"
         try:
             async with asyncio.timeout(CLIENT_WRITE_S):
@@ -284,7 +292,7 @@ class Proxy:
 
 
 class Step:
-    """`async with Step(what, url, seconds)`: whatever goes wrong inside becomes a ProxyError that names step and server."""
+    """`async with Step(what, url, seconds)`: what goes wrong inside becomes a ProxyError naming step and server."""
 
     def __init__(self, what: str, url: str, seconds: float) -> None:
         self.what = what
@@ -331,7 +339,7 @@ async def check_status(reply: ClientResponse, url: str) -> None:
 
 
 async def start_proxy(proxy: Proxy, host: str, port: int) -> web.AppRunner:
-    """Serve on host:port until the caller awaits cleanup() of what this returns. A client that leaves cancels its request."""
+    """Serve until the caller awaits cleanup() of what this returns. A client that leaves cancels its request."""
     runner = web.AppRunner(proxy.app(), handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     try:
@@ -364,13 +372,17 @@ async def serve(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="proxy.py", description="OpenAI-compatible proxy for prefill and decode apart")
+    parser = argparse.ArgumentParser(
+        prog="proxy.py", description="OpenAI-compatible proxy for prefill and decode apart"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--prefill", required=True, metavar="URL", help="the prefill server")
     parser.add_argument("--decode", required=True, metavar="URL", help="the decode server")
     parser.add_argument("--bootstrap", required=True, metavar="URL", help="the prefill server's Mooncake bootstrap")
-    parser.add_argument("--step-timeout", type=float, default=120.0, metavar="S", help="limit of each step of a request")
+    parser.add_argument(
+        "--step-timeout", type=float, default=120.0, metavar="S", help="limit of each step of a request"
+    )
     parser.add_argument("--total-timeout", type=float, default=600.0, metavar="S", help="limit of a whole request")
     try:
         asyncio.run(serve(parser.parse_args()))

@@ -40,7 +40,9 @@ class Run:
     def check(self, transport: str) -> None:
         """Raise DemoError with the reason when the KV did not come from the other side through our engine."""
         if self.split.text != self.single.text:
-            raise DemoError(f"the text differs from the single engine's, {difference(self.split.text, self.single.text)}")
+            raise DemoError(
+                f"the text differs from the single engine's, {difference(self.split.text, self.single.text)}"
+            )
         tokens = self.split.prompt_tokens
         if self.external_tokens < max(1, tokens - self.block_tokens):
             raise DemoError(
@@ -54,15 +56,19 @@ class Run:
         moved = self.engine_bytes.get(transport, 0)
         if moved < self.kv_bytes_expected:
             raise DemoError(
-                f"our engine counted {moved} bytes over {transport} for this request (by transport: {self.engine_bytes}), "
-                f"but the KV of {tokens} tokens has {self.kv_bytes_expected}"
+                f"our engine counted {moved} bytes over {transport} for this request "
+                f"(by transport: {self.engine_bytes}), but the KV of {tokens} tokens has {self.kv_bytes_expected}"
             )
 
     def timeline(self) -> Timeline:
         marks = self.marks
-        spans = [("prefill", marks["prefill_sent"], marks["prefill_done"]), ("decode", marks["decode_sent"], marks["done"])]
+        spans = [
+            ("prefill", marks["prefill_sent"], marks["prefill_done"]),
+            ("decode", marks["decode_sent"], marks["done"]),
+        ]
         spans += [("KV transfer", begin, end) for begin, end in self.transfers]
-        title = f"{shorten(self.prompt)}  ({self.split.prompt_tokens} tokens, first token after {seconds(self.split.ttft_s)})"
+        note = f"{self.split.prompt_tokens} tokens, first token after {seconds(self.split.ttft_s)}"
+        title = f"{shorten(self.prompt)}  ({note})"
         return Timeline(title, self.split.sent, self.split.ended, spans, self.split.token_times)
 
     def as_json(self) -> dict[str, Any]:
@@ -90,7 +96,9 @@ def shorten(text: str) -> str:
 
 
 def difference(split: str, single: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(split, single, strict=False)) if a != b), min(len(split), len(single)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(split, single, strict=False)) if a != b), min(len(split), len(single))
+    )
     return f"from character {at} on: {split[at : at + 60]!r} here, {single[at : at + 60]!r} there"
 
 

@@ -1,4 +1,6 @@
-"""Starts the two vLLM API servers, waits until they answer, watches them, and ends them, by process group, on every path."""
+"""Starts the two vLLM API servers, waits until they answer, watches them, and ends them, by process group, on
+every path.
+"""
 
 import asyncio
 import ctypes
@@ -163,7 +165,15 @@ class Servers:
         }
         options = ["--model", str(self._model), "--served-model-name", MODEL_NAME, "--dtype", "bfloat16"]
         options += ["--host", HOST, "--port", str(server.port)]
-        options += ["--enforce-eager", "--max-model-len", "4096", "--max-num-seqs", "4", "--generation-config", "vllm"]
+        options += [
+            "--enforce-eager",
+            "--max-model-len",
+            "4096",
+            "--max-num-seqs",
+            "4",
+            "--generation-config",
+            "vllm",
+        ]
         options += ["--distributed-executor-backend", "uni", "--kv-transfer-config", json.dumps(transfer)]
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options]
 
@@ -224,7 +234,7 @@ class Servers:
     def death(self, server: Server, what: str) -> DemoError:
         code = server.process.returncode if server.process else None
         status = "" if code is None else f" (exit status {code})"
-        return DemoError(f"the {server.role} server {what}{status}. End of its log {server.log}:\n{server.tail()}")
+        return DemoError(f"the {server.role} server {what}{status}; its log is {server.log}")
 
     async def watch(self) -> None:
         """Never returns while both live; raises DemoError when one ends."""
@@ -267,7 +277,7 @@ def die_with_parent() -> None:
 
 
 def signal_session(pid: int, number: int) -> None:
-    """A server leads its own session and process group, so this reaches its engine process too, even after its own end."""
+    """A server leads its own session and group, so this reaches its engine process too, even after its own end."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:

@@ -1,7 +1,7 @@
 """A picture (SVG) of where each request's time went: prefill, KV transfer, decode, tokens.
 
-Prefill and decode are what the proxy saw of the two servers. The transfer is what vLLM's connector itself timed around its
-one call of the engine (batch_transfer_sync_write) and wrote to the prefill server's log.
+Prefill and decode are what the proxy saw of the two servers. The transfer is what vLLM's connector itself timed
+around its one call of the engine (batch_transfer_sync_write) and wrote to the prefill server's log.
 """
 
 import html
@@ -91,7 +91,9 @@ def render_one(timeline: Timeline, top: float, scale: float) -> list[str]:
     for moment in timeline.tokens:
         x = LEFT + (moment - timeline.start) * scale
         y = rows["tokens"]
-        parts.append(f'<line x1="{x:.1f}" y1="{y}" x2="{x:.1f}" y2="{y + BAR}" stroke="{COLORS["tokens"]}" stroke-width="1.5"/>')
+        parts.append(
+            f'<line x1="{x:.1f}" y1="{y}" x2="{x:.1f}" y2="{y + BAR}" stroke="{COLORS["tokens"]}" stroke-width="1.5"/>'
+        )
     return parts
 
 
@@ -110,6 +112,7 @@ def render_axis(span: float, scale: float, top: float) -> list[str]:
     for index in range(int(span / step + 1e-9) + 1):
         x = LEFT + index * step * scale
         parts.append(f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{top + 6}" stroke="#555555"/>')
-        parts.append(f'<text x="{x:.1f}" y="{top + 22}" text-anchor="middle" font-size="11" fill="#555555">{index * step:g} s</text>')
+        style = 'text-anchor="middle" font-size="11" fill="#555555"'
+        parts.append(f'<text x="{x:.1f}" y="{top + 22}" {style}>{index * step:g} s</text>')
     parts.append(f'<line x1="{LEFT}" y1="{top}" x2="{WIDTH - RIGHT}" y2="{top}" stroke="#555555"/>')
     return parts

@@ -1,9 +1,11 @@
-"""The one thing vLLM's MooncakeConnector lacks on a machine without an accelerator. A gap of vLLM, not of Mooncake in C.
+"""The one thing vLLM's MooncakeConnector lacks on a machine without an accelerator. A gap of vLLM, not of
+Mooncake in C.
 
-The connector's worker asks `torch.accelerator.current_device_index()` when it is built, and torch raises where it knows no
-accelerator; no setting of vLLM avoids the call. This file, named sitecustomize.py so that Python imports it at start-up
-when its folder is on PYTHONPATH, makes that one function answer 0 there. Nothing else is touched: neither vLLM's connector
-nor the transfer engine. On a machine with an accelerator the real answer is returned.
+The connector's worker asks `torch.accelerator.current_device_index()` when it is built, and torch raises where
+it knows no accelerator; no setting of vLLM avoids the call. This file, named sitecustomize.py so that Python
+imports it at start-up when its folder is on PYTHONPATH, makes that one function answer 0 there. Nothing else is
+touched: neither vLLM's connector nor the transfer engine. On a machine with an accelerator the real answer is
+returned.
 """
 
 import importlib.machinery
