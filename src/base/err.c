@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct err_row {
 	const char *name;
@@ -131,7 +132,7 @@ static void diag_vset(struct mc_diag *diag, const char *fmt, va_list ap)
 
 void mc_diag_set(struct mc_diag *diag, const char *fmt, ...)
 {
-	struct mc_diag fresh;
+	struct mc_diag fresh = {.text = ""};
 	va_list ap;
 
 	if (!diag)
@@ -145,7 +146,7 @@ void mc_diag_set(struct mc_diag *diag, const char *fmt, ...)
 
 void mc_diag_wrap(struct mc_diag *diag, const char *fmt, ...)
 {
-	struct mc_diag front;
+	struct mc_diag front = {.text = ""};
 	size_t front_len, room;
 	va_list ap;
 
@@ -171,6 +172,13 @@ void mc_diag_wrap(struct mc_diag *diag, const char *fmt, ...)
 
 _Noreturn void mc_assert_fail(const char *cond, const char *file, int line)
 {
-	(void)fprintf(stderr, "mooncake: broken invariant: %s (%s:%d)\n", cond, file, line);
+	char text[512];
+	int n = snprintf(text, sizeof(text), "mooncake: broken invariant: %s (%s:%d)\n", cond, file,
+			 line);
+
+	/* By write(2): the log's lock may be held. */
+	if (n > 0 &&
+	    write(STDERR_FILENO, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1) < 0)
+		abort();
 	abort();
 }

@@ -22,7 +22,7 @@ void mc_heap_fini(struct mc_heap *heap)
 int mc_heap_reserve(struct mc_heap *heap, size_t nodes)
 {
 	void *array = heap->nodes;
-	int rc = mc_array_grow(&array, &heap->cap, nodes, heap->max, sizeof(*heap->nodes));
+	int rc = mc_array_grow(&array, &heap->cap, nodes, heap->max, sizeof(struct mc_heap_node *));
 
 	heap->nodes = array;
 	return rc;

@@ -28,9 +28,10 @@ static unsigned int json_depth(const char *text, size_t len, unsigned int max)
 		else if (c == '"')
 			in_string = !in_string;
 		else if (!in_string && (c == '[' || c == '{'))
-			deepest = mc_max(deepest, ++depth);
+			depth++;
 		else if (!in_string && (c == ']' || c == '}') && depth)
 			depth--;
+		deepest = mc_max(deepest, depth);
 	}
 	return deepest;
 }

@@ -5,11 +5,14 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -94,6 +97,29 @@ static void diag_cuts_at_its_end(void **state)
 	(void)state;
 }
 
+static void assert_failure_names_the_place_and_aborts(void **state)
+{
+	int pipe_fd[2];
+	char text[600] = "";
+	int status;
+	pid_t pid;
+
+	assert_int_equal(pipe(pipe_fd), 0);
+	pid = fork();
+	assert_int_not_equal(pid, -1);
+	if (pid == 0) {
+		(void)signal(SIGABRT, SIG_DFL); /* cmocka catches it */
+		(void)dup2(pipe_fd[1], STDERR_FILENO);
+		mc_assert_fail("x > 0", "here.c", 7);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	assert_true(read(pipe_fd[0], text, sizeof(text) - 1) > 0);
+	assert_string_equal(text, "mooncake: broken invariant: x > 0 (here.c:7)\n");
+	assert_int_equal(close(pipe_fd[0]) + close(pipe_fd[1]), 0);
+	(void)state;
+}
+
 static void diag_null_is_allowed(void **state)
 {
 	mc_diag_set(NULL, "x");
@@ -111,6 +137,7 @@ int main(void)
 	    cmocka_unit_test(diag_wraps_outermost_first),
 	    cmocka_unit_test(diag_wrap_of_nothing_has_no_colon),
 	    cmocka_unit_test(diag_cuts_at_its_end),
+	    cmocka_unit_test(assert_failure_names_the_place_and_aborts),
 	    cmocka_unit_test(diag_null_is_allowed),
 	};
 

@@ -3,6 +3,7 @@
  */
 #include "base/log.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -149,6 +151,38 @@ static void log_environment_sets_level_and_file(void **state)
 	(void)state;
 }
 
+static void log_file_turns_over_at_its_limit(void **state)
+{
+	char dir[] = "/tmp/mc-log-test-XXXXXX";
+	struct capture cap = {0};
+	char path[256], old[260];
+	struct stat st;
+	int fd;
+
+	assert_non_null(mkdtemp(dir));
+	(void)snprintf(path, sizeof(path), "%s/mooncake-%ld.log", dir, (long)getpid());
+	(void)snprintf(old, sizeof(old), "%s.1", path);
+	fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	assert_int_not_equal(fd, -1);
+	assert_int_equal(ftruncate(fd, (64 << 20) - 10), 0);
+	assert_int_equal(close(fd), 0);
+	assert_int_equal(setenv("MC_LOG_DIR", dir, 1), 0);
+	mc_log_sink_set(capture_line, &cap);
+	assert_int_equal(mc_log_env_load(), 0);
+	mc_log_warn("one too many", "k=%d", 3);
+	assert_int_equal(unsetenv("MC_LOG_DIR"), 0);
+	assert_int_equal(mc_log_env_load(), 0);
+	mc_log_sink_set(NULL, NULL);
+	assert_int_equal(stat(old, &st), 0);
+	assert_int_equal(st.st_size, (64 << 20) - 10);
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_size, strlen(cap.last) + 1);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(unlink(old), 0);
+	assert_int_equal(rmdir(dir), 0);
+	(void)state;
+}
+
 static void log_warns_of_a_wrong_environment_and_goes_on(void **state)
 {
 	struct capture cap = {0};
@@ -178,6 +212,7 @@ int main(void)
 	    cmocka_unit_test(log_site_is_silent_after_its_quota_and_reports_the_loss),
 	    cmocka_unit_test(log_level_names_are_upstreams),
 	    cmocka_unit_test(log_environment_sets_level_and_file),
+	    cmocka_unit_test(log_file_turns_over_at_its_limit),
 	    cmocka_unit_test(log_warns_of_a_wrong_environment_and_goes_on),
 	};
 
