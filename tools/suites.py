@@ -208,4 +208,5 @@ def report(results: list[Result]) -> int:
 
 def main_guard() -> None:
     """Ctrl-C and SIGTERM end the running command's group too: run_logged() cleans up on the way out."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, lambda number, _: sys.exit(128 + number))

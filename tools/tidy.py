@@ -253,6 +253,8 @@ def main() -> int:
         check(path)
     for problem in problems:
         print(problem)
+    if problems:
+        print(f"{len(problems)} problems")
     return 1 if problems else 0
 
 
