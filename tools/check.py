@@ -20,7 +20,7 @@ from suites import FAILED, PASSED, ROOT, SKIPPED, Result
 LOGS = ROOT / "build-check"
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 FUZZ_RUNS = 1_000_000
-STRICT = ["-Db_lundef=false", "-Dwerror=true", "-Dc_args=-fno-sanitize-recover=undefined,-Wno-string-plus-int"]
+STRICT = ["-Db_lundef=false", "-Dwerror=true", "-Dc_args=-fno-sanitize-recover=undefined -Wno-string-plus-int"]
 ASAN = ["-Db_sanitize=address,undefined", *STRICT]
 TSAN = ["-Db_sanitize=thread", *STRICT]
 SANITIZER_OPTIONS = {
