@@ -76,6 +76,7 @@ const char *mc_bench_protocol_name(const struct mc_bench_conf *conf)
 
 int mc_bench_conf_check(const struct mc_bench_conf *conf, struct mc_diag *diag)
 {
+	bool is_initiator = conf->mode == MC_BENCH_INITIATOR;
 	uint64_t batch, all;
 
 	if (conf->use_vram)
@@ -86,12 +87,13 @@ int mc_bench_conf_check(const struct mc_bench_conf *conf, struct mc_diag *diag)
 	else if (unit_index(conf) == MC_ARRAY_LEN(units))
 		mc_diag_set(diag, "--report_unit: '%s' is no unit; --help names them",
 			    conf->report_unit);
-	else if (conf->mode == MC_BENCH_INITIATOR && !conf->segment_id[0])
+	else if (is_initiator && !conf->segment_id[0])
 		mc_diag_set(diag, "--segment_id: the initiator needs the name that the target "
 				  "printed");
-	else if (__builtin_mul_overflow(conf->block_size, (uint64_t)conf->batch_size, &batch) ||
-		 __builtin_mul_overflow(batch, (uint64_t)conf->threads, &all) ||
-		 all > conf->buffer_size / (conf->is_verifying ? 2 : 1))
+	else if (is_initiator &&
+		 (__builtin_mul_overflow(conf->block_size, (uint64_t)conf->batch_size, &batch) ||
+		  __builtin_mul_overflow(batch, (uint64_t)conf->threads, &all) ||
+		  all > conf->buffer_size / (conf->is_verifying ? 2 : 1)))
 		mc_diag_set(diag,
 			    "--buffer_size: %llu bytes are less than block_size x batch_size x "
 			    "threads%s",

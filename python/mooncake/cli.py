@@ -1,0 +1,92 @@
+"""The `mooncake` command: benchmark, topology, doctor, version."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mooncake.cli_bench import run_program
+
+app = typer.Typer(
+    name="mooncake",
+    help="Mooncake in C: move tensors between processes and machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+
+
+@bench_app.command(
+    "transfer",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Two processes, one link: transfer_engine_bench with all its options.",
+)
+def bench_transfer(context: typer.Context) -> None:
+    run_program("transfer_engine_bench", context.args)
+
+
+@app.command(help="NICs, and which of them are near which memory.")
+def topology(
+    device_name: Annotated[str, typer.Option(help="Comma list of devices to look at; none: all.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    from mooncake.engine import TransferEngine
+
+    places: dict[str, Any] = json.loads(TransferEngine().get_local_topology(device_name or None))
+    if as_json:
+        print(json.dumps(places))
+        return
+    table = Table("memory", "near devices", "other devices")
+    for place, (near, other) in sorted(places.items()):
+        table.add_row(place, ", ".join(near) or "-", ", ".join(other) or "-")
+    Console().print(table if places else "no RDMA devices: the engine uses TCP and shared memory")
+
+
+@app.command(help="What of this machine keeps the engine from working well, and the fix. Exit status 1 when something fails.")
+def doctor(as_json: JsonFlag = False) -> None:
+    from dataclasses import asdict
+
+    from mooncake.doctor import CHECKS, FAIL, OK, Finding, examine
+
+    console = Console(stderr=True)
+    with console.status(f"{len(CHECKS)} checks") if console.is_terminal else nullcontext():
+        findings: list[Finding] = examine()
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    elif Console().is_terminal:
+        color = {"ok": "green", "warn": "yellow", "fail": "red"}
+        table = Table("check", "", "found", "fix")
+        for f in findings:
+            table.add_row(f.name, f"[{color[f.status]}]{f.status}[/]", f.found, f.fix)
+        Console().print(table)
+    else:
+        for f in findings:
+            print(f"{f.status:4} {f.name}: {f.found}" + (f" | fix: {f.fix}" if f.status != OK else ""))
+    raise typer.Exit(any(f.status == FAIL for f in findings))
+
+
+@app.command(help="Versions of the package and the library.")
+def version(as_json: JsonFlag = False) -> None:
+    from mooncake import __version__, _mooncake
+
+    if as_json:
+        print(json.dumps({"package": __version__, "library": _mooncake.version()}))
+    else:
+        print(f"mooncake-c {__version__}, libmooncake {_mooncake.version()}")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Start the package's programs: console script transfer_engine_bench."""
+
+import os
+import sys
+from pathlib import Path
+
+PROGRAMS = Path(__file__).resolve().parent / "bin"
+
+
+def run_program(name: str, arguments: list[str]) -> None:
+    """Become one of the package's programs."""
+    path = PROGRAMS / name
+    try:
+        os.execv(path, [name, *arguments])
+    except OSError as why:
+        sys.exit(f"{name}: {path} does not start: {why.strerror}; reinstall the package")
+
+
+def main() -> None:
+    run_program("transfer_engine_bench", sys.argv[1:])
