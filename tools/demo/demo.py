@@ -213,7 +213,7 @@ class Demo:
         if self.runs:
             self.say(f"\n{table(self.runs)}")
         for server in self.servers.all if self.servers else ():
-            print(f"\nend of the {server.role} server's log {server.log}:\n{server.tail()}", file=sys.stderr)
+            print(f"\nend of the {server.role} server's log {server.log}:\n{server.last_lines}", file=sys.stderr)
         print(f"\ndemo: FAILED: {error}", file=sys.stderr, flush=True)
         if self.args.json:
             print(json.dumps(self.as_json(str(error)), indent=2), flush=True)

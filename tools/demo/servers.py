@@ -72,6 +72,7 @@ class Server:
     log: Path
     process: asyncio.subprocess.Process | None = field(default=None, repr=False)
     ready_s: float = 0.0
+    last_lines: str = field(default="", repr=False)
 
     @property
     def url(self) -> str:
@@ -155,6 +156,8 @@ class Servers:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        for server in self.all:
+            server.last_lines = server.tail()  # before the noise of their end
         await asyncio.shield(self.stop())
 
     def _command(self, server: Server) -> list[str]:
