@@ -130,7 +130,8 @@ def write_log_config(path: Path) -> None:
 
 def base_environment(python_path: list[str]) -> dict[str, str]:
     """What both servers run under. The caller's PYTHONPATH is left out: it could put another mooncake package first."""
-    drop = ("PYTHON", "VLLM_", "MOONCAKE_", "MC_FORCE_TCP", "MC_METRICS_PORT")
+    ours = ("MC_FORCE_TCP", "MC_METRICS_PORT", "MC_CACHE_DIR", "MC_WHEEL", "MC_DEMO_")
+    drop = ("PYTHON", "VLLM_", "MOONCAKE_", *ours)
     env = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
     env["PYTHONPATH"] = os.pathsep.join(python_path)
     env["PYTHONNOUSERSITE"] = "1"
