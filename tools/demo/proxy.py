@@ -318,6 +318,8 @@ class Step:
             await self._timeout.__aexit__(kind, exc, trace)
         except TimeoutError as late:
             raise ProxyError(504, f"{self.what}: {self.url} gave no answer within {self.seconds:g} s") from late
+        if isinstance(exc, ProxyError):  # from check_status(), which knows the server but not the step
+            exc.message = f"{self.what}: {exc.message}"
         if isinstance(exc, json.JSONDecodeError | UnicodeDecodeError):
             raise ProxyError(502, f"{self.what}: {self.url} answered what is no JSON ({exc})") from exc
         if isinstance(exc, TimeoutError):  # aiohttp's own connect limit
