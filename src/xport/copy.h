@@ -32,4 +32,8 @@ static inline enum mc_copy_hint mc_copy_hint_of(uint64_t total_bytes)
  */
 void mc_copy(void *dst, const void *src, size_t len, enum mc_copy_hint hint);
 
+/** Order all stores before it, streamed ones too, before all stores after it, those of a system
+ * call included. */
+void mc_copy_fence(void);
+
 #endif
