@@ -162,6 +162,16 @@ static int check(const struct mc_segdesc *desc, struct mc_diag *diag)
 	return 0;
 }
 
+/* Most bytes that a name takes as JSON: a control character is "\u0001". */
+static size_t quoted_len(const char *name)
+{
+	size_t len = 2;
+
+	for (; *name; name++)
+		len += (unsigned char)*name < ' ' ? 6 : (*name == '"' || *name == '\\' ? 2 : 1);
+	return len;
+}
+
 /* A list of ranges that fits room_bytes. @return 0 and *ret_bufs (mc_free), or an error */
 static int shrink(const struct mc_segdesc *desc, size_t room_bytes,
 		  struct mc_segdesc_buffer **ret_bufs, size_t *ret_n)
@@ -173,10 +183,9 @@ static int shrink(const struct mc_segdesc *desc, size_t room_bytes,
 	for (size_t i = 0; i < desc->nbuffers; i++) {
 		if (desc->buffers[i].nkeys)
 			return -MC_E_TOO_BIG; /* a joined range has no key of its own */
-		name_max = mc_max(name_max, strlen(desc->buffers[i].name));
+		name_max = mc_max(name_max, quoted_len(desc->buffers[i].name));
 	}
-	/* A byte of a name takes six at most ("\u0001"), and two quotes. */
-	want = room_bytes / (ENTRY_BYTES_MAX + name_max * 6 + 2);
+	want = room_bytes / (ENTRY_BYTES_MAX + name_max);
 	if (name_max && want < 2)
 		return -MC_E_TOO_BIG;
 	bufs = mc_calloc(desc->nbuffers, sizeof(*bufs));
