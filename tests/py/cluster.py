@@ -17,7 +17,7 @@ ANSWER_S = 90  # longer than an engine's own timeouts
 class Node:
     """One worker process. Its methods are the worker's."""
 
-    def __init__(self, python: str, log: Path, env: dict[str, str]) -> None:
+    def __init__(self, command: list[str], log: Path, env: dict[str, str]) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MC_")}
         # Upstream's initiator waits at least 5 s for a dead peer, whatever is asked; ours follows the variable too.
         settings = {"MC_TRANSFER_TIMEOUT": "5", "MC_FORCE_TCP": "1", "PYTHONFAULTHANDLER": "1", **env}
@@ -25,7 +25,7 @@ class Node:
         self.name = ""
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [python, "-P", str(WORKER)],
+                [*command, str(WORKER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

@@ -18,7 +18,7 @@ def upstream_python() -> str:
     """Interpreter that imports upstream's wheel."""
     if not UPSTREAM.exists():
         pytest.skip(f"upstream's wheel is not installed: no {UPSTREAM} (bench/peers.sh upstream installs it)")
-    done = subprocess.run([UPSTREAM, "-P", "-c", "import mooncake.engine"], capture_output=True, text=True, check=False)
+    done = subprocess.run([UPSTREAM, "-I", "-c", "import mooncake.engine"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pytest.skip(f"upstream's wheel does not import: {done.stderr.strip().splitlines()[-1:]}")
     return str(UPSTREAM)
@@ -30,8 +30,9 @@ def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
     nodes: list[Node] = []
 
     def start(kind: str = "ours", env: dict[str, str] | None = None) -> Node:
-        python = request.getfixturevalue("upstream_python") if kind == "upstream" else sys.executable
-        nodes.append(Node(python, tmp_path / f"{len(nodes)}-{kind}.log", env or {}))
+        # Upstream's interpreter is isolated: a PYTHONPATH that leads to our package is not for it.
+        command = [request.getfixturevalue("upstream_python"), "-I"] if kind == "upstream" else [sys.executable, "-P"]
+        nodes.append(Node(command, tmp_path / f"{len(nodes)}-{kind}.log", env or {}))
         return nodes[-1]
 
     yield start

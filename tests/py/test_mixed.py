@@ -29,7 +29,7 @@ def http_metadata(upstream_python: str, tmp_path: Path) -> Iterator[str]:
     port = free_port()
     with (tmp_path / "metadata.log").open("wb") as log:
         server = subprocess.Popen(
-            [upstream_python, "-P", "-m", "mooncake.http_metadata_server", "--host", "127.0.0.1", "--port", str(port)],
+            [upstream_python, "-I", "-m", "mooncake.http_metadata_server", "--host", "127.0.0.1", "--port", str(port)],
             stdout=log,
             stderr=log,
         )
