@@ -186,20 +186,19 @@ static void conn_adopt(struct conn *c)
 static int conn_room(struct conn *c)
 {
 	struct mc_control *ctl = c->ctl;
-	size_t cap = mc_min(c->need, c->cap * 2);
-	uint64_t used = atomic_load_explicit(&ctl->bytes, memory_order_relaxed);
+	size_t cap = mc_min(c->need, c->cap * 2), more = cap - (c->big ? c->cap : 0);
 	uint8_t *big;
 
 	if (c->len < c->cap)
 		return 0;
-	if (used + cap > ctl->conf.bytes_max)
+	if (atomic_load_explicit(&ctl->bytes, memory_order_relaxed) + more > ctl->conf.bytes_max)
 		return -MC_E_LIMIT;
 	big = mc_realloc_array(c->big, cap, 1);
 	if (!big)
 		return -MC_E_NOMEM;
 	if (!c->big)
 		memcpy(big, c->first, c->len);
-	atomic_fetch_add_explicit(&ctl->bytes, cap - (c->big ? c->cap : 0), memory_order_relaxed);
+	atomic_fetch_add_explicit(&ctl->bytes, more, memory_order_relaxed);
 	c->big = big;
 	c->cap = cap;
 	return 0;

@@ -399,6 +399,7 @@ static void large_requests_share_one_budget(void **state)
 	do {
 		mc_control_stats_get(o.ctl, &stats);
 	} while (stats.bytes < 300000 && mc_now_ns() < limit);
+	assert_true(stats.bytes >= 300000);
 	b = dial(&o);
 	(void)mc_sock_send_all(b, part, 300000, limit); /* may fail: it is being closed */
 	assert_closed(b);
