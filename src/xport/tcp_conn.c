@@ -12,11 +12,13 @@
 
 #include "xport/tcp_conn.h"
 
-#define MSGS_PER_TURN 32u /* requests of one connection before others get their turn */
+#define MSGS_PER_TURN 32u   /* requests of one connection before others get their turn */
+#define STEPS_PER_TURN 128u /* and socket calls, about */
 #define LOWAT_MAX (256u << 10)
 #define LOWAT_MIN (64u << 10)
 #define STALL_CHECK_NS (250 * MC_NS_PER_MS)
 #define STALL_NS (1000 * MC_NS_PER_MS)
+#define PEER_TIMEOUT_MS 60000u /* until the kernel gives up on a peer that vanished */
 
 static void conn_close(struct mc_tcp_conn *c)
 {
@@ -27,11 +29,9 @@ static void conn_close(struct mc_tcp_conn *c)
 	mc_fd_close(&c->fd);
 	mc_list_del(&c->link);
 	mc_list_del(&c->hot_link);
-	pthread_mutex_lock(&dev->lock);
-	mc_list_del(&c->lane_link);
-	pthread_mutex_unlock(&dev->lock);
+	mc_list_del(&c->again_link);
 	if (c->mode == CONN_OURS)
-		mc_tcp_dev_remember(dev, c->initiator_epoch, c->lane, c->acked);
+		mc_tcp_dev_lane_end(dev, c);
 	atomic_fetch_sub_explicit(&dev->nconns, 1, memory_order_relaxed);
 	mc_free(c);
 }
@@ -57,7 +57,9 @@ static void answer(struct mc_tcp_conn *c, int status, uint32_t bad_frag)
 	if (c->tx.n == 0)
 		c->tx.n = 1;
 	c->tx.left += MC_TCP_REPLY_BYTES;
-	c->acked = c->req.seq;
+	c->is_acked_final |= status < 0;
+	if (!c->is_acked_final)
+		c->acked = c->req.seq;
 	c->step = STEP_REPLY;
 }
 
@@ -95,7 +97,6 @@ static int req_pin(struct mc_tcp_conn *c, struct mc_rd *rd, uint32_t *ret_bad)
 	}
 	if (sum != c->req.len)
 		return -MC_E_INVAL;
-	c->signal = NULL;
 	if (!c->req.has_signal)
 		return 0;
 	mc_tcp_frag_decode(rd, &f);
@@ -110,15 +111,21 @@ static int req_pin(struct mc_tcp_conn *c, struct mc_rd *rd, uint32_t *ret_bad)
 	return 0;
 }
 
+static void signal_store(struct mc_tcp_conn *c)
+{
+	/* release: whoever sees the signal sees the payload */
+	if (c->signal && c->refusal == 0)
+		atomic_store_explicit((_Atomic uint64_t *)c->signal, c->signal_value,
+				      memory_order_release);
+	c->signal = NULL;
+}
+
 /* A write's payload is in place. */
 static void body_done(struct mc_tcp_conn *c)
 {
 	struct mc_tcp_dev *dev = c->shard->dev;
 
-	/* release: whoever sees the signal sees the payload */
-	if (c->signal && c->refusal == 0)
-		atomic_store_explicit((_Atomic uint64_t *)c->signal, c->signal_value,
-				      memory_order_release);
+	signal_store(c);
 	if (c->refusal == 0)
 		atomic_fetch_add_explicit(&dev->bytes[MC_OP_WRITE], c->req.len,
 					  memory_order_relaxed);
@@ -169,8 +176,10 @@ static int req_begin(struct mc_tcp_conn *c)
 	struct mc_rd rd = mc_rd_make(c->buf + c->at + MC_TCP_REQ_BYTES,
 				     mc_tcp_req_bytes(&c->req) - MC_TCP_REQ_BYTES);
 
-	if (c->req.seq <= c->acked)
+	if (c->req.seq <= c->seq)
 		return -MC_E_PROTO;
+	c->seq = c->req.seq;
+	c->signal = NULL;
 	mc_iovq_reset(&c->tx);
 	mc_iovq_reset(&c->rx);
 	if (c->req.op == MC_OP_READ) {
@@ -203,12 +212,13 @@ static int hello(struct mc_tcp_conn *c)
 	struct mc_tcp_welcome m = {.target_epoch = dev->env.epoch};
 	struct mc_tcp_hello h = {0};
 	uint8_t diff = 0;
-	uint64_t acked;
 	int rc = mc_tcp_hello_decode(c->buf + c->at, &h);
 
 	if (rc == -MC_E_PROTO)
 		return rc;
 	m.status = rc;
+	c->lane = h.lane;
+	c->initiator_epoch = h.initiator_epoch;
 	if (rc == 0) {
 		/* constant time: says nothing about how much of the nonce was right */
 		for (unsigned i = 0; i < MC_TCP_NONCE_BYTES; i++)
@@ -217,8 +227,8 @@ static int hello(struct mc_tcp_conn *c)
 			m.status = -MC_E_PEER_RESTARTED;
 		else if (diff != 0)
 			m.status = -MC_E_AUTH;
-		else if (mc_tcp_dev_is_retired(dev, h.initiator_epoch, h.lane, &acked))
-			m.status = -MC_E_STALE;
+		else
+			m.status = mc_tcp_dev_lane_begin(dev, c);
 	}
 	c->at += MC_TCP_HELLO_BYTES;
 	mc_tcp_welcome_encode(c->txhead, &m);
@@ -226,14 +236,8 @@ static int hello(struct mc_tcp_conn *c)
 	mc_iovq_push(&c->tx, c->txhead, MC_TCP_WELCOME_BYTES);
 	c->step = STEP_REPLY;
 	c->is_last = m.status < 0;
-	if (m.status < 0)
-		return 0;
-	c->mode = CONN_OURS;
-	c->lane = h.lane;
-	c->initiator_epoch = h.initiator_epoch;
-	pthread_mutex_lock(&dev->lock);
-	mc_list_push_back(&dev->lanes, &c->lane_link);
-	pthread_mutex_unlock(&dev->lock);
+	if (m.status == 0)
+		c->mode = CONN_OURS;
 	return 0;
 }
 
@@ -293,6 +297,19 @@ static int step_head(struct mc_tcp_conn *c)
 	return rc < 0 ? rc : 1;
 }
 
+/* Sleep until much of the payload has come, but never for more than is still to come. */
+static void body_lowat(struct mc_tcp_conn *c)
+{
+	size_t want = mc_min(c->body_left, (uint64_t)LOWAT_MAX);
+
+	if (want < LOWAT_MIN)
+		want = 1;
+	if (c->lowat == want)
+		return;
+	c->lowat = want;
+	mc_tcp_lowat(c->fd, want);
+}
+
 /* Receive payload of a write; what follows it goes to buf. */
 static int step_body(struct mc_tcp_conn *c)
 {
@@ -316,15 +333,10 @@ static int step_body(struct mc_tcp_conn *c)
 			c->is_tail = true;
 		}
 		n = mc_tcp_recv(c->fd, &c->rx);
-		if (n <= 0) {
-			size_t want = mc_min(c->body_left, (uint64_t)LOWAT_MAX);
-
-			if (n == 0 && want >= LOWAT_MIN && c->lowat != want) {
-				c->lowat = want;
-				mc_tcp_lowat(c->fd, want);
-			}
+		if (n == 0)
+			body_lowat(c);
+		if (n <= 0)
 			return (int)n;
-		}
 		tail = mc_min((size_t)MC_TCP_RXBUF_BYTES, c->rx.left);
 		c->body_left = c->rx.left - tail;
 		if (c->body_left == 0)
@@ -334,23 +346,23 @@ static int step_body(struct mc_tcp_conn *c)
 	if (c->body_left > 0)
 		return 1;
 	c->is_tail = false;
-	if (c->lowat > 1) {
-		c->lowat = 1;
-		mc_tcp_lowat(c->fd, 1);
-	}
+	body_lowat(c);
 	body_done(c);
 	return 1;
 }
 
 static int step_reply(struct mc_tcp_conn *c)
 {
-	ssize_t n = mc_tcp_send(c->fd, &c->tx);
+	if (c->tx.left > 0) { /* else there is nothing to say before the end */
+		ssize_t n = mc_tcp_send(c->fd, &c->tx);
 
-	if (n <= 0)
-		return (int)n;
-	c->last_ns = mc_now_ns();
-	if (c->tx.left > 0)
-		return 1;
+		if (n <= 0)
+			return (int)n;
+		c->last_ns = mc_now_ns();
+		if (c->tx.left > 0)
+			return 1;
+	}
+	signal_store(c); /* of a read: its memory has been read */
 	mc_tcp_conn_unpin(c);
 	if (c->is_last)
 		return -MC_E_CLOSED;
@@ -361,7 +373,7 @@ static int step_reply(struct mc_tcp_conn *c)
 /* Do what can be done now. @return requests answered; < 0: the connection is over */
 static int pump(struct mc_tcp_conn *c)
 {
-	unsigned answered = 0;
+	unsigned answered = 0, steps = 0;
 	int rc;
 
 	do {
@@ -375,10 +387,30 @@ static int pump(struct mc_tcp_conn *c)
 			return rc;
 		if (rc > 0 && c->step == STEP_HEAD)
 			answered++;
-	} while (rc > 0 && answered < MSGS_PER_TURN);
+	} while (rc > 0 && answered < MSGS_PER_TURN && ++steps < STEPS_PER_TURN);
 	mc_loop_rewatch(c->shard->loop, &c->watch,
 			c->tx.left > 0 && c->step == STEP_REPLY ? EPOLLOUT : EPOLLIN);
+	if (rc > 0 && mc_list_is_empty(&c->again_link)) {
+		mc_list_push_back(&c->shard->again, &c->again_link);
+		(void)mc_loop_timer_set(c->shard->loop, &c->shard->again_timer, 0);
+	}
 	return (int)answered;
+}
+
+/* The next turn of those whose last one ended early. */
+static void pump_again(struct mc_timer *t)
+{
+	struct mc_tcp_shard *sh = mc_container_of(t, struct mc_tcp_shard, again_timer);
+	struct mc_list now, *node;
+
+	mc_list_init(&now);
+	mc_list_splice_back(&now, &sh->again);
+	while ((node = mc_list_pop_front(&now))) {
+		struct mc_tcp_conn *c = mc_list_entry(node, struct mc_tcp_conn, again_link);
+
+		if (pump(c) < 0)
+			conn_close(c);
+	}
 }
 
 static void on_event(struct mc_watch *w, uint32_t events)
@@ -451,6 +483,8 @@ static void stall_check(struct mc_timer *t)
 	bool is_busy = false;
 	struct mc_tcp_conn *c;
 
+	if (atomic_load_explicit(&sh->dev->nrevoking, memory_order_relaxed) == 0)
+		return;
 	mc_list_each (c, &sh->conns, link) {
 		if (c->npins == 0)
 			continue;
@@ -494,6 +528,8 @@ void mc_tcp_shard_init(struct mc_tcp_shard *sh, struct mc_tcp_dev *dev, struct m
 	sh->loop = loop;
 	mc_list_init(&sh->conns);
 	mc_list_init(&sh->hot);
+	mc_list_init(&sh->again);
+	sh->again_timer.on_time = pump_again;
 	sh->idler.poll = idle_poll;
 	sh->stall_timer.on_time = stall_check;
 	sh->revoke_task.run = revoked;
@@ -507,6 +543,7 @@ static void shard_drain(void *arg)
 
 	(void)cool(sh);
 	mc_loop_timer_cancel(sh->loop, &sh->stall_timer);
+	mc_loop_timer_cancel(sh->loop, &sh->again_timer);
 	mc_loop_idler_del(sh->loop, &sh->idler);
 	mc_list_each (c, &sh->conns, link)
 		conn_close(c);
@@ -542,8 +579,11 @@ int mc_tcp_conn_start(struct mc_tcp_dev *dev, int fd)
 	c->last_ns = mc_now_ns();
 	mc_list_init(&c->link);
 	mc_list_init(&c->hot_link);
+	mc_list_init(&c->again_link);
 	mc_list_init(&c->lane_link);
+	c->lowat = 1;
 	(void)mc_sock_nodelay(fd);
+	(void)mc_sock_user_timeout(fd, PEER_TIMEOUT_MS); /* a hint, as the line above */
 	c->task.run = conn_begin;
 	mc_loop_post(c->shard->loop, &c->task);
 	return 0;
@@ -567,24 +607,9 @@ static void retire_on_loop(void *arg)
 			conn_close(c);
 }
 
-int mc_tcp_conn_retire(struct mc_tcp_dev *dev, const uint8_t *token, size_t len,
-		       uint64_t *ret_acked)
+void mc_tcp_shard_end_lane(struct mc_tcp_shard *sh, uint64_t initiator_epoch, uint64_t lane)
 {
-	struct mc_rd rd = mc_rd_make(token, len);
-	struct retire_call call = {.initiator_epoch = mc_rd_u64(&rd), .lane = mc_rd_u64(&rd)};
-	struct mc_tcp_conn *c;
+	struct retire_call call = {.shard = sh, .initiator_epoch = initiator_epoch, .lane = lane};
 
-	if (!mc_rd_is_done(&rd))
-		return -MC_E_PROTO;
-	pthread_mutex_lock(&dev->lock);
-	mc_list_each (c, &dev->lanes, lane_link)
-		if (c->initiator_epoch == call.initiator_epoch && c->lane == call.lane)
-			call.shard = c->shard;
-	pthread_mutex_unlock(&dev->lock);
-	if (call.shard)
-		mc_loop_call(call.shard->loop, retire_on_loop, &call);
-	*ret_acked = 0;
-	if (!mc_tcp_dev_is_retired(dev, call.initiator_epoch, call.lane, ret_acked))
-		mc_tcp_dev_remember(dev, call.initiator_epoch, call.lane, 0);
-	return 0;
+	mc_loop_call(sh->loop, retire_on_loop, &call);
 }

@@ -26,12 +26,15 @@ struct mc_tcp_conn {
 	int fd;
 	struct mc_watch watch;
 	struct mc_task task;
-	struct mc_list link, hot_link, lane_link; /* lane_link: under dev->lock */
+	struct mc_list link, hot_link, again_link, lane_link; /* lane_link: under dev->lock */
 	enum mc_tcp_conn_mode mode;
 	enum mc_tcp_conn_step step;
-	uint64_t lane, initiator_epoch, acked;
-	uint64_t last_ns; /* last byte moved */
-	bool is_last;	  /* close once tx is out */
+	uint64_t lane, initiator_epoch;
+	uint64_t seq;	     /* of the latest request */
+	uint64_t acked;	     /* all requests up to this one are applied */
+	bool is_acked_final; /* one was refused: what comes after it is not in `acked` */
+	uint64_t last_ns;    /* last byte moved */
+	bool is_last;	     /* close once tx is out */
 	/* the request under way */
 	struct mc_tcp_req req;
 	int refusal; /* 0 or why the request is refused */

@@ -5,10 +5,11 @@
 
 #include "base/log.h"
 #include "base/rand.h"
-#include "xport/tcp_priv.h"
+#include "xport/tcp_conn.h"
 
 #define ACCEPTS_PER_TURN 64u
 #define BACKLOG 1024
+#define ACCEPT_PAUSE_NS (100 * MC_NS_PER_MS) /* after descriptors ran out */
 
 const struct mc_xport_ops mc_tcp_ops;
 
@@ -17,45 +18,128 @@ static struct mc_tcp_dev *dev_of(struct mc_xdev *x)
 	return (struct mc_tcp_dev *)x;
 }
 
-/* ---- lanes that ended ---- */
+/* ---- lanes, live and ended ---- */
 
-void mc_tcp_dev_remember(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
-			 uint64_t acked)
+/* Lock held. @return the entry, or NULL */
+static const struct mc_tcp_retired *retired_find(const struct mc_tcp_dev *dev,
+						 uint64_t initiator_epoch, uint64_t lane)
 {
-	struct mc_tcp_retired *r;
+	for (unsigned i = 0; i < dev->retired_n; i++) {
+		const struct mc_tcp_retired *r = &dev->retired[i];
 
-	pthread_mutex_lock(&dev->lock);
-	r = &dev->retired[dev->retired_at];
+		if (r->initiator_epoch == initiator_epoch && r->lane == lane)
+			return r;
+	}
+	return NULL;
+}
+
+/* Lock held. */
+static void retired_add(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
+			uint64_t acked)
+{
+	dev->retired[dev->retired_at] = (struct mc_tcp_retired){initiator_epoch, lane, acked};
 	dev->retired_at = (dev->retired_at + 1) % MC_TCP_RETIRED_MAX;
 	if (dev->retired_n < MC_TCP_RETIRED_MAX)
 		dev->retired_n++;
-	*r = (struct mc_tcp_retired){initiator_epoch, lane, acked};
+}
+
+/* Lock held. @return the connection, or NULL */
+static struct mc_tcp_conn *live_find(struct mc_tcp_dev *dev, uint64_t initiator_epoch,
+				     uint64_t lane)
+{
+	struct mc_tcp_conn *c;
+
+	mc_list_each (c, &dev->lanes, lane_link)
+		if (c->initiator_epoch == initiator_epoch && c->lane == lane)
+			return c;
+	return NULL;
+}
+
+int mc_tcp_dev_lane_begin(struct mc_tcp_dev *dev, struct mc_tcp_conn *c)
+{
+	int rc = -MC_E_STALE;
+
+	pthread_mutex_lock(&dev->lock);
+	if (!retired_find(dev, c->initiator_epoch, c->lane) &&
+	    !live_find(dev, c->initiator_epoch, c->lane)) {
+		mc_list_push_back(&dev->lanes, &c->lane_link);
+		rc = 0;
+	}
+	pthread_mutex_unlock(&dev->lock);
+	return rc;
+}
+
+void mc_tcp_dev_lane_end(struct mc_tcp_dev *dev, struct mc_tcp_conn *c)
+{
+	pthread_mutex_lock(&dev->lock);
+	mc_list_del(&c->lane_link);
+	retired_add(dev, c->initiator_epoch, c->lane, c->acked);
 	pthread_mutex_unlock(&dev->lock);
 }
 
-bool mc_tcp_dev_is_retired(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
-			   uint64_t *ret_acked)
+/* Lock held. A lane that nobody has heard of is refused from now on. @return its shard when it is
+ * live, else NULL and *ret_acked */
+static struct mc_tcp_shard *lane_retire(struct mc_tcp_dev *dev, uint64_t initiator_epoch,
+					uint64_t lane, uint64_t *ret_acked)
 {
-	bool is_there = false;
+	const struct mc_tcp_retired *r = retired_find(dev, initiator_epoch, lane);
+	struct mc_tcp_conn *c;
 
-	pthread_mutex_lock(&dev->lock);
-	for (unsigned i = 0; i < dev->retired_n && !is_there; i++) {
-		const struct mc_tcp_retired *r = &dev->retired[i];
-
-		is_there = r->initiator_epoch == initiator_epoch && r->lane == lane;
-		if (is_there)
-			*ret_acked = r->acked;
+	if (r) {
+		*ret_acked = r->acked;
+		return NULL;
 	}
-	pthread_mutex_unlock(&dev->lock);
-	return is_there;
+	c = live_find(dev, initiator_epoch, lane);
+	if (c)
+		return c->shard;
+	retired_add(dev, initiator_epoch, lane, 0);
+	*ret_acked = 0;
+	return NULL;
 }
 
 static int retire(struct mc_xdev *x, const uint8_t *token, size_t len, uint64_t *ret_acked)
 {
-	return mc_tcp_conn_retire(dev_of(x), token, len, ret_acked);
+	struct mc_tcp_dev *dev = dev_of(x);
+	struct mc_rd rd = mc_rd_make(token, len);
+	uint64_t epoch = mc_rd_u64(&rd);
+	uint64_t lane = mc_rd_u64(&rd);
+	struct mc_tcp_shard *shard;
+
+	if (!mc_rd_is_done(&rd))
+		return -MC_E_PROTO;
+	/* Ending a live lane puts it among the retired, so the second look is the last; a third
+	 * would take more than MC_TCP_RETIRED_MAX ends in between. */
+	do {
+		pthread_mutex_lock(&dev->lock);
+		shard = lane_retire(dev, epoch, lane, ret_acked);
+		pthread_mutex_unlock(&dev->lock);
+		if (shard)
+			mc_tcp_shard_end_lane(shard, epoch, lane);
+	} while (shard);
+	return 0;
 }
 
 /* ---- accepting ---- */
+
+static void accept_watch(struct mc_tcp_dev *dev, uint32_t events)
+{
+	for (unsigned i = 0; i < dev->nlisteners; i++)
+		(void)mc_loop_rewatch(dev->env.loops[0], &dev->listeners[i].watch, events);
+}
+
+static void accept_resume(struct mc_timer *t)
+{
+	accept_watch(mc_container_of(t, struct mc_tcp_dev, accept_timer), EPOLLIN);
+}
+
+/* The waiting connection stays where it is, and would be reported for ever. */
+static void accept_pause(struct mc_tcp_dev *dev)
+{
+	struct mc_loop *loop = dev->env.loops[0];
+
+	accept_watch(dev, 0);
+	(void)mc_loop_timer_set(loop, &dev->accept_timer, mc_loop_now(loop) + ACCEPT_PAUSE_NS);
+}
 
 static void on_accept(struct mc_watch *w, uint32_t events)
 {
@@ -72,6 +156,7 @@ static void on_accept(struct mc_watch *w, uint32_t events)
 		if (rc < 0) {
 			mc_log_warn("accept failed", "port=%u cause=\"%s\"", dev->port,
 				    mc_err_text(rc));
+			accept_pause(dev);
 			return;
 		}
 		if (atomic_fetch_add_explicit(&dev->nconns, 1, memory_order_relaxed) >=
@@ -87,26 +172,38 @@ static void on_accept(struct mc_watch *w, uint32_t events)
 
 /* ---- life ---- */
 
+static int accept_region(struct mc_region_listener *l, const struct mc_region_info *info)
+{
+	(void)l;
+	(void)info;
+	return 0;
+}
+
 static void revoke(struct mc_region_listener *l, const struct mc_region_info *info)
 {
 	struct mc_tcp_dev *dev = mc_container_of(l, struct mc_tcp_dev, revoke);
 
 	(void)info;
+	atomic_fetch_add_explicit(&dev->nrevoking, 1, memory_order_relaxed);
 	for (unsigned i = 0; i < dev->env.nloops; i++)
 		mc_tcp_shard_revoked(&dev->shards[i]);
 }
 
 static bool quiet(struct mc_region_listener *l, const struct mc_region_info *info)
 {
-	(void)l;
+	struct mc_tcp_dev *dev = mc_container_of(l, struct mc_tcp_dev, revoke);
+
 	(void)info;
-	return true; /* every access of ours is a pin of the table */
+	/* Every access of ours is a pin of the table, which it has waited for: asked once. */
+	atomic_fetch_sub_explicit(&dev->nrevoking, 1, memory_order_relaxed);
+	return true;
 }
 
 static void dev_stop(void *arg)
 {
 	struct mc_tcp_dev *dev = arg;
 
+	mc_loop_timer_cancel(dev->env.loops[0], &dev->accept_timer);
 	for (unsigned i = 0; i < dev->nlisteners; i++)
 		if (dev->listeners[i].watch.fd >= 0)
 			mc_loop_unwatch(dev->env.loops[0], &dev->listeners[i].watch);
@@ -128,6 +225,7 @@ static void dev_close(struct mc_xdev *x)
 	if (!dev)
 		return;
 	atomic_store_explicit(&dev->is_closing, true, memory_order_relaxed);
+	mc_region_table_unlisten(dev->env.regions, &dev->revoke);
 	if (dev->shards) {
 		mc_loop_call(dev->env.loops[0], dev_stop, dev);
 		for (unsigned i = 0; i < dev->env.nloops; i++)
@@ -202,6 +300,8 @@ int mc_tcp_dev_open(const struct mc_xdev_env *env, const struct mc_tcp_opts *opt
 		goto fail;
 	for (unsigned i = 0; i < env->nloops; i++)
 		mc_tcp_shard_init(&dev->shards[i], dev, env->loops[i]);
+	dev->accept_timer.on_time = accept_resume;
+	dev->revoke.on_add = accept_region;
 	dev->revoke.on_revoke = revoke;
 	dev->revoke.is_quiet = quiet;
 	mc_region_table_listen(env->regions, &dev->revoke);

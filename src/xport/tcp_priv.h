@@ -39,7 +39,9 @@ struct mc_tcp_shard {
 	struct mc_idler idler;
 	struct mc_list conns; /* mc_tcp_conn.link */
 	struct mc_list hot;   /* connections worth polling before sleeping */
-	bool is_spinning;     /* holds a polling seat */
+	struct mc_list again; /* turn is over, but their buffer holds more: no event will say so */
+	struct mc_timer again_timer;
+	bool is_spinning; /* holds a polling seat */
 	struct mc_timer
 	    stall_timer; /* runs while a region is being unregistered and peers are in requests */
 	struct mc_task revoke_task;
@@ -55,14 +57,17 @@ struct mc_tcp_dev {
 	unsigned nlisteners;
 	uint16_t port;
 	unsigned conns_max;
-	struct mc_tcp_shard *shards; /* env.nloops of them */
+	struct mc_tcp_shard *shards;  /* env.nloops of them */
+	struct mc_timer accept_timer; /* on loops[0]: runs while out of descriptors */
 	_Atomic unsigned next_shard;
 	_Atomic unsigned nconns;
 	_Atomic bool is_closing;
 	_Atomic uint64_t next_lane;
 	struct mc_region_listener revoke;
+	_Atomic unsigned nrevoking; /* regions whose last accesses are waited for */
 
-	/* Guards the table of live and retired lanes. Leaf lock. */
+	/* Guards the table of live and retired lanes: a lane goes from one to the other in one
+	 * step. Leaf lock. */
 	pthread_mutex_t lock;
 	struct mc_list lanes; /* mc_tcp_conn.lane_link */
 	struct mc_tcp_retired *retired;
@@ -81,15 +86,14 @@ void mc_tcp_shard_init(struct mc_tcp_shard *shard, struct mc_tcp_dev *dev, struc
 void mc_tcp_shard_revoked(struct mc_tcp_shard *shard);
 /* Any thread but the loop: close every connection of the shard. */
 void mc_tcp_shard_drain(struct mc_tcp_shard *shard);
-/* Any thread but a loop: end the lane and say how far it got. */
-int mc_tcp_conn_retire(struct mc_tcp_dev *dev, const uint8_t *token, size_t len,
-		       uint64_t *ret_acked);
+/* Any thread but the loop: close the shard's connection of this lane, if it is still there. */
+void mc_tcp_shard_end_lane(struct mc_tcp_shard *shard, uint64_t initiator_epoch, uint64_t lane);
 
 /* tcp_dev.c */
-void mc_tcp_dev_remember(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
-			 uint64_t acked);
-bool mc_tcp_dev_is_retired(struct mc_tcp_dev *dev, uint64_t initiator_epoch, uint64_t lane,
-			   uint64_t *ret_acked);
+/** The connection shows its lane. @return 0; -MC_E_STALE: it was retired, or is another's */
+int mc_tcp_dev_lane_begin(struct mc_tcp_dev *dev, struct mc_tcp_conn *c);
+/** The connection is closed: nothing of the lane lands any more. */
+void mc_tcp_dev_lane_end(struct mc_tcp_dev *dev, struct mc_tcp_conn *c);
 
 /* tcp_lane.c */
 int mc_tcp_lane_open(struct mc_xdev *dev, const struct mc_xpath *path, struct mc_xlane **ret_lane);
