@@ -22,7 +22,9 @@ struct classic_lane {
 	struct mc_xlane base; /* must be first */
 	int fd;
 	bool is_open, is_broken, is_v2;
-	uint64_t seq, progress;
+	int failed; /* what poll() owes: it was met after slices had finished */
+	uint64_t seq;
+	_Atomic uint64_t progress; /* relaxed: written by the owner, read by the watchdog */
 	unsigned depth;
 	struct mc_list txq, ackq; /* as in tcp_lane.c */
 	struct mc_slice *txs;
@@ -98,12 +100,18 @@ static struct mc_slice *finish(struct classic_lane *l, struct mc_slice *s, int s
 {
 	mc_list_del(&s->link);
 	l->depth--;
-	l->rx_frag = 0;
 	s->status = status;
 	s->verdict = MC_SLICE_DONE;
 	if (status == 0)
 		s->moved = s->len;
 	return s;
+}
+
+static void moved(struct classic_lane *l, ssize_t n)
+{
+	atomic_store_explicit(
+	    &l->progress, atomic_load_explicit(&l->progress, memory_order_relaxed) + (uint64_t)n,
+	    memory_order_relaxed);
 }
 
 /* @return slices finished by sending alone (version 1 writes), or < 0 */
@@ -123,11 +131,11 @@ static int tx_pump(struct classic_lane *l, struct mc_slice **ret_done, unsigned 
 		}
 		n = mc_tcp_send(l->fd, &l->tx);
 		if (n < 0)
-			return done ? (int)done : (int)n;
+			return done ? (int)done : (int)n; /* met again by the next send */
 		if (n == 0)
 			break;
 		l->is_tx_begun = true;
-		l->progress += (uint64_t)n;
+		moved(l, n);
 		if (l->tx.left > 0)
 			continue;
 		mc_list_del(&l->txs->link);
@@ -185,7 +193,7 @@ static int rx_step(struct classic_lane *l, struct mc_slice *s)
 static int rx_pump(struct classic_lane *l, struct mc_slice **ret_done, unsigned max)
 {
 	unsigned done = 0;
-	int rc;
+	int rc = 0;
 
 	while (done < max) {
 		struct mc_slice *s = mc_list_first(&l->ackq, struct mc_slice, link);
@@ -196,20 +204,24 @@ static int rx_pump(struct classic_lane *l, struct mc_slice **ret_done, unsigned 
 		if (!l->is_rx_ready)
 			rx_load(l, s);
 		n = mc_tcp_recv(l->fd, &l->rx);
-		if (n < 0)
-			return done ? (int)done : (int)n;
-		if (n == 0)
+		rc = n < 0 ? (int)n : 0;
+		if (n <= 0)
 			break;
-		l->progress += (uint64_t)n;
+		moved(l, n);
 		if (l->rx.left > 0)
 			continue;
 		rc = rx_step(l, s);
 		if (rc < 0)
-			return done ? (int)done : rc;
-		if (rc > 0)
+			break;
+		if (rc > 0) {
+			l->rx_frag = 0;
 			ret_done[done++] = finish(l, s, s->status);
+		}
 	}
-	return (int)done;
+	if (rc >= 0)
+		return (int)done;
+	l->failed = rc;
+	return done ? (int)done : rc;
 }
 
 static int lane_post(struct mc_xlane *x, struct mc_slice **slices, unsigned n)
@@ -259,7 +271,7 @@ static int lane_poll(struct mc_xlane *x, uint64_t block_ns, struct mc_slice **re
 		     unsigned max)
 {
 	struct classic_lane *l = lane_of(x);
-	int rc = l->is_broken ? -MC_E_CLOSED : 0;
+	int rc = l->is_broken ? -MC_E_CLOSED : l->failed;
 
 	if (rc == 0 && !l->is_open) {
 		rc = connect_pump(l, block_ns);
@@ -292,7 +304,8 @@ static void lane_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 
 static uint64_t lane_progress(const struct mc_xlane *x)
 {
-	return ((const struct classic_lane *)x)->progress;
+	return atomic_load_explicit(&((const struct classic_lane *)x)->progress,
+				    memory_order_relaxed);
 }
 
 static size_t lane_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t *ret_token)

@@ -17,7 +17,7 @@
 #include "xport/tcp_priv.h"
 
 #define DEPTH_MAX 64u
-#define RECV_BLOCK_MS 50u		 /* longest stay in one blocking receive */
+#define RECV_BLOCK_MS 20u		 /* longest stay in one blocking receive */
 #define RECV_BLOCK_MIN_BYTES (96u << 10) /* below this polling the socket is cheaper */
 
 enum lane_state {
@@ -32,7 +32,9 @@ struct tcp_lane {
 	int fd;
 	enum lane_state state;
 	bool is_welcome; /* the target has answered the hello */
-	uint64_t id, seq, progress;
+	int failed;	 /* what poll() owes: it was met after slices had finished */
+	uint64_t id, seq;
+	_Atomic uint64_t progress; /* relaxed: written by the owner, read by the watchdog */
 	uint64_t peer_epoch;
 	unsigned depth;	      /* slices in txq and ackq */
 	struct mc_list txq;   /* not sent whole; the first may be under way */
@@ -53,6 +55,13 @@ struct tcp_lane {
 static struct tcp_lane *lane_of(struct mc_xlane *x)
 {
 	return (struct tcp_lane *)x;
+}
+
+static void moved(struct tcp_lane *l, ssize_t n)
+{
+	atomic_store_explicit(
+	    &l->progress, atomic_load_explicit(&l->progress, memory_order_relaxed) + (uint64_t)n,
+	    memory_order_relaxed);
 }
 
 static int broken(struct tcp_lane *l, int rc)
@@ -162,7 +171,7 @@ static int tx_pump(struct tcp_lane *l)
 		if (n == 0)
 			return 0;
 		l->is_tx_begun = true;
-		l->progress += (uint64_t)n;
+		moved(l, n);
 		if (l->tx.left > 0)
 			continue;
 		mc_list_del(&l->txs->link);
@@ -214,7 +223,8 @@ static struct mc_slice *finish(struct tcp_lane *l, struct mc_slice *s, int statu
 {
 	mc_list_del(&s->link);
 	l->depth--;
-	l->is_rx_ready = false;
+	l->is_rx_ready = l->is_rx_direct = false;
+	l->rxs = NULL;
 	s->status = status;
 	s->verdict = MC_SLICE_DONE;
 	if (status == 0)
@@ -247,20 +257,45 @@ static int rx_reply(struct tcp_lane *l, struct mc_slice **ret_done)
 		for (uint32_t i = 0; i < s->nfrags; i++)
 			mc_iovq_push(&l->rx, s->frags[i].local, s->frags[i].len);
 	}
+	s->moved = s->len - l->rx.left;
 	if (l->rx.left > 0)
 		return 0;
 	*ret_done = finish(l, s, 0); /* everything came with the head */
 	return 1;
 }
 
+/* Bytes of the head that rx still waits for. */
+static size_t rx_head_left(const struct tcp_lane *l)
+{
+	const struct mc_slice *s = mc_list_first(&l->ackq, struct mc_slice, link);
+
+	if (!l->is_rx_direct)
+		return l->rx.left;
+	return l->rx.left > s->len ? (size_t)(l->rx.left - s->len) : 0;
+}
+
+/* n bytes came into rx. @return 1: *ret_done is finished; 0: more is to come; < 0 */
+static int rx_step(struct tcp_lane *l, size_t n, struct mc_slice **ret_done)
+{
+	if (l->rxs) {
+		l->rxs->moved += n;
+		if (l->rx.left > 0)
+			return 0;
+		*ret_done = finish(l, l->rxs, 0);
+		return 1;
+	}
+	if (rx_head_left(l) > 0)
+		return 0;
+	return l->is_welcome ? rx_reply(l, ret_done) : rx_welcome(l);
+}
+
 /* Receive what is there. @return slices finished, or < 0 */
 static int rx_pump(struct tcp_lane *l, struct mc_slice **ret_done, unsigned max, bool may_block)
 {
 	unsigned done = 0;
-	int rc;
+	int rc = 0;
 
 	while (done < max && (!l->is_welcome || !mc_list_is_empty(&l->ackq))) {
-		size_t head_left;
 		ssize_t n;
 
 		if (!l->is_rx_ready)
@@ -268,40 +303,20 @@ static int rx_pump(struct tcp_lane *l, struct mc_slice **ret_done, unsigned max,
 		n = may_block && l->rx.left >= RECV_BLOCK_MIN_BYTES
 			? mc_tcp_recv_block(l->fd, &l->rx)
 			: mc_tcp_recv(l->fd, &l->rx);
-		if (n < 0)
-			return done ? (int)done : (int)n;
-		if (n == 0)
+		rc = n < 0 ? (int)n : 0;
+		if (n <= 0)
 			break;
-		l->progress += (uint64_t)n;
+		moved(l, n);
 		may_block = false;
-		if (l->rxs) {
-			l->rxs->moved += (uint64_t)n;
-			if (l->rx.left > 0)
-				continue;
-			ret_done[done++] = finish(l, l->rxs, 0);
-			continue;
-		}
-		/* The head is complete once only payload (or nothing) is left. */
-		head_left = l->rx.left;
-		if (l->is_rx_direct) {
-			struct mc_slice *s = mc_list_first(&l->ackq, struct mc_slice, link);
-
-			head_left = l->rx.left > s->len ? (size_t)(l->rx.left - s->len) : 0;
-		}
-		if (head_left > 0)
-			continue;
-		if (!l->is_welcome) {
-			rc = rx_welcome(l);
-			if (rc < 0)
-				return rc;
-			continue;
-		}
-		rc = rx_reply(l, &ret_done[done]);
+		rc = rx_step(l, (size_t)n, &ret_done[done]);
 		if (rc < 0)
-			return done ? (int)done : rc;
+			break;
 		done += (unsigned)rc;
 	}
-	return (int)done;
+	if (rc >= 0)
+		return (int)done;
+	l->failed = rc;
+	return done ? (int)done : rc;
 }
 
 /* A second request goes out: the payload of the first may no longer be received with its head. */
@@ -322,7 +337,7 @@ int mc_tcp_lane_post(struct mc_xlane *x, struct mc_slice **slices, unsigned n)
 
 	if (l->state == LANE_BROKEN)
 		return -MC_E_CLOSED;
-	if (l->is_rx_direct && !l->rxs && n > 0)
+	if (n > 0 && l->is_rx_ready && l->is_rx_direct && !l->rxs)
 		rx_undirect(l);
 	while (taken < n && l->depth < DEPTH_MAX) {
 		struct mc_slice *s = slices[taken++];
@@ -406,7 +421,8 @@ static int wait_pump(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **re
 			return rc;
 		}
 	}
-	if (mc_list_is_empty(&l->txq) && l->rxs && l->rx.left >= RECV_BLOCK_MIN_BYTES)
+	if (mc_list_is_empty(&l->txq) && l->rxs && l->rx.left >= RECV_BLOCK_MIN_BYTES &&
+	    block_ns >= RECV_BLOCK_MS * MC_NS_PER_MS)
 		rc = pump(l, ret_done, max, true);
 	else {
 		short events = (short)(POLLIN | (mc_list_is_empty(&l->txq) ? 0 : POLLOUT));
@@ -426,6 +442,8 @@ int mc_tcp_lane_poll(struct mc_xlane *x, uint64_t block_ns, struct mc_slice **re
 
 	if (l->state == LANE_BROKEN)
 		return -MC_E_CLOSED;
+	if (l->failed < 0)
+		return broken(l, l->failed);
 	if (l->state == LANE_CONNECTING) {
 		rc = connect_pump(l, block_ns);
 		if (rc < 0)
@@ -452,7 +470,13 @@ void mc_tcp_lane_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 
 uint64_t mc_tcp_lane_progress(const struct mc_xlane *x)
 {
-	return ((const struct tcp_lane *)x)->progress;
+	return atomic_load_explicit(&((const struct tcp_lane *)x)->progress, memory_order_relaxed);
+}
+
+/* Does it change anything at the target? */
+static bool lands(const struct mc_slice *s)
+{
+	return s->op == MC_OP_WRITE || s->signal.rr;
 }
 
 size_t mc_tcp_lane_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t *ret_token)
@@ -466,11 +490,11 @@ size_t mc_tcp_lane_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t *
 	mc_fd_close(&l->fd);
 	l->state = LANE_BROKEN;
 	mc_list_each (s, &l->ackq, link) {
-		s->verdict = s->op == MC_OP_WRITE ? MC_SLICE_MAYBE : MC_SLICE_UNSENT;
+		s->verdict = lands(s) ? MC_SLICE_MAYBE : MC_SLICE_UNSENT;
 		is_maybe |= s->verdict == MC_SLICE_MAYBE;
 	}
 	mc_list_each (s, &l->txq, link) {
-		bool is_begun = s == l->txs && l->is_tx_begun && s->op == MC_OP_WRITE;
+		bool is_begun = s == l->txs && l->is_tx_begun && lands(s);
 
 		s->verdict = is_begun ? MC_SLICE_MAYBE : MC_SLICE_UNSENT;
 		is_maybe |= is_begun;
