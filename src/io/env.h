@@ -67,7 +67,7 @@ struct mc_net {
 			unsigned *ret_nfds);
 	/** Both ends learn that it is over; wakes wait(). Any thread. */
 	void (*shutdown)(struct mc_net_sock *sock);
-	/** Unwatched before. */
+	/** Unwatched before, except in the child of a fork(), whose loop is the parent's. */
 	void (*close)(struct mc_net_sock *sock);
 
 	/** Tell `sink` of these events (level-triggered) until unwatched. Loop thread. */

@@ -49,7 +49,6 @@ struct mc_loop {
 	/* the owner's */
 	struct mc_heap timers;
 	struct mc_idler *idlers, *idler_next;
-	bool was_busy; /* the last wait gave events: look again before the idlers are asked */
 	bool has_pwait2;
 	struct epoll_event events[EVENTS_BATCH];
 	int nevents, event_at;
@@ -234,12 +233,11 @@ static unsigned loop_round(struct mc_loop *loop, uint64_t until_ns)
 	loop_now_update(loop);
 	handled = loop_run_tasks(loop);
 	handled += loop_run_timers(loop);
-	if (loop->idlers && (loop->was_busy || loop_run_idlers(loop) > 0))
+	if (loop->idlers && loop_run_idlers(loop) > 0)
 		until_ns = 0;
 	if (handled || !mc_mpsc_is_empty(&loop->tasks))
 		until_ns = 0;
 	loop_wait(loop, until_ns);
-	loop->was_busy = loop->nevents > 0 || handled;
 	return handled + loop_dispatch(loop);
 }
 

@@ -44,8 +44,8 @@ struct mc_task {
 };
 
 /**
- * Called when no descriptor is ready and before the loop would sleep: a transport with hot
- * connections polls them here.
+ * Called once a round, before the loop would sleep: a transport with hot connections polls them
+ * here.
  *
  * @return nanoseconds the loop may go on polling instead of sleeping (0: sleep now). Loop thread.
  */

@@ -203,7 +203,6 @@ static void real_close(struct mc_net_sock *sock)
 {
 	struct real_sock *s = real_of(sock);
 
-	mc_assert(!s->loop);
 	mc_fd_close(&s->watch.fd);
 	mc_free(s);
 }

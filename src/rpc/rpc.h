@@ -35,6 +35,7 @@ struct mc_rpc_peer;
 
 #define MC_RPC_CALLS_MAX 4096	      /* in flight on one connection; default 1024 */
 #define MC_RPC_CALLS_START 64	      /* until the server has said its limit; no server has less */
+#define MC_RPC_STREAMS_MAX 64	      /* streams in flight on one connection */
 #define MC_RPC_FRAME_MAX (64u << 20)  /* largest configurable payload; default 16 MiB */
 #define MC_RPC_QUEUE_MAX (256u << 20) /* largest configurable send queue; default 32 MiB */
 
@@ -94,14 +95,15 @@ struct mc_rpc_call {
 };
 
 struct mc_rpc_conn_opts {
-	uint32_t calls_max;		     /* 0: default, as below */
-	uint32_t frame_max;		     /* payload bytes of one frame that we accept */
-	uint32_t queue_max;		     /* bytes waiting to be sent */
-	uint32_t user_timeout_ms;	     /* see mc_sock_user_timeout(); 0: the system's */
-	const struct mc_addr *from;	     /* NULL: any; used during open only */
-	void (*on_up)(void *user);	     /* the server's hello came. May be NULL. */
-	void (*on_down)(void *user, int rc); /* lost (not closed by us): once, on the loop, after
-						the end of all calls. May be NULL. */
+	uint32_t calls_max;	    /* 0: default, as below */
+	uint32_t frame_max;	    /* payload bytes of one frame that we accept */
+	uint32_t queue_max;	    /* bytes waiting to be sent */
+	uint32_t user_timeout_ms;   /* see mc_sock_user_timeout(); 0: the system's */
+	const struct mc_addr *from; /* NULL: any; used during open only */
+	void (*on_up)(void *user);  /* the server's hello came. May be NULL. */
+	/** Lost (not closed by us): once, on the loop, after the end of all calls. May close the
+	 * connection. May be NULL. */
+	void (*on_down)(void *user, int rc);
 	void (*on_room)(void *user); /* a start that returned -MC_E_AGAIN would succeed now */
 	void *user;
 };

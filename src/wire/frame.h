@@ -21,7 +21,8 @@
  *
  * Streams: a REQUEST with MC_FRAME_STREAM opens both directions; CHUNK frames carry their bytes,
  * the last one of a direction has MC_FRAME_LAST. Each direction starts with MC_FRAME_CREDIT_START
- * bytes of credit, and the receiver grants more. The REPLY ends both.
+ * bytes of credit, and the receiver grants more, at most MC_FRAME_CREDIT_MAX outstanding. The REPLY
+ * ends both. Every REQUEST gets one REPLY, also after a CANCEL: until then it counts as in flight.
  */
 #ifndef MC_WIRE_FRAME_H
 #define MC_WIRE_FRAME_H
@@ -38,7 +39,7 @@
 #define MC_FRAME_MAGIC 0x0146434du /* "MCF" 1 */
 #define MC_FRAME_FDS_MAX 8
 #define MC_FRAME_CREDIT_START (256u << 10)
-#define MC_FRAME_CREDIT_MAX (1u << 30)
+#define MC_FRAME_CREDIT_MAX (1u << 20) /* outstanding in one direction of a stream */
 
 enum mc_frame_type {
 	MC_FRAME_HELLO = 1, /* payload: struct mc_frame_hello; the first frame of each end */
@@ -46,7 +47,7 @@ enum mc_frame_type {
 	MC_FRAME_REPLY,
 	MC_FRAME_CHUNK,
 	MC_FRAME_CREDIT,
-	MC_FRAME_CANCEL,  /* client: no reply is wanted any more */
+	MC_FRAME_CANCEL,  /* client: the reply is not wanted any more */
 	MC_FRAME_GOODBYE, /* the last frame; status says why, payload is a text for people */
 	MC_FRAME_TYPE_COUNT,
 };
