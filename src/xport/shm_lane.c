@@ -297,7 +297,7 @@ int mc_shm_lane_post(struct mc_xlane *lane, struct mc_slice **slices, unsigned n
 	uint32_t i;
 
 	if (mc_shm_peer_is_dead(l->peer))
-		return -MC_E_PEER_DEAD;
+		return mc_fork_is_child(l->peer->fork_gen) ? -MC_E_FORKED : -MC_E_PEER_DEAD;
 	n = mc_min(n, MC_SYNC_DEPTH - l->sync.ndone);
 	for (i = 0; i < n; i++)
 		total += slices[i]->len;
@@ -317,6 +317,8 @@ int mc_shm_lane_open(struct mc_xdev *dev, const struct mc_xpath *path, struct mc
 	int rc;
 
 	mc_assert(p && &p->d->dev == dev);
+	if (mc_fork_is_child(p->fork_gen))
+		return -MC_E_FORKED;
 	if (mc_shm_peer_is_dead(p))
 		return -MC_E_PEER_DEAD;
 	l = mc_calloc(1, sizeof(*l));

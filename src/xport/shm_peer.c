@@ -207,21 +207,27 @@ static void on_pid(struct mc_watch *w, uint32_t events)
 	peer_died(mc_container_of(w, struct mc_shm_peer, pid_watch), "process");
 }
 
+struct watch_call {
+	struct mc_shm_peer *p;
+	int rc;
+};
+
 static void peer_watch(void *arg)
 {
-	struct mc_shm_peer *p = arg;
+	struct watch_call *call = arg;
+	struct mc_shm_peer *p = call->p;
 
 	/* Not EPOLLIN: answers are read by whoever asked. */
 	p->sock_watch = (struct mc_watch){.fd = p->sock, .events = EPOLLRDHUP, .on_event = on_sock};
 	p->pid_watch.events = EPOLLIN;
 	p->pid_watch.on_event = on_pid;
-	if (mc_loop_watch(p->loop, &p->sock_watch) < 0)
-		return;
-	if (p->pid_watch.fd >= 0 && mc_loop_watch(p->loop, &p->pid_watch) < 0) {
-		mc_loop_unwatch(p->loop, &p->sock_watch);
-		return;
+	call->rc = mc_loop_watch(p->loop, &p->sock_watch);
+	if (call->rc == 0 && p->pid_watch.fd >= 0) {
+		call->rc = mc_loop_watch(p->loop, &p->pid_watch);
+		if (call->rc < 0)
+			mc_loop_unwatch(p->loop, &p->sock_watch);
 	}
-	p->is_watched = true;
+	p->is_watched = call->rc == 0;
 }
 
 static void peer_unwatch(void *arg)
@@ -338,6 +344,7 @@ static void peer_probe_vm(struct mc_shm_peer *p, const uint8_t *nonce, uint64_t 
 
 static int peer_join(struct mc_shm_peer *p, const struct mc_shm_peer_id *id, uint64_t deadline_ns)
 {
+	struct watch_call call = {.p = p, .rc = -MC_E_FORKED};
 	uint64_t probe;
 	int rc;
 
@@ -351,8 +358,8 @@ static int peer_join(struct mc_shm_peer *p, const struct mc_shm_peer_id *id, uin
 	if (rc < 0)
 		return rc;
 	peer_probe_vm(p, id->nonce, probe);
-	mc_loop_call(p->loop, peer_watch, p);
-	return p->is_watched ? 0 : -MC_E_LIMIT;
+	mc_loop_call(p->loop, peer_watch, &call);
+	return call.rc;
 }
 
 int mc_shm_peer_attach(struct mc_xdev *dev, const struct mc_shm_peer_id *id, uint64_t deadline_ns,
@@ -411,7 +418,8 @@ void mc_shm_peer_detach(struct mc_shm_peer *p)
 
 bool mc_shm_peer_is_dead(const struct mc_shm_peer *peer)
 {
-	return atomic_load_explicit(&peer->is_dead, memory_order_relaxed) ||
+	return mc_fork_is_child(peer->fork_gen) || /* where the page is not mapped */
+	       atomic_load_explicit(&peer->is_dead, memory_order_relaxed) ||
 	       atomic_load_explicit(&peer->page->epoch, memory_order_relaxed) != peer->epoch;
 }
 

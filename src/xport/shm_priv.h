@@ -124,7 +124,7 @@ struct mc_shm_peer {
 	uint32_t serial;
 	struct mc_loop *loop; /* watches the two below */
 	struct mc_watch sock_watch, pid_watch;
-	bool is_watched;
+	bool is_watched; /* the loop's */
 	char name[64];
 };
 

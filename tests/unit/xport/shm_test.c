@@ -329,8 +329,8 @@ static void new_arenas_are_mapped_when_they_are_first_used(void **state)
 /* ---- unregistering under load ---- */
 
 struct load {
-	struct link *l;
 	struct mc_xlane *lane;
+	uint64_t off; /* each thread writes where no other does */
 	_Atomic(const struct mc_remote_region *) rr;
 	_Atomic bool is_over;
 	_Atomic unsigned ok, stale, other;
@@ -344,7 +344,8 @@ static void *load_run(void *arg)
 
 	while (!atomic_load(&ld->is_over)) {
 		rr = atomic_load(&ld->rr);
-		rc = frag_run(ld->lane, MC_OP_WRITE, me.mem[FOREIGN], rr, rr->addr + 1, 300000);
+		rc = frag_run(ld->lane, MC_OP_WRITE, me.mem[FOREIGN], rr, rr->addr + ld->off,
+			      300000);
 		atomic_fetch_add(rc == 0	     ? &ld->ok
 				 : rc == -MC_E_STALE ? &ld->stale
 						     : &ld->other,
@@ -369,7 +370,7 @@ static void after_unregister_nothing_lands(void **state)
 		rr[0] = l.rr[kind];
 		memset(ld, 0, sizeof(ld));
 		for (int i = 0; i < THREADS; i++) {
-			ld[i].l = &l;
+			ld[i].off = 1 + (uint64_t)i * 1000000;
 			ld[i].rr = &rr[0];
 			assert_int_equal(side_lane(&me, l.peer, &ld[i].lane), 0);
 			assert_int_equal(pthread_create(&th[i], NULL, load_run, &ld[i]), 0);
