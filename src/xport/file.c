@@ -1,0 +1,491 @@
+/*
+ * file.c: the lanes of the file transport: slices are cut into parts in post order, each part is
+ * one operation at a time until its range is done, and a slice ends with its last part.
+ *
+ * Parts of a slice run side by side and in any order, as do slices. An operation that came back
+ * short is continued where it stopped, by whichever way suits the new offset.
+ */
+#include "xport/file.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/fork.h"
+#include "base/log.h"
+#include "base/opt.h"
+#include "xport/file_priv.h"
+#include "xport/synclane.h"
+
+struct file_conf {
+	bool is_uring_off;
+};
+
+static const struct mc_opt conf_rows[] = {
+    MC_OPT_BOOL(struct file_conf, is_uring_off, "MC_FILE_NO_URING", "0",
+		"files are read and written by threads, not by io_uring"),
+};
+
+static struct mc_file_lane *lane_of(struct mc_xlane *x)
+{
+	return (struct mc_file_lane *)x;
+}
+
+static struct mc_file_dev *dev_of(struct mc_xdev *x)
+{
+	return (struct mc_file_dev *)x;
+}
+
+static bool is_childs(const struct mc_file_lane *l)
+{
+	return mc_fork_is_child(l->dev->fork_gen);
+}
+
+void mc_file_event_set(struct mc_file_lane *l)
+{
+	uint64_t one = 1;
+
+	/* It can only fail when 2^64 - 2 signals wait, and then the descriptor is readable. */
+	while (write(l->event_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+void mc_file_event_clear(struct mc_file_lane *l)
+{
+	uint64_t count;
+
+	while (read(l->event_fd, &count, sizeof(count)) < 0 && errno == EINTR)
+		; /* EAGAIN: it was not set */
+}
+
+/* ---- works and parts ---- */
+
+static void slice_end(struct mc_file_lane *l, struct mc_slice *s, int status)
+{
+	s->status = status;
+	s->verdict = MC_SLICE_DONE;
+	mc_list_push_back(&l->done, &s->link);
+}
+
+/* Nothing more is cut from it and nothing is under way. */
+static void work_end(struct mc_file_lane *l, struct mc_file_work *w)
+{
+	w->s->bad_frag = w->bad_frag;
+	slice_end(l, w->s, w->status);
+	mc_list_del(&w->link);
+	mc_list_push_back(&l->rest, &w->link);
+}
+
+/* Nothing more is cut from it. */
+static void work_close(struct mc_file_lane *l, struct mc_file_work *w)
+{
+	mc_list_del(&w->link);
+	mc_list_push_back(&l->flying, &w->link);
+}
+
+static void work_fail(struct mc_file_lane *l, struct mc_file_work *w, uint32_t frag, int rc)
+{
+	if (w->status == 0) {
+		w->status = rc;
+		w->bad_frag = frag;
+	}
+	work_close(l, w);
+}
+
+/* Skip what is used up. @return false: the whole slice is cut */
+static bool work_has_more(struct mc_file_work *w)
+{
+	while (w->frag < w->s->nfrags && w->at == w->s->frags[w->frag].len) {
+		w->frag++;
+		w->at = 0;
+	}
+	return w->frag < w->s->nfrags;
+}
+
+static uint32_t cut(const struct mc_file_lane *l, uint64_t off, const uint8_t *mem, uint64_t len,
+		    bool *ret_is_direct)
+{
+	struct mc_file_align al = l->seg->align;
+
+	al.is_direct_ok = al.is_direct_ok && !l->is_direct_refused;
+	return mc_file_cut(&al, off, (uintptr_t)mem, len, ret_is_direct);
+}
+
+static void part_start(struct mc_file_lane *l, struct mc_file_part *p)
+{
+	p->op_len = cut(l, p->off, p->mem, p->len, &p->is_direct);
+	l->be->start(l, p);
+}
+
+/* Give the kernel as many parts as it may have. */
+static void issue(struct mc_file_lane *l)
+{
+	struct mc_file_work *w;
+	const struct mc_frag *f;
+	struct mc_file_part *p;
+	bool is_direct;
+
+	while (!mc_list_is_empty(&l->spare)) {
+		w = mc_list_first(&l->pending, struct mc_file_work, link);
+		if (!w)
+			return;
+		f = &w->s->frags[w->frag];
+		p = mc_list_entry(mc_list_pop_front(&l->spare), struct mc_file_part, link);
+		p->work = w;
+		p->frag = w->frag;
+		p->op = w->s->op;
+		p->off = f->raddr + w->at;
+		p->mem = f->local + w->at;
+		p->len = cut(l, p->off, p->mem, f->len - w->at, &is_direct);
+		p->tries = 0;
+		w->at += p->len;
+		w->nparts++;
+		l->nparts++;
+		if (!work_has_more(w))
+			work_close(l, w);
+		part_start(l, p);
+	}
+}
+
+static void part_moved(struct mc_file_lane *l, struct mc_file_part *p, uint32_t bytes)
+{
+	p->off += bytes;
+	p->mem += bytes;
+	p->len -= bytes;
+	p->tries = 0;
+	p->work->s->moved += bytes;
+	atomic_store_explicit(&l->moved,
+			      atomic_load_explicit(&l->moved, memory_order_relaxed) + bytes,
+			      memory_order_relaxed);
+}
+
+/* What a result means for the part. @return 1: go on; 0: its range is done; < 0: it failed */
+static int part_judge(struct mc_file_lane *l, struct mc_file_part *p, int res)
+{
+	mc_assert(res <= 0 || (uint32_t)res <= p->op_len);
+	if (res > 0) {
+		part_moved(l, p, (uint32_t)res);
+		return p->len > 0;
+	}
+	if (res == 0 && p->op == MC_OP_READ)
+		return -MC_E_RANGE; /* the end of the file */
+	if (res == -EINVAL && p->is_direct) {
+		/* The file system promised O_DIRECT at open, but not for this. */
+		l->is_direct_refused = true;
+		return 1;
+	}
+	/* ECANCELED: the thread that had posted it ended; the kernel ends its operations with it.
+	 */
+	if (res == 0 || res == -EINTR || res == -EAGAIN || res == -ECANCELED)
+		return ++p->tries < MC_FILE_TRIES_MAX ? 1 : -MC_E_IO;
+	return mc_err_from_errno(-res);
+}
+
+void mc_file_part_done(struct mc_file_lane *l, struct mc_file_part *p, int res)
+{
+	struct mc_file_work *w = p->work;
+	int rc;
+
+	if (l->dev->fault)
+		res = l->dev->fault->result(l->dev->fault, p, res);
+	rc = part_judge(l, p, res);
+	if (rc > 0 && w->status == 0 && !l->is_aborting) {
+		part_start(l, p);
+		return;
+	}
+	l->nparts--;
+	w->nparts--;
+	mc_list_push_back(&l->spare, &p->link);
+	if (rc < 0 && !l->is_aborting)
+		work_fail(l, w, p->frag, rc);
+	/* Otherwise there is more to cut, or abort() returns it. */
+	if (w->nparts == 0 && (w->status < 0 || w->s->moved == w->s->len))
+		work_end(l, w);
+}
+
+/* ---- operations of the vtable ---- */
+
+/* What is wrong with a slice before anything moves. @return 0 or < 0 with s->bad_frag set */
+static int slice_check(const struct mc_file_lane *l, struct mc_slice *s)
+{
+	enum mc_right right = s->op == MC_OP_READ ? MC_RIGHT_READ : MC_RIGHT_WRITE;
+	uint64_t end, len = 0;
+
+	s->bad_frag = 0;
+	if (s->nfrags > MC_SLICE_FRAGS_MAX)
+		return -MC_E_TOO_BIG;
+	if (s->signal.rr)
+		return -MC_E_UNSUPPORTED;
+	if (!(l->seg->rights & right))
+		return -MC_E_PERM;
+	for (uint32_t i = 0; i < s->nfrags; i++) {
+		s->bad_frag = i;
+		if (__builtin_add_overflow(s->frags[i].raddr, s->frags[i].len, &end) ||
+		    end > INT64_MAX)
+			return -MC_E_RANGE;
+		len += s->frags[i].len;
+	}
+	mc_assert(len == s->len);
+	s->bad_frag = 0;
+	return 0;
+}
+
+static void take(struct mc_file_lane *l, struct mc_slice *s)
+{
+	struct mc_file_work *w;
+	int rc = slice_check(l, s);
+
+	s->seq = ++l->seq;
+	s->moved = 0;
+	l->depth++;
+	if (rc < 0 || s->len == 0) {
+		slice_end(l, s, rc);
+		return;
+	}
+	/* There is one: a work is in use only while its slice is not returned. */
+	w = mc_list_entry(mc_list_pop_front(&l->rest), struct mc_file_work, link);
+	w->s = s;
+	w->frag = w->bad_frag = 0;
+	w->at = 0;
+	w->nparts = 0;
+	w->status = 0;
+	mc_list_push_back(&l->pending, &w->link);
+	(void)work_has_more(w); /* true, as s->len > 0 */
+}
+
+static int file_post(struct mc_xlane *x, struct mc_slice **slices, unsigned n)
+{
+	struct mc_file_lane *l = lane_of(x);
+	unsigned i;
+
+	if (is_childs(l))
+		return -MC_E_FORKED;
+	if (l->is_broken)
+		return -MC_E_CLOSED;
+	n = mc_min(n, MC_FILE_DEPTH - l->depth);
+	for (i = 0; i < n; i++)
+		take(l, slices[i]);
+	issue(l);
+	(void)l->be->flush(l); /* an error stays: poll() meets it again */
+	return (int)n;
+}
+
+static unsigned collect(struct mc_file_lane *l, struct mc_slice **ret_done, unsigned max)
+{
+	struct mc_list *node;
+	unsigned n = 0;
+
+	while (n < max && (node = mc_list_pop_front(&l->done)))
+		ret_done[n++] = mc_list_entry(node, struct mc_slice, link);
+	l->depth -= n;
+	return n;
+}
+
+/* Reports, then starts what there is room for now. */
+static int turn(struct mc_file_lane *l, uint64_t block_ns)
+{
+	int rc = l->be->reap(l, block_ns);
+
+	if (rc < 0)
+		return rc;
+	issue(l);
+	return l->be->flush(l);
+}
+
+static int file_poll(struct mc_xlane *x, uint64_t block_ns, struct mc_slice **ret_done,
+		     unsigned max)
+{
+	struct mc_file_lane *l = lane_of(x);
+	int rc;
+
+	if (is_childs(l))
+		return -MC_E_FORKED;
+	if (l->is_broken)
+		return -MC_E_CLOSED;
+	rc = turn(l, 0);
+	if (rc == 0 && block_ns > 0 && l->nparts > 0 && mc_list_is_empty(&l->done))
+		rc = turn(l, block_ns);
+	if (rc < 0 && mc_list_is_empty(&l->done)) {
+		l->is_broken = true;
+		return rc;
+	}
+	return (int)collect(l, ret_done, max);
+}
+
+static void file_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
+{
+	struct mc_file_lane *l = lane_of(x);
+
+	*ret_arm = (struct mc_xarm){.fd = l->event_fd, .events = POLLIN, .is_block_ok = true};
+	if (is_childs(l))
+		return;
+	/* Signals of what was already taken go; what ends from here on, or has ended and waits,
+	 * makes it readable again. The order matters: a backend stores first and signals then. */
+	mc_file_event_clear(l);
+	if (!mc_list_is_empty(&l->done) || l->be->is_ready(l))
+		mc_file_event_set(l);
+}
+
+static uint64_t file_progress(const struct mc_xlane *x)
+{
+	const struct mc_file_lane *l = (const struct mc_file_lane *)x;
+
+	return atomic_load_explicit(&l->moved, memory_order_relaxed);
+}
+
+static void give_back(struct mc_file_lane *l, struct mc_list *works, struct mc_list *ret_left)
+{
+	struct mc_file_work *w;
+
+	mc_list_each (w, works, link) {
+		w->s->verdict = MC_SLICE_UNSENT;
+		mc_list_push_back(ret_left, &w->s->link);
+		mc_list_del(&w->link);
+		mc_list_push_back(&l->rest, &w->link);
+	}
+}
+
+static size_t file_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t *ret_token)
+{
+	struct mc_file_lane *l = lane_of(x);
+
+	(void)ret_token; /* nothing lands any more once nothing is under way: no fence needed */
+	l->is_broken = l->is_aborting = true;
+	if (!is_childs(l)) {
+		l->be->drain(l);
+		mc_assert(l->nparts == 0);
+	}
+	mc_list_splice_back(ret_left, &l->done);
+	give_back(l, &l->flying, ret_left);
+	give_back(l, &l->pending, ret_left);
+	l->depth = 0;
+	return 0;
+}
+
+static void file_lane_close(struct mc_xlane *x)
+{
+	struct mc_file_lane *l = lane_of(x);
+
+	if (!l)
+		return;
+	mc_assert(l->nparts == 0 || is_childs(l));
+	if (l->be)
+		l->be->close(l);
+	mc_fd_close(&l->event_fd);
+	mc_free(l);
+}
+
+static int backend_open(struct mc_file_lane *l)
+{
+	int rc = l->dev->be->open(l);
+
+	l->be = l->dev->be;
+	if (rc == 0 || l->be == &mc_file_threads)
+		return rc;
+	/* A limit on locked memory, say, that the first rings have used up. */
+	mc_log_debug("no ring for this lane, using threads", "cause=\"%s\"", mc_err_text(rc));
+	l->be->close(l);
+	l->be = &mc_file_threads;
+	return l->be->open(l);
+}
+
+static int file_lane_open(struct mc_xdev *x, const struct mc_xpath *path,
+			  struct mc_xlane **ret_lane)
+{
+	struct mc_file_dev *dev = dev_of(x);
+	struct mc_file_lane *l;
+	int rc;
+
+	mc_assert(path->peer_state);
+	if (mc_fork_is_child(dev->fork_gen))
+		return -MC_E_FORKED;
+	l = mc_calloc(1, sizeof(*l));
+	if (!l)
+		return -MC_E_NOMEM;
+	l->base.ops = x->ops;
+	l->dev = dev;
+	l->seg = path->peer_state;
+	mc_list_init(&l->pending);
+	mc_list_init(&l->flying);
+	mc_list_init(&l->rest);
+	mc_list_init(&l->done);
+	mc_list_init(&l->spare);
+	for (unsigned i = 0; i < MC_FILE_DEPTH; i++)
+		mc_list_push_back(&l->rest, &l->works[i].link);
+	for (unsigned i = 0; i < MC_FILE_PARTS; i++) {
+		l->parts[i].lane = l;
+		mc_list_push_back(&l->spare, &l->parts[i].link);
+	}
+	l->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	rc = l->event_fd < 0 ? mc_err_from_errno(errno) : backend_open(l);
+	if (rc < 0)
+		goto fail;
+	*ret_lane = &l->base;
+	return 0;
+fail:
+	file_lane_close(&l->base);
+	return rc;
+}
+
+static void file_dev_close(struct mc_xdev *x)
+{
+	struct mc_file_dev *dev = dev_of(x);
+
+	mc_file_pool_fini(&dev->pool, !mc_fork_is_child(dev->fork_gen));
+	mc_free(dev);
+}
+
+static const struct mc_xport_ops file_ops = {
+    .name = "file",
+    .caps = MC_XCAP_VISIBLE | MC_XCAP_MULTI_FRAG,
+    .frags_max = MC_SLICE_FRAGS_MAX,
+    .len_max = INT64_MAX,
+    .depth_max = MC_FILE_DEPTH,
+    .dev_close = file_dev_close,
+    .lane_open = file_lane_open,
+    .post = file_post,
+    .poll = file_poll,
+    .arm = file_arm,
+    .progress = file_progress,
+    .abort = file_abort,
+    .retire = mc_sync_dev_retire,
+    .lane_close = file_lane_close,
+};
+
+int mc_file_dev_open(const struct mc_xdev_env *env, struct mc_xdev **ret_dev)
+{
+	struct file_conf conf;
+	struct mc_file_dev *dev = mc_calloc(1, sizeof(*dev));
+	char why[MC_FILE_TEXT_MAX];
+
+	(void)env;
+	if (!dev)
+		return -MC_E_NOMEM;
+	mc_file_pool_init(&dev->pool);
+	dev->base.ops = &file_ops;
+	dev->fork_gen = mc_fork_gen();
+	dev->be = &mc_file_uring;
+	(void)mc_opt_load_env(conf_rows, MC_ARRAY_LEN(conf_rows), &conf, NULL); /* logs by itself */
+	(void)snprintf(dev->text, sizeof(dev->text), "io_uring");
+	if (conf.is_uring_off)
+		(void)snprintf(why, sizeof(why), "MC_FILE_NO_URING is set");
+	if (conf.is_uring_off || !mc_file_uring_probe(why)) {
+		dev->be = &mc_file_threads;
+		(void)snprintf(dev->text, sizeof(dev->text), "threads: %.140s", why);
+	}
+	mc_log_debug("file transport", "by=\"%s\"", dev->text);
+	*ret_dev = &dev->base;
+	return 0;
+}
+
+const char *mc_file_dev_describe(const struct mc_xdev *dev)
+{
+	return ((const struct mc_file_dev *)dev)->text;
+}
+
+void mc_file_dev_fault(struct mc_xdev *dev, struct mc_file_fault *fault)
+{
+	dev_of(dev)->fault = fault;
+}
