@@ -8,11 +8,20 @@
 
 #include "xport/xport.h"
 
+#define MC_TCP_ADOPT_BYTES 4608u /* most bytes handed over */
+
 struct mc_tcp_opts {
 	struct mc_addr addrs[8]; /* addresses to listen on; all get the same port */
 	unsigned naddrs;
 	uint16_t port_min, port_max; /* the port is chosen here */
 	unsigned conns_max;	     /* inbound connections at once; 0: 4096 */
+	/**
+	 * Connections that begin with these 8 bytes are somebody else's: handed over with what was
+	 * read. NULL: none. @return 0: fd is the callee's; < 0: it is closed. Any loop.
+	 */
+	const char *preface;
+	int (*adopt)(void *user, int fd, const void *bytes, size_t len);
+	void *adopt_user;
 };
 
 /** @return 0; -MC_E_ADDR; -MC_E_ADDR_IN_USE (no free port in the range); -MC_E_LIMIT; -MC_E_NOMEM

@@ -25,7 +25,8 @@ static void conn_close(struct mc_tcp_conn *c)
 	struct mc_tcp_dev *dev = c->shard->dev;
 
 	mc_tcp_conn_unpin(c);
-	mc_loop_unwatch(c->shard->loop, &c->watch);
+	if (c->is_watched)
+		mc_loop_unwatch(c->shard->loop, &c->watch);
 	mc_fd_close(&c->fd);
 	mc_list_del(&c->link);
 	mc_list_del(&c->hot_link);
@@ -265,6 +266,18 @@ int mc_tcp_conn_want(struct mc_tcp_conn *c, size_t need)
 	return 1;
 }
 
+/* A control connection: its server takes the descriptor, this object ends. */
+static int hand_over(struct mc_tcp_conn *c)
+{
+	struct mc_tcp_dev *dev = c->shard->dev;
+
+	mc_loop_unwatch(c->shard->loop, &c->watch);
+	c->is_watched = false;
+	if (dev->adopt(dev->adopt_user, c->fd, c->buf, c->have) == 0)
+		c->fd = -1;
+	return -MC_E_CLOSED;
+}
+
 /* @return 1: go on; 0: wait for more; < 0 */
 static int step_head(struct mc_tcp_conn *c)
 {
@@ -274,6 +287,8 @@ static int step_head(struct mc_tcp_conn *c)
 		rc = mc_tcp_conn_want(c, 8);
 		if (rc <= 0)
 			return rc;
+		if (c->shard->dev->preface && memcmp(c->buf, c->shard->dev->preface, 8) == 0)
+			return hand_over(c);
 		if (memcmp(c->buf + c->at, MC_TCP_MAGIC_TEXT, 8) != 0) {
 			c->mode = CONN_CLASSIC;
 			return 1;
@@ -564,6 +579,8 @@ static void conn_begin(struct mc_task *task)
 	if (atomic_load_explicit(&sh->dev->is_closing, memory_order_relaxed) ||
 	    mc_loop_watch(sh->loop, &c->watch) < 0)
 		conn_close(c);
+	else
+		c->is_watched = true;
 }
 
 int mc_tcp_conn_start(struct mc_tcp_dev *dev, int fd)

@@ -25,6 +25,7 @@ struct mc_tcp_conn {
 	struct mc_tcp_shard *shard; /* its loop owns everything below */
 	int fd;
 	struct mc_watch watch;
+	bool is_watched;
 	struct mc_task task;
 	struct mc_list link, hot_link, again_link, lane_link; /* lane_link: under dev->lock */
 	enum mc_tcp_conn_mode mode;

@@ -15,7 +15,7 @@
 #define MC_TCP_LISTENERS_MAX 8
 #define MC_TCP_RETIRED_MAX 4096 /* lanes remembered after their end */
 #define MC_TCP_CONNS_DEFAULT 4096
-#define MC_TCP_RXBUF_BYTES 4608u /* head of a request; a 4 KiB write fits whole */
+#define MC_TCP_RXBUF_BYTES MC_TCP_ADOPT_BYTES /* head of a request; a 4 KiB write fits whole */
 
 struct mc_tcp_conn;
 struct mc_tcp_dev;
@@ -57,6 +57,9 @@ struct mc_tcp_dev {
 	unsigned nlisteners;
 	uint16_t port;
 	unsigned conns_max;
+	const char *preface; /* see struct mc_tcp_opts */
+	int (*adopt)(void *user, int fd, const void *bytes, size_t len);
+	void *adopt_user;
 	struct mc_tcp_shard *shards;  /* env.nloops of them */
 	struct mc_timer accept_timer; /* on loops[0]: runs while out of descriptors */
 	_Atomic unsigned next_shard;

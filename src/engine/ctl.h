@@ -1,0 +1,40 @@
+/*
+ * ctl.h: the control calls between two engines (wire/control.proto), typed. Each blocks until its
+ * deadline at most; not on a loop.
+ */
+#ifndef MC_ENGINE_CTL_H
+#define MC_ENGINE_CTL_H
+
+#include "engine/priv.h"
+
+#define MC_CTL_RESOLVE_MAX 2048u /* ranges a call */
+#define MC_CTL_TEXT_MAX 256u
+
+/** What a peer says of itself. */
+struct mc_ctl_peer {
+	uint64_t epoch;
+	uint8_t nonce[MC_NONCE_BYTES];
+	char segment[MC_CTL_TEXT_MAX];
+	char boot_id[64];
+	char shm_socket[MC_CTL_TEXT_MAX];
+	char rails[MC_RAILS_MAX][MC_ADDR_TEXT_MAX];
+	unsigned nrails;
+};
+
+/** Introduce ourselves on a fresh connection. @return 0; -MC_E_VERSION; -MC_E_PROTO; connection
+ * errors */
+int mc_ctl_hello(struct mc_engine *eng, struct mc_rpc_conn *conn, uint64_t deadline_ns,
+		 struct mc_ctl_peer *ret_peer);
+/** Our own Hello, encoded. @return length; < 0 */
+int mc_ctl_hello_encode(struct mc_engine *eng, uint8_t *buf, size_t cap, size_t *ret_len);
+/** @param n <= MC_CTL_RESOLVE_MAX; ret[i].gen 0: no such region */
+int mc_ctl_resolve(struct mc_session *s, const struct mc_iov *ranges, size_t n,
+		   uint64_t deadline_ns, struct mc_remote_region *ret);
+int mc_ctl_retire(struct mc_session *s, const char *transport, const uint8_t *token,
+		  size_t token_len, uint64_t deadline_ns);
+int mc_ctl_notify(struct mc_session *s, uint64_t id, const void *name, size_t name_len,
+		  const void *msg, size_t msg_len, uint64_t deadline_ns);
+/** @param ret_epoch the incarnation that answered */
+int mc_ctl_probe(struct mc_session *s, uint64_t deadline_ns, uint64_t *ret_epoch);
+
+#endif

@@ -1,0 +1,395 @@
+/*
+ * engine.c: opening and closing an engine: ports, threads, transports, metadata, in that order and
+ * back.
+ */
+#include <fcntl.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "base/fork.h"
+#include "base/log.h"
+#include "base/rand.h"
+#include "engine/ctl.h"
+#include "engine/priv.h"
+#include "xport/self.h"
+#include "xport/shm.h"
+
+#define META_NS (10 * MC_NS_PER_S)
+#define NAME_MAX_BYTES 256u
+
+const char *mc_version(void)
+{
+	return MC_VERSION;
+}
+
+struct mc_xdev_env mc_engine_xdev_env(struct mc_engine *eng)
+{
+	return (struct mc_xdev_env){.loops = eng->loops,
+				    .nloops = eng->nloops,
+				    .regions = eng->regions,
+				    .clk = &mc_clock_real,
+				    .epoch = eng->epoch,
+				    .nonce = eng->nonce};
+}
+
+/* ---- parts of opening ---- */
+
+static void read_boot_id(struct mc_engine *eng)
+{
+	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd >= 0 ? read(fd, eng->boot_id, sizeof(eng->boot_id) - 1) : 0;
+
+	mc_fd_close(&fd);
+	/* Unreadable: empty, which equals no other host's. */
+	eng->boot_id[n > 0 ? n : 0] = '\0';
+	eng->boot_id[strcspn(eng->boot_id, "\n")] = '\0';
+}
+
+/* A process with hundreds of peers needs descriptors: take what the hard limit allows, as upstream
+ * does. */
+static void raise_nofile(void)
+{
+	struct rlimit r;
+
+	if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+		r.rlim_cur = r.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &r);
+	}
+}
+
+static int open_loops(struct mc_engine *eng)
+{
+	cpu_set_t set;
+	int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+	unsigned want = eng->conf.loops ? (unsigned)eng->conf.loops : (cores > 1 ? 2 : 1);
+	char name[16] = "mc-loop-0";
+	int rc;
+
+	for (unsigned i = 0; i < want; i++) {
+		name[8] = (char)('0' + i);
+		rc = mc_loop_open(name, &mc_clock_real, &eng->loops[i]);
+		if (rc < 0)
+			return rc;
+		eng->nloops++;
+		rc = mc_loop_start(eng->loops[i]);
+		if (rc < 0)
+			return rc;
+	}
+	return 0;
+}
+
+/* The advertised address, then every address that the device list names. */
+static int choose_rails(struct mc_engine *eng, const struct mc_addr *bind, const char *devices,
+			struct mc_diag *diag)
+{
+	struct mc_view parts[64];
+	int n = devices && devices[0] ? mc_str_split(devices, ',', parts, MC_ARRAY_LEN(parts)) : 0;
+
+	eng->rail_addrs[0] = *bind;
+	mc_addr_port_set(&eng->rail_addrs[0], 0);
+	eng->nrail_addrs = 1;
+	for (int i = 0; i < n; i++) {
+		struct mc_view v = mc_view_trim(parts[i]);
+		char text[MC_ADDR_TEXT_MAX];
+		struct mc_addr a;
+		bool is_known = false;
+
+		if (mc_view_copy(v, text, sizeof(text)) < 0 || mc_addr_parse(text, 0, &a) < 0)
+			continue; /* the name of an RDMA device */
+		if (!mc_addr_is_local(&a)) {
+			mc_diag_set(diag, "device list: %s is not an address of this machine",
+				    text);
+			return -MC_E_ADDR;
+		}
+		for (unsigned k = 0; k < eng->nrail_addrs; k++)
+			is_known |= mc_addr_is_equal(&a, &eng->rail_addrs[k]);
+		if (is_known)
+			continue;
+		if (eng->nrail_addrs == MC_RAILS_MAX) {
+			mc_diag_set(diag, "device list names more than %u addresses", MC_RAILS_MAX);
+			return -MC_E_LIMIT;
+		}
+		eng->rail_addrs[eng->nrail_addrs++] = a;
+	}
+	return 0;
+}
+
+static int check_protocol(const char *protocol, struct mc_diag *diag)
+{
+	static const char *const known[] = {"", "tcp", "shm", "rdma"};
+	static _Atomic bool is_warned;
+
+	for (size_t i = 0; i < MC_ARRAY_LEN(known); i++) {
+		if (!protocol || strcmp(protocol, known[i]) == 0) {
+			if (protocol && strcmp(protocol, "rdma") == 0 &&
+			    !atomic_exchange_explicit(&is_warned, true, memory_order_relaxed))
+				mc_log_warn("no RDMA in this build: using TCP",
+					    "protocol=rdma fix=\"pass tcp to silence this\"");
+			return 0;
+		}
+	}
+	mc_diag_set(diag, "protocol \"%s\" is not supported; use \"tcp\", \"shm\" or \"rdma\"",
+		    protocol);
+	return -MC_E_UNSUPPORTED;
+}
+
+static int open_transports(struct mc_engine *eng, struct mc_diag *diag)
+{
+	struct mc_xdev_env env = mc_engine_xdev_env(eng);
+	struct mc_tcp_opts tcp = {.naddrs = eng->nrail_addrs,
+				  .port_min = (uint16_t)eng->hs.port_min,
+				  .port_max = (uint16_t)eng->hs.port_max,
+				  .preface = MC_FRAME_PREFACE,
+				  .adopt = mc_serve_adopt,
+				  .adopt_user = eng};
+	struct mc_diag why = {0};
+	int rc;
+
+	rc = mc_self_dev_open(&env, &eng->self);
+	if (rc < 0)
+		return rc;
+	if (mc_shm_dev_open(&env, NULL, &eng->shm, &why) < 0) {
+		mc_log_debug("shared memory is not available", "cause=\"%s\"", why.text);
+		eng->shm = NULL;
+	}
+	memcpy(tcp.addrs, eng->rail_addrs, sizeof(eng->rail_addrs));
+	rc = mc_tcp_dev_open(&env, &tcp, &eng->tcp);
+	if (rc < 0)
+		mc_diag_set(diag, "data port in %u-%u: %s", tcp.port_min, tcp.port_max,
+			    mc_err_text(rc));
+	return rc;
+}
+
+static int join_metadata(struct mc_engine *eng, const char *host, struct mc_diag *diag)
+{
+	struct mc_meta_rpc rpc = {.port = eng->port};
+	int rc;
+
+	if (!eng->meta)
+		return 0;
+	rc = mc_strlcpy(rpc.host, sizeof(rpc.host), host);
+	if (rc == 0)
+		rc = mc_meta_rpc_put(eng->meta, eng->name, &rpc, mc_now_ns() + META_NS, diag);
+	if (rc == 0) {
+		eng->is_joined = true;
+		rc = mc_mem_publish(eng, diag);
+	}
+	return rc;
+}
+
+static int set_names(struct mc_engine *eng, const char *opt_name, const char *host)
+{
+	char text[NAME_MAX_BYTES + 16];
+	int rc = mc_control_name(host, eng->port, text, sizeof(text));
+
+	if (rc < 0)
+		return rc;
+	eng->address = mc_strdup(text);
+	eng->name = mc_strdup(eng->meta && opt_name && opt_name[0] ? opt_name : text);
+	return eng->address && eng->name ? 0 : -MC_E_NOMEM;
+}
+
+static int open_identity(struct mc_engine *eng)
+{
+	int rc;
+
+	do {
+		rc = mc_rand_bytes(&eng->epoch, sizeof(eng->epoch));
+	} while (rc == 0 && eng->epoch == 0);
+	if (rc == 0)
+		rc = mc_rand_bytes(eng->nonce, sizeof(eng->nonce));
+	read_boot_id(eng);
+	return rc;
+}
+
+static void group_unref(void *op)
+{
+	mc_gop_put(op);
+}
+
+static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
+		       struct mc_diag *diag)
+{
+	bool is_p2p = !opts->metadata || !opts->metadata[0] || mc_meta_is_p2p(opts->metadata);
+	struct mc_control_place place;
+	struct mc_meta_conf meta_conf;
+	int rc = check_protocol(opts->protocol, diag);
+
+	if (rc == 0)
+		rc = mc_stats_open(eng);
+	if (rc == 0)
+		rc = open_identity(eng);
+	if (rc == 0 && !is_p2p) {
+		mc_meta_conf_load(&meta_conf);
+		rc = mc_meta_open(opts->metadata, &meta_conf, &eng->meta, diag);
+	}
+	if (rc == 0)
+		rc = mc_control_place(&eng->hs, opts->name ? opts->name : "", is_p2p, &place, diag);
+	if (rc == 0)
+		rc = choose_rails(eng, &place.bind, opts->devices, diag);
+	if (rc == 0)
+		rc = open_loops(eng);
+	if (rc == 0)
+		rc = mc_region_table_open(&eng->regions);
+	if (rc == 0)
+		rc = mc_ids_open(MC_GROUPS_MAX, group_unref, &eng->groups);
+	if (rc == 0)
+		rc = open_transports(eng, diag);
+	if (rc == 0)
+		rc = mc_serve_open(eng, &place.bind, diag);
+	if (rc == 0)
+		rc = set_names(eng, opts->name, place.host);
+	if (rc == 0)
+		rc = mc_peers_open(eng);
+	if (rc == 0)
+		rc = join_metadata(eng, place.host, diag);
+	return rc;
+}
+
+/* ---- closing ---- */
+
+static void leave_metadata(struct mc_engine *eng)
+{
+	struct mc_diag diag = {0};
+	uint64_t deadline_ns = mc_now_ns() + META_NS / 4;
+
+	if (!eng->is_joined)
+		return;
+	if (mc_meta_segment_del(eng->meta, eng->name, deadline_ns, &diag) < 0 ||
+	    mc_meta_rpc_del(eng->meta, eng->name, deadline_ns, &diag) < 0)
+		mc_log_warn("metadata service still lists this process", "cause=\"%s\"", diag.text);
+}
+
+static void wait_groups(struct mc_engine *eng)
+{
+	/* acquire: pairs with the release of the last mc_gop_put() */
+	while (atomic_load_explicit(&eng->gops_live, memory_order_acquire) > 0) {
+		struct timespec ts = {.tv_nsec = 500000};
+
+		(void)nanosleep(&ts, NULL);
+	}
+}
+
+static void dev_close(struct mc_xdev **dev)
+{
+	if (*dev)
+		(*dev)->ops->dev_close(*dev);
+	*dev = NULL;
+}
+
+/* Allows for any part not to be there. */
+static void engine_free(struct mc_engine *eng)
+{
+	atomic_store(&eng->is_closing, true);
+	if (eng->meta)
+		leave_metadata(eng);
+	mc_ids_close(eng->groups);
+	wait_groups(eng);
+	mc_peers_close(eng);
+	mc_serve_close(eng);
+	mc_work_close(eng);
+	if (eng->regions)
+		mc_mem_drop_all(eng);
+	dev_close(&eng->tcp);
+	dev_close(&eng->shm);
+	dev_close(&eng->file);
+	dev_close(&eng->self);
+	for (unsigned i = 0; i < eng->nloops; i++)
+		mc_loop_close(eng->loops[i]);
+	mc_region_table_close(eng->regions);
+	mc_meta_close(eng->meta);
+	mc_stats_close(eng);
+	mc_inbox_fini(eng);
+	mc_gop_pool_fini(eng);
+	pthread_mutex_destroy(&eng->publish_mu);
+	pthread_mutex_destroy(&eng->plain_mu);
+	pthread_mutex_destroy(&eng->peers_mu);
+	pthread_mutex_destroy(&eng->pool_mu);
+	pthread_mutex_destroy(&eng->inbox_mu);
+	pthread_mutex_destroy(&eng->work_mu);
+	pthread_cond_destroy(&eng->work_cond);
+	mc_free(eng->name);
+	mc_free(eng->address);
+	mc_free(eng);
+}
+
+int mc_engine_open(const struct mc_engine_opts *opts, struct mc_diag *diag,
+		   struct mc_engine **ret_engine)
+{
+	struct mc_engine_opts o = {0};
+	struct mc_diag mine = {0};
+	struct mc_engine *eng;
+	int rc;
+
+	if (!opts || opts->size < sizeof(uint32_t)) {
+		mc_diag_set(diag, "options are missing or their size is not set");
+		return -MC_E_INVAL;
+	}
+	memcpy(&o, opts, opts->size < sizeof(o) ? opts->size : sizeof(o));
+	eng = mc_aligned_alloc(MC_CACHELINE, sizeof(*eng));
+	if (!eng)
+		return -MC_E_NOMEM;
+	atomic_init(&eng->refs, 1);
+	eng->fork_gen = mc_fork_gen();
+	mc_conf_load(&eng->conf);
+	mc_hs_conf_load(&eng->hs);
+	pthread_mutex_init(&eng->publish_mu, NULL);
+	pthread_mutex_init(&eng->plain_mu, NULL);
+	pthread_mutex_init(&eng->peers_mu, NULL);
+	pthread_mutex_init(&eng->pool_mu, NULL);
+	pthread_mutex_init(&eng->inbox_mu, NULL);
+	pthread_mutex_init(&eng->work_mu, NULL);
+	pthread_cond_init(&eng->work_cond, NULL);
+	mc_list_init(&eng->pool);
+	mc_list_init(&eng->inbox);
+	mc_list_init(&eng->work);
+	mc_list_init(&eng->plain);
+	raise_nofile();
+	rc = engine_open(eng, &o, &mine);
+	if (rc < 0) {
+		if (diag) {
+			*diag = mine;
+			if (!mine.text[0])
+				mc_diag_set(diag, "%s", mc_err_text(rc));
+			mc_diag_wrap(diag, "open engine \"%s\"", o.name ? o.name : "");
+		}
+		engine_free(eng);
+		return rc;
+	}
+	mc_log_info("engine open", "segment=%s address=%s data_port=%u loops=%u", eng->name,
+		    eng->address, mc_tcp_dev_port(eng->tcp), eng->nloops);
+	*ret_engine = eng;
+	return 0;
+}
+
+struct mc_engine *mc_engine_ref(struct mc_engine *eng)
+{
+	atomic_fetch_add_explicit(&eng->refs, 1, memory_order_relaxed);
+	return eng;
+}
+
+void mc_engine_close(struct mc_engine *eng)
+{
+	if (!eng || mc_engine_is_forked(eng))
+		return; /* a child has neither threads nor ports of it: its memory is all there is
+			 */
+	if (atomic_fetch_sub_explicit(&eng->refs, 1, memory_order_acq_rel) == 1)
+		engine_free(eng);
+}
+
+const char *mc_engine_name(const struct mc_engine *eng)
+{
+	return eng->name;
+}
+
+const char *mc_engine_address(const struct mc_engine *eng)
+{
+	return eng->address;
+}
+
+uint16_t mc_engine_port(const struct mc_engine *eng)
+{
+	return eng->port;
+}

@@ -1,0 +1,579 @@
+/*
+ * group.c: a group under way: cut into fragments and slices, counted down, ended once.
+ *
+ * Building resolves every remote range to a region of the peer, so that what goes on the wire is
+ * {region, generation, offset}. It may cost a round trip for ranges never seen before. Nothing is
+ * allocated once the pool is warm: a group keeps its arrays.
+ */
+#include <string.h>
+
+#include "base/log.h"
+#include "base/sync.h"
+#include "engine/pump.h"
+
+#define POOL_MAX 256u	     /* groups kept for reuse */
+#define KEEP_FRAGS_MAX 8192u /* larger arrays are given back */
+#define FENCE_GRACE_NS MC_NS_PER_S
+
+void mc_gop_ref(struct mc_gop *op)
+{
+	atomic_fetch_add_explicit(&op->refs, 1, memory_order_relaxed);
+}
+
+static void gop_free(struct mc_gop *op)
+{
+	mc_free(op->t);
+	mc_free(op->frags);
+	mc_free(op->slices);
+	mc_free(op);
+}
+
+static struct mc_gop *pool_take(struct mc_engine *eng)
+{
+	struct mc_list *n;
+
+	pthread_mutex_lock(&eng->pool_mu);
+	n = mc_list_pop_front(&eng->pool);
+	if (n)
+		eng->pool_n--;
+	pthread_mutex_unlock(&eng->pool_mu);
+	return n ? mc_list_entry(n, struct mc_gop, pool_link) : mc_calloc(1, sizeof(struct mc_gop));
+}
+
+/* Sessions, notification: everything the group holds but its memory. */
+static void gop_clear(struct mc_gop *op)
+{
+	for (size_t i = 0; i < op->nslices; i++)
+		mc_session_put(op->slices[i].session);
+	op->nslices = op->nfrags = op->nt = 0;
+	if (op->notify_session)
+		mc_session_put(op->notify_session);
+	op->notify_session = NULL;
+	mc_free(op->notify_name);
+	mc_free(op->notify_msg);
+	op->notify_name = op->notify_msg = NULL;
+}
+
+void mc_gop_put(struct mc_gop *op)
+{
+	struct mc_engine *eng = op->eng;
+	bool is_kept;
+
+	/* acq_rel: what other holders wrote is seen by the one that clears */
+	if (atomic_fetch_sub_explicit(&op->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	gop_clear(op);
+	pthread_mutex_lock(&eng->pool_mu);
+	is_kept = eng->pool_n < POOL_MAX && op->frags_cap <= KEEP_FRAGS_MAX;
+	if (is_kept) {
+		mc_list_push_front(&eng->pool, &op->pool_link);
+		eng->pool_n++;
+	}
+	pthread_mutex_unlock(&eng->pool_mu);
+	if (!is_kept)
+		gop_free(op);
+	atomic_fetch_sub_explicit(&eng->gops_live, 1, memory_order_release);
+}
+
+void mc_gop_pool_fini(struct mc_engine *eng)
+{
+	struct mc_list *n;
+
+	while ((n = mc_list_pop_front(&eng->pool)))
+		gop_free(mc_list_entry(n, struct mc_gop, pool_link));
+}
+
+/* ---- building ---- */
+
+/* Where the builder stands. */
+struct build {
+	struct mc_engine *eng;
+	struct mc_gop *op;
+	struct mc_diag *diag;
+	struct mc_session *session; /* of the transfer being cut; one reference */
+	struct mc_eslice *slice;    /* open, or NULL */
+	const struct mc_remote_region *rr;
+	enum mc_route route; /* of rr */
+	uint32_t frags_max;
+	uint64_t slice_bytes;
+	uint64_t total;
+};
+
+static int array_grow(void *array, size_t *cap, size_t want, size_t max, size_t size)
+{
+	return mc_array_grow((void **)array, cap, want, max, size);
+}
+
+static void slice_close(struct build *b)
+{
+	b->slice = NULL;
+}
+
+static int slice_open(struct build *b, uint32_t t)
+{
+	struct mc_gop *op = b->op;
+	struct mc_eslice *es;
+	int rc = array_grow(&op->slices, &op->slices_cap, op->nslices + 1, MC_GROUP_FRAGS_MAX,
+			    sizeof(*op->slices));
+
+	if (rc < 0)
+		return rc;
+	es = &op->slices[op->nslices++];
+	memset(es, 0, sizeof(*es));
+	es->op = op;
+	es->session = b->session;
+	mc_session_ref(b->session);
+	es->route = b->route;
+	es->s.op = op->op;
+	es->s.frags = (struct mc_frag *)op->nfrags; /* index for now: the array may still move */
+	es->t_first = es->t_last = t;
+	b->slice = es;
+	return 0;
+}
+
+/* Append one fragment that lies in b->rr, cut at slice boundaries. */
+static int frag_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
+{
+	struct mc_gop *op = b->op;
+
+	while (len > 0) {
+		uint64_t room, n;
+		struct mc_frag *f;
+		int rc;
+
+		if (b->slice &&
+		    (b->slice->s.nfrags == b->frags_max || b->slice->s.len >= b->slice_bytes ||
+		     b->slice->route != b->route || b->slice->session != b->session))
+			slice_close(b);
+		if (!b->slice) {
+			rc = slice_open(b, t);
+			if (rc < 0)
+				return rc;
+		}
+		rc = array_grow(&op->frags, &op->frags_cap, op->nfrags + 1, MC_GROUP_FRAGS_MAX,
+				sizeof(*op->frags));
+		if (rc < 0)
+			return rc;
+		room = b->slice_bytes - b->slice->s.len;
+		n = len < room ? len : room;
+		f = &op->frags[op->nfrags++];
+		*f = (struct mc_frag){
+		    .local = (uint8_t *)(uintptr_t)local, .raddr = raddr, .len = n, .rr = b->rr};
+		b->slice->s.nfrags++;
+		b->slice->s.len += n;
+		if (b->slice->t_last != t || b->slice->s.nfrags == 1) {
+			b->slice->t_last = t;
+			op->t[t].slices_left++;
+		}
+		local += n;
+		raddr += n;
+		len -= n;
+	}
+	return 0;
+}
+
+/* Find the region(s) of [raddr, raddr + len) and append. */
+static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
+{
+	while (len > 0) {
+		uint64_t n = len;
+		int rc;
+
+		if (!b->rr || raddr - b->rr->addr >= b->rr->len ||
+		    n > b->rr->len - (raddr - b->rr->addr)) {
+			rc = mc_session_region(b->session, raddr, len, b->op->soft_ns, &b->rr);
+			if (rc < 0) {
+				mc_diag_set(b->diag,
+					    "%s: [0x%llx, +%llu) is not in its registered memory",
+					    b->session->peer->name, (unsigned long long)raddr,
+					    (unsigned long long)len);
+				return rc;
+			}
+			if (b->op->op == MC_OP_WRITE && b->session->nunfenced > 0) {
+				rc = mc_fence_check(b->session, raddr, len, b->op->soft_ns);
+				if (rc < 0) {
+					mc_diag_set(b->diag,
+						    "%s: an earlier write to [0x%llx, +%llu) may "
+						    "still land",
+						    b->session->peer->name,
+						    (unsigned long long)raddr,
+						    (unsigned long long)len);
+					return rc;
+				}
+			}
+			b->route = mc_route_choose(b->session, b->rr);
+			b->frags_max = mc_route_frags_max(b->session, b->route);
+			b->slice_bytes = mc_route_slice_bytes(b->session, b->route, b->total);
+			if (n > b->rr->len - (raddr - b->rr->addr))
+				n = b->rr->len - (raddr - b->rr->addr);
+		}
+		rc = frag_add(b, t, local, raddr, n);
+		if (rc < 0)
+			return rc;
+		local += n;
+		raddr += n;
+		len -= n;
+	}
+	return 0;
+}
+
+/* Walk both lists of ranges; each step takes what both have in one piece. */
+static int transfer_add(struct build *b, uint32_t t, const struct mc_transfer *x)
+{
+	uint32_t li = 0, ri = 0;
+	uint64_t lo = 0, ro = 0;
+
+	while (ri < x->nremote) {
+		const struct mc_iov *r = &x->remote[ri], *l;
+		uint64_t n;
+		int rc;
+
+		if (ro == r->len) {
+			ri++;
+			ro = 0;
+			continue;
+		}
+		l = &x->local[li]; /* sums are equal: there is one */
+		if (lo == l->len) {
+			li++;
+			lo = 0;
+			continue;
+		}
+		n = mc_min(r->len - ro, l->len - lo);
+		rc = range_add(b, t, l->addr + lo, r->addr + ro, n);
+		if (rc < 0)
+			return rc;
+		lo += n;
+		ro += n;
+	}
+	return 0;
+}
+
+static int sum_iov(const struct mc_iov *v, uint32_t n, uint64_t *ret_sum)
+{
+	uint64_t sum = 0, end;
+
+	for (uint32_t i = 0; i < n; i++)
+		if (__builtin_add_overflow(sum, v[i].len, &sum) ||
+		    __builtin_add_overflow(v[i].addr, v[i].len, &end))
+			return -MC_E_INVAL;
+	*ret_sum = sum;
+	return 0;
+}
+
+static int check_transfer(const struct mc_transfer *x, uint64_t *ret_len, struct mc_diag *diag)
+{
+	uint64_t l, r;
+
+	if (x->op > MC_WRITE || x->nlocal > MC_IOV_MAX || x->nremote > MC_IOV_MAX ||
+	    (x->nlocal && !x->local) || (x->nremote && !x->remote)) {
+		mc_diag_set(diag, "transfer has a bad opcode (%u) or range count (%u, %u)", x->op,
+			    x->nlocal, x->nremote);
+		return -MC_E_INVAL;
+	}
+	if (sum_iov(x->local, x->nlocal, &l) < 0 || sum_iov(x->remote, x->nremote, &r) < 0 ||
+	    l != r) {
+		mc_diag_set(diag, "local and remote ranges differ in length, or wrap around");
+		return -MC_E_INVAL;
+	}
+	for (uint32_t i = 0; i < x->nlocal; i++)
+		if (x->local[i].len && !x->local[i].addr) {
+			mc_diag_set(diag, "local address of range %u is NULL", i);
+			return -MC_E_INVAL;
+		}
+	*ret_len = l;
+	return 0;
+}
+
+static int copy_notify(struct mc_gop *op, const struct mc_notify *n)
+{
+	if (n->name_len > MC_NOTIFY_MAX || n->msg_len > MC_NOTIFY_MAX - n->name_len)
+		return -MC_E_TOO_BIG;
+	op->notify_name = mc_calloc(1, n->name_len + 1u);
+	op->notify_msg = mc_calloc(1, n->msg_len + 1u);
+	if (!op->notify_name || !op->notify_msg)
+		return -MC_E_NOMEM;
+	if (n->name_len)
+		memcpy(op->notify_name, n->name, n->name_len);
+	if (n->msg_len)
+		memcpy(op->notify_msg, n->msg, n->msg_len);
+	op->notify_name_len = n->name_len;
+	op->notify_msg_len = n->msg_len;
+	return 0;
+}
+
+/* Ask the peer for all ranges of a transfer at once before they are looked up one by one. */
+static int prefetch(struct build *b, const struct mc_transfer *x)
+{
+	if (b->session->kind != MC_PEER_OURS || x->nremote < 2)
+		return 0;
+	return mc_session_resolve(b->session, x->remote, x->nremote, b->op->soft_ns);
+}
+
+static int build_transfers(struct build *b, const struct mc_group *g)
+{
+	int32_t segment = -1;
+	int rc = 0;
+
+	for (uint32_t t = 0; t < g->n && rc == 0; t++) {
+		const struct mc_transfer *x = &g->transfers[t];
+
+		if (b->op->t[t].len == 0)
+			continue;
+		if (x->op != (uint8_t)b->op->op || !b->session || x->segment != segment) {
+			struct mc_peer *peer;
+
+			slice_close(b);
+			b->op->op = (enum mc_op)x->op;
+			if (b->session)
+				mc_session_put(b->session);
+			b->session = NULL;
+			b->rr = NULL;
+			rc = mc_peer_by_id(b->eng, x->segment, &peer);
+			if (rc < 0) {
+				mc_diag_set(b->diag, "segment id %d is not open", x->segment);
+				break;
+			}
+			rc = mc_session_get(peer, b->op->soft_ns, b->diag, &b->session);
+			if (rc < 0)
+				break;
+			segment = x->segment;
+		}
+		rc = prefetch(b, x);
+		if (rc == 0)
+			rc = transfer_add(b, t, x);
+	}
+	if (rc == 0 && g->notify && g->n > 0) {
+		struct mc_peer *peer;
+
+		rc = mc_peer_by_id(b->eng, g->transfers[0].segment, &peer);
+		if (rc == 0)
+			rc = mc_session_get(peer, b->op->soft_ns, b->diag, &b->op->notify_session);
+		if (rc == 0)
+			rc = copy_notify(b->op, g->notify);
+	}
+	if (b->session)
+		mc_session_put(b->session);
+	return rc;
+}
+
+/* Indices become pointers, and the count-downs are set. */
+static void build_finish(struct mc_gop *op)
+{
+	for (size_t i = 0; i < op->nslices; i++) {
+		struct mc_eslice *es = &op->slices[i];
+
+		es->s.frags = &op->frags[(size_t)es->s.frags];
+		es->s.user = es;
+		mc_list_init(&es->s.link);
+		mc_list_init(&es->flying);
+	}
+	op->slices_left = (uint32_t)op->nslices;
+	for (size_t t = 0; t < op->nt; t++)
+		if (op->t[t].slices_left == 0)
+			atomic_store_explicit(&op->t[t].is_done, true, memory_order_relaxed);
+}
+
+static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag *diag,
+		     uint64_t *ret_total)
+{
+	struct mc_engine *eng = op->eng;
+	uint64_t timeout_ns =
+	    g->deadline_ns ? g->deadline_ns : (uint64_t)eng->conf.transfer_timeout_s * MC_NS_PER_S;
+	int rc;
+
+	atomic_store_explicit(&op->refs, 1, memory_order_relaxed);
+	atomic_store_explicit(&op->state, MC_GOP_RUNNING, memory_order_relaxed);
+	atomic_store_explicit(&op->is_canceled, false, memory_order_relaxed);
+	atomic_store_explicit(&op->bytes, 0, memory_order_relaxed);
+	op->is_expired = op->has_diag = false;
+	op->status = 0;
+	op->id = 0;
+	op->cq = NULL;
+	op->loop = NULL;
+	op->user = g->user;
+	op->prio = (enum mc_priority)g->priority;
+	op->op = MC_OP_READ;
+	op->begin_ns = mc_now_ns();
+	op->deadline_ns = mc_time_after(op->begin_ns, timeout_ns);
+	/* A write that is cut off needs time to be fenced before the deadline. */
+	op->soft_ns = op->deadline_ns - mc_min(FENCE_GRACE_NS, timeout_ns / 4);
+	rc = array_grow(&op->t, &op->t_cap, g->n, MC_GROUP_MAX, sizeof(*op->t));
+	if (rc < 0)
+		return rc;
+	op->nt = g->n;
+	if (g->n)
+		memset(op->t, 0, g->n * sizeof(*op->t));
+	*ret_total = 0;
+	for (uint32_t t = 0; t < g->n; t++) {
+		rc = check_transfer(&g->transfers[t], &op->t[t].len, diag);
+		if (rc < 0)
+			return rc;
+		if (__builtin_add_overflow(*ret_total, op->t[t].len, ret_total))
+			return -MC_E_TOO_BIG;
+	}
+	return 0;
+}
+
+int mc_gop_open(struct mc_engine *eng, const struct mc_group *g, struct mc_diag *diag,
+		struct mc_gop **ret_op)
+{
+	struct build b = {.eng = eng, .diag = diag};
+	struct mc_gop *op;
+	int rc;
+
+	if (g->size < sizeof(*g) || g->n > MC_GROUP_MAX || g->priority >= MC_PRIO_COUNT ||
+	    (g->n && !g->transfers)) {
+		mc_diag_set(diag, "group is malformed: size %u, %u transfers, priority %u", g->size,
+			    g->n, g->priority);
+		return -MC_E_INVAL;
+	}
+	/* seq_cst: pairs with the closing engine's store and its wait for zero */
+	if (atomic_fetch_add(&eng->gops_live, 1) >= MC_GROUPS_MAX ||
+	    atomic_load(&eng->is_closing)) {
+		atomic_fetch_sub(&eng->gops_live, 1);
+		return atomic_load(&eng->is_closing) ? -MC_E_CLOSED : -MC_E_AGAIN;
+	}
+	op = pool_take(eng);
+	if (!op) {
+		atomic_fetch_sub(&eng->gops_live, 1);
+		return -MC_E_NOMEM;
+	}
+	op->eng = eng;
+	mc_list_init(&op->pool_link);
+	b.op = op;
+	rc = gop_begin(op, g, diag, &b.total);
+	if (rc == 0)
+		rc = build_transfers(&b, g);
+	if (rc < 0) {
+		mc_gop_put(op);
+		return rc;
+	}
+	build_finish(op);
+	*ret_op = op;
+	return 0;
+}
+
+/* ---- ending ---- */
+
+static void set_failure(struct mc_eslice *es, int status, const char *route)
+{
+	struct mc_gop *op = es->op;
+	const struct mc_frag *f = &es->s.frags[es->s.bad_frag < es->s.nfrags ? es->s.bad_frag : 0];
+
+	if (op->status == 0)
+		op->status = status;
+	if (op->has_diag)
+		return;
+	op->has_diag = true;
+	mc_diag_set(&op->diag, "%s of %llu bytes at 0x%llx, peer %s, transport %s: %s",
+		    es->s.op == MC_OP_WRITE ? "write" : "read", (unsigned long long)f->len,
+		    (unsigned long long)f->raddr, es->session->peer->name, route,
+		    mc_err_text(status));
+}
+
+void mc_gop_slice_end(struct mc_eslice *es, int status, const char *route)
+{
+	struct mc_gop *op = es->op;
+
+	if (status < 0)
+		set_failure(es, status, route);
+	else
+		atomic_store_explicit(
+		    &op->bytes, atomic_load_explicit(&op->bytes, memory_order_relaxed) + es->s.len,
+		    memory_order_relaxed);
+	for (uint32_t t = es->t_first; t <= es->t_last; t++) {
+		struct mc_tstate *ts = &op->t[t];
+
+		if (ts->slices_left == 0)
+			continue; /* a transfer without bytes in between */
+		if (status < 0 && atomic_load_explicit(&ts->status, memory_order_relaxed) == 0)
+			atomic_store_explicit(&ts->status, status, memory_order_relaxed);
+		if (--ts->slices_left == 0)
+			/* release: who sees it done sees its status and its bytes */
+			atomic_store_explicit(&ts->is_done, true, memory_order_release);
+	}
+	mc_assert(op->slices_left > 0);
+	op->slices_left--;
+	if (op->slices_left == 0 && op->loop)
+		mc_gop_end(op);
+}
+
+void mc_gop_finish(struct mc_gop *op)
+{
+	struct mc_cq *cq = op->cq;
+
+	mc_stats_done(op);
+	if (op->status < 0)
+		mc_log_info("group failed", "cause=\"%s\"", op->diag.text);
+	/* release: waiters see the outcome */
+	atomic_store_explicit(&op->state, MC_GOP_DONE, memory_order_release);
+	mc_futex_wake(&op->state, UINT32_MAX);
+	if (cq) {
+		(void)mc_ids_del(op->eng->groups, op->id); /* stale: its owner freed it already */
+		mc_cq_push(cq, op);			   /* the queue may be gone after this */
+	}
+	if (op->loop)
+		mc_gop_put(op); /* the driver's reference */
+}
+
+struct notify_job {
+	struct mc_worker_job job;
+	struct mc_gop *op;
+};
+
+static void notify_now(struct mc_gop *op)
+{
+	int rc = mc_notify_deliver(op->notify_session, op->notify_name, op->notify_name_len,
+				   op->notify_msg, op->notify_msg_len, op->deadline_ns);
+
+	if (rc == 0)
+		return;
+	op->status = rc;
+	op->has_diag = true;
+	mc_diag_set(&op->diag, "notification to %s after the transfers: %s",
+		    op->notify_session->peer->name, mc_err_text(rc));
+}
+
+static void notify_work(struct mc_worker_job *job)
+{
+	struct notify_job *n = mc_container_of(job, struct notify_job, job);
+	struct mc_gop *op = n->op;
+
+	notify_now(op);
+	mc_free(n);
+	mc_gop_finish(op);
+}
+
+void mc_gop_end(struct mc_gop *op)
+{
+	struct notify_job *n;
+
+	if (op->status < 0 || !op->notify_session) {
+		mc_gop_finish(op);
+		return;
+	}
+	if (!op->loop) {
+		notify_now(op);
+		mc_gop_finish(op);
+		return;
+	}
+	n = mc_calloc(1, sizeof(*n));
+	if (!n) {
+		op->status = -MC_E_NOMEM;
+		mc_gop_finish(op);
+		return;
+	}
+	n->job.run = notify_work;
+	n->op = op;
+	mc_work_post(op->eng, &n->job);
+}
+
+int mc_gop_wait(struct mc_gop *op, uint64_t deadline_ns)
+{
+	/* acquire: pairs with the release in mc_gop_finish() */
+	while (atomic_load_explicit(&op->state, memory_order_acquire) != MC_GOP_DONE)
+		if (mc_futex_wait(&op->state, MC_GOP_RUNNING, deadline_ns) == -MC_E_TIMEDOUT)
+			return -MC_E_TIMEDOUT;
+	return 0;
+}

@@ -1,0 +1,225 @@
+/*
+ * mem.c: registration. Without a metadata service it is a local matter of microseconds: peers ask
+ * for the regions they need. With one the descriptor is brought up to date before the call returns,
+ * once for a whole batch.
+ */
+#include "base/fork.h"
+#include "base/log.h"
+#include "engine/priv.h"
+#include "xport/shm.h"
+
+#define PUBLISH_NS (10 * MC_NS_PER_S)
+
+static int reg_one(struct mc_engine *eng, void *addr, size_t len, const char *location,
+		   unsigned rights)
+{
+	struct mc_region_desc d = {.addr = (uintptr_t)addr, .len = len, .rights = rights};
+	struct mc_region_info info;
+
+	if (!addr || len == 0 || (rights & ~(unsigned)(MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE)))
+		return -MC_E_INVAL;
+	if (mc_strlcpy(d.location, sizeof(d.location), location ? location : "*") < 0)
+		return -MC_E_INVAL;
+	if (eng->shm)
+		mc_shm_desc_fill(eng->shm, &d);
+	return mc_region_add(eng->regions, &d, &info);
+}
+
+int mc_mem_publish(struct mc_engine *eng, struct mc_diag *diag)
+{
+	char *json;
+	size_t len;
+	int rc;
+
+	if (!eng->meta)
+		return 0;
+	pthread_mutex_lock(&eng->publish_mu);
+	rc = mc_serve_descriptor(eng, (size_t)eng->hs.bytes_max, &json, &len, diag);
+	if (rc == 0) {
+		rc = mc_meta_segment_put(eng->meta, eng->name, json, len, mc_now_ns() + PUBLISH_NS,
+					 diag);
+		mc_free(json);
+	}
+	pthread_mutex_unlock(&eng->publish_mu);
+	return rc;
+}
+
+int mc_mem_reg_batch(struct mc_engine *eng, const struct mc_mem *mem, size_t n,
+		     const char *location, unsigned rights)
+{
+	struct mc_diag diag = {0};
+	size_t done = 0;
+	int rc = 0;
+
+	if (mc_engine_is_forked(eng))
+		return -MC_E_FORKED;
+	if (n && !mem)
+		return -MC_E_INVAL;
+	for (; done < n && rc == 0; done++)
+		rc = reg_one(eng, mem[done].addr, mem[done].len, location, rights);
+	if (rc < 0)
+		done--; /* the one that failed */
+	else
+		rc = mc_mem_publish(eng, &diag);
+	if (rc == 0)
+		return 0;
+	if (diag.text[0])
+		mc_log_warn("registration not published", "cause=\"%s\"", diag.text);
+	while (done-- > 0)
+		(void)mc_region_del(eng->regions, (uintptr_t)mem[done].addr);
+	return rc;
+}
+
+int mc_mem_reg(struct mc_engine *eng, void *addr, size_t len, const char *location, unsigned rights)
+{
+	struct mc_mem m = {addr, len};
+
+	return mc_mem_reg_batch(eng, &m, 1, location, rights);
+}
+
+int mc_mem_unreg_batch(struct mc_engine *eng, void *const *addr, size_t n)
+{
+	struct mc_diag diag = {0};
+	int rc = 0, first = 0;
+
+	if (mc_engine_is_forked(eng))
+		return -MC_E_FORKED;
+	if (n && !addr)
+		return -MC_E_INVAL;
+	for (size_t i = 0; i < n; i++) {
+		rc = mc_region_del(eng->regions, (uintptr_t)addr[i]);
+		if (rc < 0 && first == 0)
+			first = rc;
+	}
+	/* The ranges are gone whatever the service says: an old descriptor only leads to refusals.
+	 */
+	if (mc_mem_publish(eng, &diag) < 0)
+		mc_log_warn("unregistration not published", "cause=\"%s\"", diag.text);
+	return first;
+}
+
+int mc_mem_unreg(struct mc_engine *eng, void *addr)
+{
+	return mc_mem_unreg_batch(eng, &addr, 1);
+}
+
+/* Where memfds are forbidden: ordinary memory, remembered, so that a foreign pointer is never
+ * freed. */
+struct plain {
+	struct mc_list link;
+	void *ptr;
+};
+
+static void *plain_alloc(struct mc_engine *eng, size_t len)
+{
+	struct plain *p = mc_calloc(1, sizeof(*p));
+
+	if (!p)
+		return NULL;
+	p->ptr = mc_aligned_alloc(len >= 4096 ? 4096 : 64, len);
+	if (!p->ptr) {
+		mc_free(p);
+		return NULL;
+	}
+	pthread_mutex_lock(&eng->plain_mu);
+	mc_list_push_back(&eng->plain, &p->link);
+	pthread_mutex_unlock(&eng->plain_mu);
+	return p->ptr;
+}
+
+static int plain_free(struct mc_engine *eng, void *ptr)
+{
+	struct plain *p, *found = NULL;
+
+	pthread_mutex_lock(&eng->plain_mu);
+	mc_list_each (p, &eng->plain, link)
+		if (p->ptr == ptr)
+			found = p;
+	if (found)
+		mc_list_del(&found->link);
+	pthread_mutex_unlock(&eng->plain_mu);
+	if (!found)
+		return -MC_E_NOENT;
+	mc_free(found->ptr);
+	mc_free(found);
+	return 0;
+}
+
+void *mc_mem_alloc(struct mc_engine *eng, size_t len)
+{
+	void *ptr;
+
+	if (mc_engine_is_forked(eng) || len == 0)
+		return NULL;
+	if (eng->shm) {
+		if (mc_shm_alloc(eng->shm, len, &ptr) < 0)
+			return NULL;
+	} else {
+		ptr = plain_alloc(eng, len);
+		if (!ptr)
+			return NULL;
+	}
+	if (mc_mem_reg(eng, ptr, len, "*", MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE) == 0)
+		return ptr;
+	if (eng->shm)
+		(void)mc_shm_free(eng->shm, ptr);
+	else
+		(void)plain_free(eng, ptr);
+	return NULL;
+}
+
+int mc_mem_free(struct mc_engine *eng, void *addr)
+{
+	int rc;
+
+	if (mc_engine_is_forked(eng))
+		return -MC_E_FORKED;
+	if (!addr)
+		return -MC_E_NOENT;
+	rc = mc_mem_unreg(eng, addr);
+	if (rc < 0)
+		return rc;
+	return eng->shm ? mc_shm_free(eng->shm, addr) : plain_free(eng, addr);
+}
+
+static void keep_addr(void *user, const struct mc_region_info *info)
+{
+	uint64_t *addr = user;
+
+	*addr = info->desc.addr;
+}
+
+void mc_mem_drop_all(struct mc_engine *eng)
+{
+	uint64_t addr;
+
+	while (mc_region_count(eng->regions) > 0) {
+		mc_region_each(eng->regions, keep_addr, &addr);
+		if (mc_region_del(eng->regions, addr) < 0)
+			return;
+	}
+	while (!mc_list_is_empty(&eng->plain))
+		(void)plain_free(eng, mc_list_first(&eng->plain, struct plain, link)->ptr);
+}
+
+struct first {
+	uint64_t addr;
+	bool is_found;
+};
+
+static void first_of(void *user, const struct mc_region_info *info)
+{
+	struct first *f = user;
+
+	if (!f->is_found)
+		*f = (struct first){info->desc.addr, true};
+}
+
+int mc_mem_first(struct mc_engine *eng, uint64_t *ret_addr)
+{
+	struct first f = {0};
+
+	mc_region_each(eng->regions, first_of, &f);
+	*ret_addr = f.addr;
+	return 0;
+}

@@ -1,0 +1,219 @@
+/*
+ * metrics.c: what the engine counts: bytes, operations and retries by transport, rail and peer;
+ * latencies by direction; errors by transport and cause; what peers took from us.
+ */
+#include <string.h>
+
+#include "base/log.h"
+#include "engine/priv.h"
+#include "engine/routes.h"
+
+#define STATS_MAX 65536u
+#define LINKS_MAX 8192u /* (transport, rail, peer) triples with counters of their own */
+#define TEXT_MAX (64u << 20)
+
+/* One (transport, cause) pair. */
+struct error_stat {
+	struct mc_counter n;
+	_Atomic bool is_named;
+};
+
+struct mc_stats {
+	struct mc_stat_reg *reg;
+	pthread_mutex_t mu; /* guards links and naming; a leaf */
+	struct mc_list links;
+	unsigned nlinks;
+	struct mc_rail_stats other; /* for links beyond the limit */
+	struct mc_hist latency[MC_OP_COUNT];
+	struct mc_counter groups[2]; /* succeeded, failed */
+	struct error_stat errors[MC_ROUTE_COUNT][MC_E_COUNT];
+	struct mc_gauge served_bytes[MC_OP_COUNT], served_requests[MC_OP_COUNT], refused, conns,
+	    regions;
+};
+
+static const char *const op_name[MC_OP_COUNT] = {"read", "write"};
+
+static int add(struct mc_engine *eng, const char *name, const char *help, enum mc_stat_kind kind,
+	       const struct mc_stat_label *labels, size_t n, const void *numbers)
+{
+	struct mc_stat_desc d = {.name = name, .help = help, .kind = kind};
+
+	if (kind == MC_STAT_HIST)
+		d.scale = 1e-9;
+	return mc_stat_add(eng->stats->reg, &d, labels, n, numbers, NULL);
+}
+
+static int link_name(struct mc_engine *eng, struct mc_rail_stats *l)
+{
+	struct mc_stat_label labels[] = {
+	    {"transport", l->transport}, {"rail", l->rail}, {"peer", l->peer}, {"op", NULL}};
+	int rc = 0;
+
+	for (int op = 0; op < MC_OP_COUNT && rc == 0; op++) {
+		labels[3].value = op_name[op];
+		rc = add(eng, "mc_transfer_bytes_total", "Bytes moved by transfers of this process",
+			 MC_STAT_COUNTER, labels, 4, &l->bytes[op]);
+		if (rc == 0)
+			rc = add(eng, "mc_transfer_operations_total",
+				 "Fragments moved by transfers of this process", MC_STAT_COUNTER,
+				 labels, 4, &l->ops[op]);
+	}
+	if (rc == 0)
+		rc = add(eng, "mc_transfer_lanes_broken_total",
+			 "Connections that broke with slices on them", MC_STAT_COUNTER, labels, 3,
+			 &l->retries);
+	return rc;
+}
+
+struct mc_rail_stats *mc_stats_rail(struct mc_engine *eng, const char *transport, const char *rail,
+				    const char *peer)
+{
+	struct mc_stats *st = eng->stats;
+	struct mc_rail_stats *l, *found = NULL;
+
+	pthread_mutex_lock(&st->mu);
+	mc_list_each (l, &st->links, link)
+		if (strcmp(l->transport, transport) == 0 && strcmp(l->rail, rail) == 0 &&
+		    strcmp(l->peer, peer) == 0)
+			found = l;
+	if (!found && st->nlinks < LINKS_MAX)
+		found = mc_aligned_alloc(MC_CACHELINE, sizeof(*found));
+	else if (found)
+		goto out;
+	if (!found) {
+		found = &st->other;
+		goto out;
+	}
+	(void)mc_strlcpy(found->transport, sizeof(found->transport), transport);
+	(void)mc_strlcpy(found->rail, sizeof(found->rail), rail);
+	(void)mc_strlcpy(found->peer, sizeof(found->peer), peer);
+	mc_list_push_back(&st->links, &found->link);
+	st->nlinks++;
+	if (link_name(eng, found) < 0)
+		mc_log_warn("metrics are incomplete", "peer=%s transport=%s", peer, transport);
+out:
+	pthread_mutex_unlock(&st->mu);
+	return found;
+}
+
+void mc_stats_done(struct mc_gop *op)
+{
+	struct mc_stats *st = op->eng->stats;
+
+	mc_counter_add(&st->groups[op->status < 0], 1);
+	if (op->status == 0 && op->nslices > 0)
+		mc_hist_add(&st->latency[op->op], mc_now_ns() - op->begin_ns);
+}
+
+void mc_stats_error(struct mc_engine *eng, enum mc_route route, int code)
+{
+	struct error_stat *e;
+	int at = code < 0 ? -code : code;
+
+	if (at >= MC_E_COUNT || route >= MC_ROUTE_COUNT)
+		return;
+	e = &eng->stats->errors[route][at];
+	if (!atomic_exchange_explicit(&e->is_named, true, memory_order_relaxed)) {
+		struct mc_stat_label labels[] = {{"transport", mc_route_name(route)},
+						 {"cause", mc_err_name(code)}};
+
+		if (add(eng, "mc_transfer_errors_total", "Slices that failed, by cause",
+			MC_STAT_COUNTER, labels, 2, &e->n) < 0)
+			mc_log_debug("metrics are incomplete", "cause=%s", mc_err_name(code));
+	}
+	mc_counter_add(&e->n, 1);
+}
+
+static int name_all(struct mc_engine *eng)
+{
+	struct mc_stats *st = eng->stats;
+	int rc = 0;
+
+	for (int op = 0; op < MC_OP_COUNT && rc == 0; op++) {
+		struct mc_stat_label l = {"op", op_name[op]};
+
+		rc = add(eng, "mc_transfer_seconds", "Time from submission to the end of a group",
+			 MC_STAT_HIST, &l, 1, &st->latency[op]);
+		if (rc == 0)
+			rc = add(eng, "mc_served_bytes",
+				 "Bytes that peers moved through our TCP port", MC_STAT_GAUGE, &l,
+				 1, &st->served_bytes[op]);
+		if (rc == 0)
+			rc = add(eng, "mc_served_requests", "Requests of peers on our TCP port",
+				 MC_STAT_GAUGE, &l, 1, &st->served_requests[op]);
+	}
+	for (int i = 0; i < 2 && rc == 0; i++) {
+		struct mc_stat_label l = {"result", i ? "failed" : "succeeded"};
+
+		rc = add(eng, "mc_transfer_groups_total", "Groups that ended", MC_STAT_COUNTER, &l,
+			 1, &st->groups[i]);
+	}
+	if (rc == 0)
+		rc = add(eng, "mc_served_refused", "Requests of peers that were refused",
+			 MC_STAT_GAUGE, NULL, 0, &st->refused);
+	if (rc == 0)
+		rc = add(eng, "mc_served_connections", "Connections on our TCP port", MC_STAT_GAUGE,
+			 NULL, 0, &st->conns);
+	if (rc == 0)
+		rc = add(eng, "mc_memory_regions", "Registered ranges", MC_STAT_GAUGE, NULL, 0,
+			 &st->regions);
+	return rc;
+}
+
+int mc_stats_open(struct mc_engine *eng)
+{
+	struct mc_stats *st = mc_aligned_alloc(MC_CACHELINE, sizeof(*st));
+	int rc;
+
+	if (!st)
+		return -MC_E_NOMEM;
+	pthread_mutex_init(&st->mu, NULL);
+	mc_list_init(&st->links);
+	eng->stats = st;
+	rc = mc_stat_reg_open(STATS_MAX, &st->reg);
+	return rc < 0 ? rc : name_all(eng);
+}
+
+void mc_stats_close(struct mc_engine *eng)
+{
+	struct mc_stats *st = eng->stats;
+	struct mc_rail_stats *l;
+
+	if (!st)
+		return;
+	mc_stat_reg_close(st->reg);
+	mc_list_each (l, &st->links, link)
+		mc_free(l);
+	pthread_mutex_destroy(&st->mu);
+	mc_free(st);
+	eng->stats = NULL;
+}
+
+char *mc_metrics_text(struct mc_engine *eng)
+{
+	struct mc_stats *st = eng->stats;
+	struct mc_tcp_served served;
+	struct mc_str out;
+
+	if (mc_engine_is_forked(eng))
+		return NULL;
+	mc_tcp_dev_served(eng->tcp, &served);
+	for (int op = 0; op < MC_OP_COUNT; op++) {
+		mc_gauge_set(&st->served_bytes[op], (int64_t)served.bytes[op]);
+		mc_gauge_set(&st->served_requests[op], (int64_t)served.requests[op]);
+	}
+	mc_gauge_set(&st->refused, (int64_t)served.refused);
+	mc_gauge_set(&st->conns, (int64_t)served.conns);
+	mc_gauge_set(&st->regions, (int64_t)mc_region_count(eng->regions));
+	mc_str_init(&out, TEXT_MAX);
+	if (mc_stat_render(st->reg, &out) < 0) {
+		mc_str_fini(&out);
+		return NULL;
+	}
+	return mc_str_take(&out);
+}
+
+void mc_text_free(char *text)
+{
+	mc_free(text);
+}

@@ -1,0 +1,463 @@
+/*
+ * priv.h: the engine's own objects. Who may touch what:
+ *
+ *   mc_engine    any thread; mutable parts name their lock
+ *   mc_peer      a segment name; `mu` guards the current session
+ *   mc_session   one incarnation of a peer: its epoch, rails, known regions, lanes. Counted
+ * references; `mu` guards the lists mc_pump      moves slices over lanes of one session; one owner
+ * thread: a synchronous caller's stack, or a loop mc_elane     one lane; its owner is the pump that
+ * acquired it mc_gop       a group under way; its numbers are written by the pump's owner only, its
+ * state word is for waiters
+ *
+ * Lock order: peers_mu > peer.mu > session.mu > leaf locks. No lock is held across I/O but peer.mu
+ * while a session opens.
+ */
+#ifndef MC_ENGINE_PRIV_H
+#define MC_ENGINE_PRIV_H
+
+#include <mooncake/engine.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/fork.h"
+#include "base/hash.h"
+#include "base/ids.h"
+#include "base/itree.h"
+#include "base/stats.h"
+#include "base/statreg.h"
+#include "disco/control.h"
+#include "disco/handshake.h"
+#include "disco/meta.h"
+#include "engine/conf.h"
+#include "engine/rail.h"
+#include "engine/retry.h"
+#include "rpc/rpc.h"
+#include "xport/tcp.h"
+#include "xport/xport.h"
+
+#define MC_LOOPS_MAX 4u
+#define MC_RAILS_MAX 8u
+#define MC_PEERS_MAX 65536u
+#define MC_GROUPS_MAX 65536u
+#define MC_GROUP_FRAGS_MAX (1u << 20)
+#define MC_LANES_MAX 24u      /* of one session on one rail */
+#define MC_PUMP_LANES_MAX 16u /* of one pump */
+#define MC_INBOX_MAX 65536u   /* notices waiting */
+#define MC_INBOX_BYTES_MAX (64u << 20)
+#define MC_UNFENCED_MAX 1024u /* quarantined ranges of one session */
+
+struct mc_session;
+struct mc_peer;
+struct mc_pump;
+struct mc_gop;
+
+struct mc_worker_job {
+	struct mc_list link;
+	void (*run)(struct mc_worker_job *job);
+};
+
+enum mc_route {
+	MC_ROUTE_SELF,
+	MC_ROUTE_SHM,
+	MC_ROUTE_FILE,
+	MC_ROUTE_TCP,
+	MC_ROUTE_COUNT,
+};
+
+enum mc_peer_kind {
+	MC_PEER_SELF,
+	MC_PEER_OURS,
+	MC_PEER_CLASSIC, /* upstream's engine */
+	MC_PEER_FILE,
+};
+
+/** A slice with the engine's bookkeeping. Lives in its group. */
+struct mc_eslice {
+	struct mc_slice s; /* s.link: the transport's list while posted, a pump's list while not */
+	struct mc_gop *op;
+	struct mc_session *session; /* counted */
+	struct mc_list flying;	    /* mc_elane.flying while posted */
+	struct mc_elane *lane;	    /* while posted */
+	uint64_t posted_ns;
+	struct mc_retry retry;
+	uint32_t t_first, t_last; /* transfers that it carries parts of */
+	enum mc_route route;
+	bool is_refreshed; /* its regions were resolved again after a refusal */
+};
+
+struct mc_tstate {
+	uint32_t slices_left;
+	_Atomic int status;
+	_Atomic bool is_done;
+	uint64_t len;
+};
+
+enum mc_gop_state {
+	MC_GOP_RUNNING,
+	MC_GOP_DONE,
+};
+
+struct mc_gop {
+	struct mc_engine *eng;
+	struct mc_list pool_link;
+	_Atomic uint32_t refs;
+	_Atomic uint32_t state; /* futex word: enum mc_gop_state */
+	_Atomic bool is_canceled;
+	bool is_expired;
+	uint64_t id, begin_ns, deadline_ns, soft_ns; /* soft: when fencing must begin */
+	uint64_t user;
+	struct mc_cq *cq; /* counted by the queue itself */
+	enum mc_priority prio;
+	enum mc_op op;
+	/* the driver's */
+	uint32_t slices_left;
+	int status; /* first error */
+	_Atomic uint64_t bytes;
+	struct mc_diag diag; /* written once, before the state */
+	bool has_diag;
+	/* the request, kept until done */
+	struct mc_tstate *t;
+	struct mc_frag *frags;
+	struct mc_eslice *slices;
+	size_t nt, nfrags, nslices;
+	size_t t_cap, frags_cap, slices_cap;
+	/* notification to send once all is visible */
+	struct mc_session *notify_session; /* counted, NULL: none */
+	char *notify_name, *notify_msg;	   /* mc_free */
+	uint32_t notify_name_len, notify_msg_len;
+	/* asynchronous groups: the way to the loop and back */
+	struct mc_task task;
+	struct mc_loop *loop;
+};
+
+struct mc_elane {
+	struct mc_list link; /* mc_session.lanes, under its mu */
+	struct mc_session *session;
+	struct mc_xlane *x;
+	enum mc_route route;
+	unsigned rail;
+	_Atomic bool is_owned; /* claimed and released under session.mu */
+	uint64_t idle_since_ns;
+	/* the owner's */
+	struct mc_list flying; /* mc_eslice.flying */
+	uint64_t flying_bytes;
+	unsigned flying_n;
+	uint64_t seen_progress, seen_ns; /* watchdog */
+	struct mc_pump *pump;
+	struct mc_rail_stats *stats;
+	struct mc_watch watch; /* loop pumps only */
+	bool is_watched;
+};
+
+struct mc_rail {
+	struct mc_addr local, remote; /* local.len 0: the system's choice */
+	struct mc_rail_health health; /* session.mu */
+	unsigned nlanes;	      /* session.mu */
+	struct mc_rail_stats *stats;  /* of the engine, by local address and transport */
+};
+
+/** A write that could not be fenced: no new write there until it is. */
+struct mc_unfenced {
+	struct mc_list link;
+	struct mc_inode node; /* remote addresses */
+	uint8_t token[MC_XPORT_TOKEN_MAX];
+	size_t token_len;
+};
+
+struct mc_session {
+	struct mc_engine *eng;
+	struct mc_peer *peer; /* outlives the session */
+	_Atomic uint32_t refs;
+	_Atomic bool is_dead; /* the incarnation is gone, or was given up: open anew */
+	enum mc_peer_kind kind;
+	uint64_t epoch;
+	uint8_t nonce[MC_NONCE_BYTES];
+	int classic_proto;
+	struct mc_rail rails[MC_RAILS_MAX];
+	unsigned nrails;
+	struct mc_shm_peer *shm; /* attached, or NULL */
+	struct mc_file_seg *file;
+
+	struct mc_addr ctl_addr; /* the peer's control port */
+	struct mc_worker_job end_job;
+	pthread_mutex_t ctl_mu; /* guards ctl; held while it connects */
+	struct mc_rpc_conn *ctl;
+	unsigned ctl_users;
+
+	pthread_mutex_t mu;
+	struct mc_list lanes;
+	_Atomic uint32_t lane_seq; /* futex word of callers waiting for a lane */
+	_Atomic uint32_t lane_waiters;
+	struct mc_itree regions; /* mc_eregion.node */
+	struct mc_list stale;	 /* regions that were found stale; freed with the session */
+	size_t nregions;
+	struct mc_list unfenced;
+	struct mc_itree unfenced_ranges;
+	unsigned nunfenced;
+	struct mc_pump *pumps[MC_LOOPS_MAX]; /* each its loop's */
+};
+
+struct mc_eregion {
+	struct mc_inode node;
+	struct mc_list link;
+	struct mc_remote_region r;
+};
+
+struct mc_peer {
+	struct mc_engine *eng;
+	char *name;
+	int32_t id;
+	pthread_mutex_t
+	    mu; /* guards session; held while one opens, so that callers wait for one attempt */
+	struct mc_session *session;
+	_Atomic bool is_closed;
+};
+
+/** Moves slices of one session. The owner thread calls everything in here. */
+struct mc_pump {
+	struct mc_session *session;
+	struct mc_loop *loop; /* NULL: a synchronous caller's, on its stack */
+	unsigned loop_index;
+	struct mc_list todo[MC_PRIO_COUNT]; /* mc_slice.link */
+	unsigned ntodo;
+	struct mc_elane *lanes[MC_PUMP_LANES_MAX];
+	unsigned nlanes;
+	unsigned nflying;	/* slices posted */
+	unsigned nfencing;	/* slices at a worker */
+	uint64_t wait_until_ns; /* back-off of retries */
+	struct mc_timer tick;
+	struct mc_task kick;
+	bool is_kick_queued;
+	uint64_t todo_bytes;
+};
+
+struct mc_notice_node {
+	struct mc_list link;
+	struct mc_notice n;
+};
+
+struct mc_rail_stats {
+	struct mc_list link;
+	struct mc_counter bytes[MC_OP_COUNT], ops[MC_OP_COUNT], retries;
+	char transport[16], rail[MC_ADDR_TEXT_MAX], peer[256];
+};
+
+struct mc_engine {
+	_Atomic uint32_t refs;
+	uint64_t fork_gen;
+	struct mc_conf conf;
+	struct mc_hs_conf hs;
+	char *name;    /* what peers open */
+	char *address; /* "ip:port" of the control port */
+	uint16_t port;
+	uint64_t epoch;
+	uint8_t nonce[MC_NONCE_BYTES];
+	char boot_id[40];
+	struct mc_loop *loops[MC_LOOPS_MAX];
+	unsigned nloops;
+	struct mc_region_table *regions;
+	struct mc_xdev *tcp, *self, *shm, *file;
+	pthread_mutex_t plain_mu; /* guards plain: memory handed out where memfds are forbidden */
+	struct mc_list plain;
+	struct mc_addr rail_addrs[MC_RAILS_MAX]; /* [0]: the advertised address */
+	unsigned nrail_addrs;
+	struct mc_control *control;
+	struct mc_rpc_server *rpc;
+	struct mc_meta *meta;		   /* NULL: P2P */
+	bool is_joined;			   /* the metadata service lists us */
+	struct mc_control_text *desc_text; /* first loop only: our descriptor as of desc_version */
+	uint64_t desc_version;
+	pthread_mutex_t publish_mu; /* one update of the metadata service at a time */
+	_Atomic bool is_closing;
+
+	pthread_mutex_t peers_mu;
+	struct mc_peer **peers; /* by id */
+	size_t npeers, peers_cap;
+	struct mc_map peers_by_name;
+
+	struct mc_ids *groups;
+	pthread_mutex_t pool_mu;
+	struct mc_list pool; /* mc_gop.pool_link */
+	unsigned pool_n;
+	_Atomic uint32_t gops_live;
+	_Atomic uint32_t sessions_live;
+	_Atomic uint32_t next_loop;
+
+	pthread_mutex_t inbox_mu;
+	struct mc_list inbox; /* mc_notice_node.link */
+	size_t inbox_n, inbox_bytes;
+	uint64_t seen_notify[256]; /* ids of the last notifications, against doubles */
+	unsigned seen_at;
+
+	pthread_mutex_t work_mu;
+	pthread_cond_t work_cond;
+	struct mc_list work; /* mc_worker_job.link */
+	unsigned nworkers, nidle;
+	bool is_work_over;
+	pthread_t workers[MC_WORKERS_MAX];
+
+	struct mc_stats *stats;
+	struct mc_http_server *http;
+};
+
+/* ---- segment.c ---- */
+int mc_peer_by_id(struct mc_engine *eng, int32_t id, struct mc_peer **ret_peer);
+/** The local segment's peer, id 0. Before any other. */
+int mc_peers_open(struct mc_engine *eng);
+/** Sessions are given up; every group has ended. */
+void mc_peers_close(struct mc_engine *eng);
+
+/* ---- session.c ---- */
+/** The peer's session, opened if there is none that lives. Blocks. One reference for the caller. */
+int mc_session_get(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *diag,
+		   struct mc_session **ret_session);
+void mc_session_ref(struct mc_session *s);
+void mc_session_put(struct mc_session *s);
+/** Give it up: the next mc_session_get() opens anew. */
+void mc_session_kill(struct mc_session *s);
+/** Regions for the ranges of a request. Blocks for one round trip per unknown batch. */
+int mc_session_region(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns,
+		      const struct mc_remote_region **ret_region);
+/** Ask for many ranges at once, ahead of mc_session_region(). */
+int mc_session_resolve(struct mc_session *s, const struct mc_iov *ranges, size_t n,
+		       uint64_t deadline_ns);
+/** As learnt from a descriptor or a call. */
+int mc_session_learn(struct mc_session *s, const struct mc_remote_region *r,
+		     const struct mc_remote_region **ret_region);
+/** A region turned out to be stale: forget it (memory stays until the session ends). */
+void mc_session_forget(struct mc_session *s, const struct mc_remote_region *region);
+/** One control call. @return the peer's status or a connection error */
+int mc_session_call(struct mc_session *s, uint16_t method, const void *req, size_t req_len,
+		    uint64_t deadline_ns, void *reply, size_t reply_cap, size_t *ret_len);
+
+/* ---- find.c ---- */
+#define MC_FILE_SCHEME "file://"
+struct mc_segdesc;
+/** Control address and descriptor of the session's peer. Blocks. */
+int mc_find_peer(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *diag,
+		 struct mc_segdesc **ret_desc);
+int mc_classic_open(struct mc_session *s, const struct mc_segdesc *desc, struct mc_diag *diag);
+/** An address that the upstream peer's last descriptor did not show: ask once more. */
+int mc_classic_refresh(struct mc_session *s, uint64_t addr, uint64_t deadline_ns,
+		       const struct mc_remote_region **ret_region);
+int mc_session_open_file(struct mc_session *s, struct mc_diag *diag);
+
+/* ---- lane.c ---- */
+/** Claim an idle lane on this route and rail, or open one. @return 0; -MC_E_AGAIN (all are owned);
+ * lane_open()'s errors */
+int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail,
+		  struct mc_elane **ret_lane);
+/** Give it back, idle. */
+void mc_lane_release(struct mc_elane *lane);
+/** Forget a broken or unwanted lane; it is aborted already. */
+void mc_lane_drop(struct mc_elane *lane);
+/** Close the lanes that nobody owns. */
+void mc_lane_drop_idle(struct mc_session *s);
+
+/* ---- pump.c ---- */
+void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,
+		  unsigned loop_index);
+void mc_pump_add(struct mc_pump *p, struct mc_eslice *es);
+/** Post what can be posted. */
+void mc_pump_feed(struct mc_pump *p, uint64_t now_ns);
+/** Progress on all lanes; a synchronous pump may wait up to block_ns. */
+void mc_pump_poll(struct mc_pump *p, uint64_t block_ns);
+/** Deadlines, cancels, stalled lanes. Every 50 ms or so while anything is under way. */
+void mc_pump_check(struct mc_pump *p, uint64_t now_ns);
+static inline bool mc_pump_is_idle(const struct mc_pump *p)
+{
+	return p->ntodo == 0 && p->nflying == 0 && p->nfencing == 0;
+}
+/** All lanes back to the session. */
+void mc_pump_release(struct mc_pump *p);
+/** Break a lane: its slices are requeued, failed or fenced. */
+void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t now_ns);
+/** A slice left a lane without an outcome: again, or fail with rc. */
+void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now_ns);
+
+/* ---- fence.c ---- */
+/** Fence the writes in `maybe` (mc_slice.link) whose lane's token this is; the pump gets them back
+ * decided. */
+void mc_fence(struct mc_pump *p, struct mc_list *maybe, const uint8_t *token, size_t token_len,
+	      int cause);
+/** -MC_E_UNFENCED while an earlier write to the range may still land. Tries to fence it first. */
+int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns);
+
+/* ---- group.c ---- */
+int mc_gop_open(struct mc_engine *eng, const struct mc_group *group, struct mc_diag *diag,
+		struct mc_gop **ret_op);
+void mc_gop_ref(struct mc_gop *op);
+void mc_gop_put(struct mc_gop *op);
+/** A slice is over. Driver thread. */
+void mc_gop_slice_end(struct mc_eslice *es, int status, const char *cause);
+/** Everything is over: notification, then waiters and queues hear of it. */
+void mc_gop_end(struct mc_gop *op);
+/** What end does after the notification. */
+void mc_gop_finish(struct mc_gop *op);
+int mc_gop_wait(struct mc_gop *op, uint64_t deadline_ns);
+void mc_gop_pool_fini(struct mc_engine *eng);
+
+/* ---- async.c ---- */
+void mc_async_start(struct mc_gop *op);
+/** Loop thread: a pump has something to do. */
+void mc_async_kick(struct mc_pump *p);
+void mc_session_pumps_close(struct mc_session *s);
+
+/* ---- cq.c ---- */
+/** Room for one more group. @return 0; -MC_E_AGAIN; -MC_E_CLOSED */
+int mc_cq_begin(struct mc_cq *cq);
+void mc_cq_undo(struct mc_cq *cq);
+bool mc_cq_is_closing(struct mc_cq *cq);
+void mc_cq_push(struct mc_cq *cq, const struct mc_gop *op);
+
+/* ---- notify.c ---- */
+int mc_notify_deliver(struct mc_session *s, const void *name, uint32_t name_len, const void *msg,
+		      uint32_t msg_len, uint64_t deadline_ns);
+/** A message came. @return 0; -MC_E_AGAIN: the inbox is full; -MC_E_EXIST: had it already */
+int mc_inbox_put(struct mc_engine *eng, uint64_t id, const void *name, size_t name_len,
+		 const void *msg, size_t msg_len);
+void mc_inbox_fini(struct mc_engine *eng);
+
+/* ---- worker.c: threads for what blocks ---- */
+void mc_work_post(struct mc_engine *eng, struct mc_worker_job *job);
+void mc_work_close(struct mc_engine *eng);
+
+/* ---- serve.c: what peers ask ---- */
+int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_diag *diag);
+/** A control connection came to the data port. Any loop. */
+int mc_serve_adopt(void *eng, int fd, const void *bytes, size_t len);
+void mc_serve_close(struct mc_engine *eng);
+/** Our descriptor as JSON (mc_free). */
+int mc_serve_descriptor(struct mc_engine *eng, size_t bytes_max, char **ret_json, size_t *ret_len,
+			struct mc_diag *diag);
+
+/* ---- mem.c ---- */
+/** Bring the metadata service up to date. @return 0 (also without one); -MC_E_METADATA */
+int mc_mem_publish(struct mc_engine *eng, struct mc_diag *diag);
+
+/** End every registration, whoever forgot it. */
+void mc_mem_drop_all(struct mc_engine *eng);
+int mc_mem_first(struct mc_engine *eng, uint64_t *ret_addr);
+
+/* ---- engine.c ---- */
+/** What every transport of this engine is opened with. */
+struct mc_xdev_env mc_engine_xdev_env(struct mc_engine *eng);
+
+/* ---- metrics.c ---- */
+int mc_stats_open(struct mc_engine *eng);
+void mc_stats_close(struct mc_engine *eng);
+/** Counters of a link, the same for the same names; never NULL. */
+struct mc_rail_stats *mc_stats_rail(struct mc_engine *eng, const char *transport, const char *rail,
+				    const char *peer);
+/** Serve the metrics over HTTP on loopback; port 0: do not. */
+int mc_metrics_serve(struct mc_engine *eng, uint16_t port, struct mc_diag *diag);
+void mc_metrics_unserve(struct mc_engine *eng);
+void mc_stats_done(struct mc_gop *op);
+void mc_stats_error(struct mc_engine *eng, enum mc_route route, int code);
+
+static inline bool mc_engine_is_forked(const struct mc_engine *eng)
+{
+	return mc_fork_is_child(eng->fork_gen);
+}
+
+#endif

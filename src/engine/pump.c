@@ -1,0 +1,560 @@
+/*
+ * pump.c: moves slices over the lanes of one session. The same code serves a synchronous caller,
+ * who drives it on the stack, and a loop, which drives it by events: everything here runs on the
+ * owner's thread.
+ *
+ * Slices wait in `todo` by priority. A lane takes the next slice when it has room, so a faster rail
+ * takes more of them; a rail that would finish the slice later than the others would finish
+ * everything is left out. A lane is added while there is more to move than one lane has in flight.
+ * What breaks is sorted by retry.h and rail.h; writes that may still land go through fence.c first.
+ */
+#include "engine/pump.h"
+
+#include <poll.h>
+
+#include "base/log.h"
+#include "base/sync.h"
+
+#define DONE_MAX 32u
+#define LANE_BYTES_MIN (4u << 20) /* in flight on a lane before the next lane is considered */
+#define LANE_SLICES_MAX 16u
+
+void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,
+		  unsigned loop_index)
+{
+	p->session = s;
+	p->loop = loop;
+	p->loop_index = loop_index;
+	for (int i = 0; i < MC_PRIO_COUNT; i++)
+		mc_list_init(&p->todo[i]);
+	p->ntodo = p->nlanes = p->nflying = p->nfencing = 0;
+	p->wait_until_ns = 0;
+	p->todo_bytes = 0;
+	p->tick.is_set = false;
+}
+
+void mc_pump_add(struct mc_pump *p, struct mc_eslice *es)
+{
+	mc_list_push_back(&p->todo[es->op->prio], &es->s.link);
+	p->ntodo++;
+	p->todo_bytes += es->s.len;
+}
+
+static void todo_del(struct mc_pump *p, struct mc_eslice *es)
+{
+	mc_list_del(&es->s.link);
+	p->ntodo--;
+	p->todo_bytes -= es->s.len;
+}
+
+static void todo_front(struct mc_pump *p, struct mc_eslice *es)
+{
+	mc_list_push_front(&p->todo[es->op->prio], &es->s.link);
+	p->ntodo++;
+	p->todo_bytes += es->s.len;
+}
+
+static struct mc_eslice *todo_first(struct mc_pump *p)
+{
+	for (int i = 0; i < MC_PRIO_COUNT; i++) {
+		struct mc_slice *s = mc_list_first(&p->todo[i], struct mc_slice, link);
+
+		if (s)
+			return mc_eslice_of(s);
+	}
+	return NULL;
+}
+
+/* ---- rails ---- */
+
+static bool rail_may_use(struct mc_pump *p, unsigned rail, uint64_t now_ns)
+{
+	struct mc_session *s = p->session;
+	bool may;
+
+	if (s->nrails == 1)
+		return true; /* nowhere else to go */
+	pthread_mutex_lock(&s->mu);
+	may = mc_rail_may_use(&s->rails[rail].health, now_ns);
+	pthread_mutex_unlock(&s->mu);
+	return may;
+}
+
+static void rail_failed(struct mc_pump *p, unsigned rail, uint64_t now_ns)
+{
+	struct mc_session *s = p->session;
+
+	pthread_mutex_lock(&s->mu);
+	mc_rail_failed(&s->rails[rail].health, now_ns);
+	pthread_mutex_unlock(&s->mu);
+}
+
+static void rail_worked(struct mc_pump *p, unsigned rail, uint64_t bytes, uint64_t took_ns)
+{
+	struct mc_session *s = p->session;
+
+	if (s->nrails == 1)
+		return;
+	pthread_mutex_lock(&s->mu);
+	mc_rail_worked(&s->rails[rail].health, bytes, took_ns);
+	pthread_mutex_unlock(&s->mu);
+}
+
+/* ---- lanes ---- */
+
+static void unwatch(struct mc_pump *p, struct mc_elane *lane)
+{
+	if (lane->is_watched)
+		mc_loop_unwatch(p->loop, &lane->watch);
+	lane->is_watched = false;
+}
+
+static void lane_forget(struct mc_pump *p, struct mc_elane *lane)
+{
+	unwatch(p, lane);
+	for (unsigned i = 0; i < p->nlanes; i++)
+		if (p->lanes[i] == lane) {
+			p->lanes[i] = p->lanes[--p->nlanes];
+			return;
+		}
+}
+
+void mc_pump_release(struct mc_pump *p)
+{
+	for (unsigned i = p->nlanes; i-- > 0;) {
+		struct mc_elane *lane = p->lanes[i];
+
+		if (lane->flying_n > 0)
+			continue;
+		lane_forget(p, lane);
+		mc_lane_release(lane);
+	}
+}
+
+static struct mc_elane *lane_add(struct mc_pump *p, enum mc_route route, unsigned rail, int *ret_rc)
+{
+	struct mc_elane *lane;
+
+	if (p->nlanes == MC_PUMP_LANES_MAX) {
+		*ret_rc = -MC_E_AGAIN;
+		return NULL;
+	}
+	*ret_rc = mc_lane_claim(p->session, route, rail, &lane);
+	if (*ret_rc < 0)
+		return NULL;
+	lane->pump = p;
+	lane->flying_n = 0;
+	lane->flying_bytes = 0;
+	lane->seen_ns = 0;
+	p->lanes[p->nlanes++] = lane;
+	return lane;
+}
+
+static bool has_room(const struct mc_elane *lane, const struct mc_eslice *es)
+{
+	if (lane->flying_n == 0)
+		return true;
+	return lane->flying_n < LANE_SLICES_MAX && lane->flying_bytes + es->s.len <= LANE_BYTES_MIN;
+}
+
+/* When `bytes` more would be through on this rail, by what has been learnt. */
+static double finish_ns(const struct mc_pump *p, unsigned rail, uint64_t flying, uint64_t bytes)
+{
+	double rate = p->session->rails[rail].health.rate;
+
+	return rate > 0 ? (double)(flying + bytes) / rate : 0;
+}
+
+static unsigned lanes_on(const struct mc_pump *p, enum mc_route route, unsigned rail,
+			 uint64_t *ret_flying)
+{
+	unsigned n = 0;
+
+	*ret_flying = 0;
+	for (unsigned i = 0; i < p->nlanes; i++)
+		if (p->lanes[i]->route == route && p->lanes[i]->rail == rail) {
+			n++;
+			*ret_flying += p->lanes[i]->flying_bytes;
+		}
+	return n;
+}
+
+/* Lanes worth having on one rail: one, and another for each LANE_BYTES_MIN that waits behind it. */
+static unsigned lanes_wanted(const struct mc_pump *p)
+{
+	unsigned want = 1 + (unsigned)(p->todo_bytes / LANE_BYTES_MIN);
+	unsigned most = (unsigned)p->session->eng->conf.lanes;
+
+	if (p->session->kind == MC_PEER_CLASSIC)
+		want = 1 + p->ntodo / 4;
+	return want < most ? want : most;
+}
+
+/* The lane for this slice: an owned one with room, least busy first, or a new one. NULL with
+ * *ret_rc: none now (AGAIN) or why not. */
+static struct mc_elane *choose(struct mc_pump *p, struct mc_eslice *es, uint64_t now_ns,
+			       int *ret_rc)
+{
+	unsigned nrails = es->route == MC_ROUTE_TCP ? p->session->nrails : 1;
+	struct mc_elane *best = NULL, *lane;
+	double best_ns = 0;
+	int rc, last_rc = -MC_E_AGAIN;
+
+	for (unsigned r = 0; r < nrails; r++) {
+		uint64_t flying;
+		unsigned n = lanes_on(p, es->route, r, &flying);
+		double at_ns = finish_ns(p, r, flying, es->s.len);
+		struct mc_elane *mine = NULL;
+
+		for (unsigned i = 0; i < p->nlanes; i++) {
+			lane = p->lanes[i];
+			if (lane->route == es->route && lane->rail == r && has_room(lane, es) &&
+			    (!mine || lane->flying_bytes < mine->flying_bytes))
+				mine = lane;
+		}
+		if ((!mine || (mine->flying_n > 0 && n < lanes_wanted(p))) &&
+		    (n == 0 || n < lanes_wanted(p)) && rail_may_use(p, r, now_ns)) {
+			lane = lane_add(p, es->route, r, &rc);
+			if (lane)
+				mine = lane;
+			else if (rc != -MC_E_AGAIN) {
+				rail_failed(p, r, now_ns);
+				last_rc = rc;
+			}
+		}
+		if (!mine)
+			continue;
+		if (!best || at_ns < best_ns ||
+		    (at_ns == best_ns && mine->flying_bytes < best->flying_bytes)) {
+			best = mine;
+			best_ns = at_ns;
+		}
+	}
+	*ret_rc = best ? 0 : last_rc;
+	return best;
+}
+
+/* ---- posting ---- */
+
+static void flying_add(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
+		       uint64_t now_ns)
+{
+	if (lane->flying_n == 0)
+		lane->seen_ns = now_ns;
+	mc_list_push_back(&lane->flying, &es->flying);
+	lane->flying_n++;
+	lane->flying_bytes += es->s.len;
+	p->nflying++;
+	es->posted_ns = now_ns;
+}
+
+static void flying_del(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es)
+{
+	mc_list_del(&es->flying);
+	lane->flying_n--;
+	lane->flying_bytes -= es->s.len;
+	p->nflying--;
+}
+
+void mc_pump_feed(struct mc_pump *p, uint64_t now_ns)
+{
+	struct mc_eslice *es;
+
+	if (now_ns < p->wait_until_ns)
+		return;
+	while ((es = todo_first(p))) {
+		struct mc_slice *s = &es->s;
+		int rc;
+		struct mc_elane *lane = choose(p, es, now_ns, &rc);
+
+		if (!lane) {
+			if (rc == -MC_E_AGAIN)
+				return;
+			todo_del(p, es);
+			mc_pump_again(p, es, rc, now_ns);
+			if (now_ns < p->wait_until_ns)
+				return;
+			continue;
+		}
+		todo_del(p, es);
+		es->lane = lane;
+		flying_add(p, lane, es, now_ns);
+		rc = lane->x->ops->post(lane->x, &s, 1);
+		if (rc == 1)
+			continue;
+		flying_del(p, lane, es);
+		todo_front(p, es);
+		if (rc == 0)
+			return;
+		mc_pump_break(p, lane, rc, now_ns);
+	}
+}
+
+/* ---- outcomes ---- */
+
+/* Why the group has to end now; 0: it goes on. */
+static int over(struct mc_gop *op, uint64_t now_ns)
+{
+	if (atomic_load_explicit(&op->eng->is_closing, memory_order_relaxed))
+		return -MC_E_CLOSED;
+	if (atomic_load_explicit(&op->is_canceled, memory_order_relaxed) ||
+	    (op->cq && mc_cq_is_closing(op->cq)))
+		return -MC_E_CANCELED;
+	if (now_ns >= op->soft_ns)
+		op->is_expired = true;
+	return op->is_expired ? -MC_E_TIMEDOUT : 0;
+}
+
+/* A refusal may only mean that what we know of the peer's ranges is old. @return true: again */
+static bool refresh(struct mc_pump *p, struct mc_eslice *es)
+{
+	struct mc_gop *op = es->op;
+
+	if (es->is_refreshed || p->loop || p->session->kind != MC_PEER_OURS)
+		return false;
+	es->is_refreshed = true;
+	for (uint32_t i = 0; i < es->s.nfrags; i++) {
+		struct mc_frag *f = &es->s.frags[i];
+		const struct mc_remote_region *old = f->rr;
+
+		mc_session_forget(p->session, old);
+		if (mc_session_region(p->session, f->raddr, f->len, op->soft_ns, &f->rr) < 0) {
+			f->rr = old;
+			return false;
+		}
+		if (f->raddr - f->rr->addr > f->rr->len ||
+		    f->len > f->rr->len - (f->raddr - f->rr->addr))
+			return false;
+	}
+	return true;
+}
+
+static void slice_done(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
+		       uint64_t now_ns)
+{
+	int status = es->s.status;
+
+	if (status == 0) {
+		rail_worked(p, lane->rail, es->s.len, now_ns - es->posted_ns);
+		mc_counter_add(&lane->stats->bytes[es->s.op], es->s.len);
+		mc_counter_add(&lane->stats->ops[es->s.op], es->s.nfrags);
+	} else if (status == -MC_E_STALE && refresh(p, es)) {
+		todo_front(p, es);
+		return;
+	} else if ((status == -MC_E_UNSUPPORTED || status == -MC_E_UNAVAILABLE) &&
+		   mc_route_fallback(p->session, es->route) != MC_ROUTE_COUNT) {
+		es->route = mc_route_fallback(p->session, es->route);
+		todo_front(p, es);
+		return;
+	}
+	mc_gop_slice_end(es, status, mc_route_name(lane->route));
+}
+
+void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now_ns)
+{
+	struct mc_gop *op = es->op;
+	uint64_t wait_ns;
+	int why = over(op, now_ns);
+
+	/* A lane that was given up for one group's sake costs the others on it nothing. */
+	if (why == 0 && (rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED || rc == -MC_E_CLOSED))
+		rc = -MC_E_RESET;
+	if (why < 0)
+		rc = why;
+	else if (atomic_load_explicit(&p->session->is_dead, memory_order_relaxed) &&
+		 mc_err_scope(rc) == MC_SCOPE_RAIL)
+		rc = -MC_E_PEER_DEAD;
+	else if (mc_retry_next(&es->retry, rc, (unsigned)p->session->eng->conf.tries, &wait_ns)) {
+		if (wait_ns && p->session->nrails == 1)
+			p->wait_until_ns = mc_time_after(now_ns, wait_ns);
+		todo_front(p, es);
+		return;
+	}
+	mc_stats_error(p->session->eng, es->route, rc);
+	mc_gop_slice_end(es, rc, mc_route_name(es->route));
+}
+
+void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t now_ns)
+{
+	uint8_t token[MC_XPORT_TOKEN_MAX];
+	struct mc_list left, maybe;
+	struct mc_slice *s;
+	size_t token_len;
+
+	mc_list_init(&left);
+	mc_list_init(&maybe);
+	token_len = lane->x->ops->abort(lane->x, &left, token);
+	mc_log_info("lane broke", "peer=%s transport=%s cause=\"%s\" slices=%u",
+		    p->session->peer->name, mc_route_name(lane->route), mc_err_text(rc),
+		    lane->flying_n);
+	if (lane->route == MC_ROUTE_TCP && mc_err_scope(rc) != MC_SCOPE_OP)
+		rail_failed(p, lane->rail, now_ns);
+	mc_counter_add(&lane->stats->retries, 1);
+	mc_list_each (s, &left, link) {
+		struct mc_eslice *es = mc_eslice_of(s);
+
+		mc_list_del(&s->link);
+		flying_del(p, lane, es);
+		es->lane = NULL;
+		if (s->verdict == MC_SLICE_DONE)
+			slice_done(p, lane, es, now_ns);
+		else if (s->verdict == MC_SLICE_MAYBE)
+			mc_list_push_back(&maybe, &s->link);
+		else
+			mc_pump_again(p, es, rc, now_ns);
+	}
+	mc_assert(lane->flying_n == 0);
+	lane_forget(p, lane);
+	mc_lane_drop(lane);
+	if (rc == -MC_E_PEER_RESTARTED)
+		mc_session_kill(p->session);
+	if (!mc_list_is_empty(&maybe))
+		mc_fence(p, &maybe, token, token_len, rc);
+}
+
+/* ---- progress ---- */
+
+static int poll_lane(struct mc_pump *p, struct mc_elane *lane, uint64_t block_ns)
+{
+	struct mc_slice *done[DONE_MAX];
+	uint64_t now_ns;
+	int n = lane->x->ops->poll(lane->x, block_ns, done, DONE_MAX);
+
+	if (n == 0)
+		return 0;
+	now_ns = mc_now_ns();
+	if (n < 0) {
+		mc_pump_break(p, lane, n, now_ns);
+		return 1;
+	}
+	for (int i = 0; i < n; i++) {
+		struct mc_eslice *es = mc_eslice_of(done[i]);
+
+		flying_del(p, lane, es);
+		es->lane = NULL;
+		slice_done(p, lane, es, now_ns);
+	}
+	return n;
+}
+
+/* Sleep until one of the lanes has news. */
+static void wait_lanes(struct mc_pump *p, uint64_t block_ns)
+{
+	struct pollfd fds[MC_PUMP_LANES_MAX];
+	struct timespec ts = {.tv_sec = (time_t)(block_ns / MC_NS_PER_S),
+			      .tv_nsec = (long)(block_ns % MC_NS_PER_S)};
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < p->nlanes; i++) {
+		struct mc_xarm arm;
+
+		if (p->lanes[i]->flying_n == 0)
+			continue;
+		p->lanes[i]->x->ops->arm(p->lanes[i]->x, &arm);
+		if (arm.fd >= 0)
+			fds[n++] = (struct pollfd){.fd = arm.fd, .events = arm.events};
+	}
+	(void)ppoll(fds, n, &ts, NULL);
+}
+
+/* Every lane of this session is in use by others: wait until one comes back. */
+static void wait_free_lane(struct mc_pump *p, uint64_t block_ns)
+{
+	struct mc_session *s = p->session;
+	uint32_t seq;
+
+	atomic_fetch_add_explicit(&s->lane_waiters, 1, memory_order_seq_cst);
+	seq = atomic_load_explicit(&s->lane_seq, memory_order_acquire);
+	mc_pump_feed(p, mc_now_ns());
+	if (p->nflying == 0 && p->ntodo > 0)
+		/* Woken or not, the caller looks again. */
+		if (mc_futex_wait(&s->lane_seq, seq, mc_time_after(mc_now_ns(), block_ns)) < 0)
+			mc_cpu_relax();
+	atomic_fetch_sub_explicit(&s->lane_waiters, 1, memory_order_relaxed);
+}
+
+void mc_pump_poll(struct mc_pump *p, uint64_t block_ns)
+{
+	unsigned busy = 0;
+	int n = 0;
+
+	if (p->nflying == 0) {
+		if (block_ns > 0 && p->ntodo > 0)
+			wait_free_lane(p, block_ns);
+		return;
+	}
+	for (unsigned i = 0; i < p->nlanes; i++)
+		busy += p->lanes[i]->flying_n > 0;
+	for (unsigned i = p->nlanes; i-- > 0;) {
+		if (i >= p->nlanes || p->lanes[i]->flying_n == 0)
+			continue;
+		n += poll_lane(p, p->lanes[i], busy == 1 && !p->loop ? block_ns : 0);
+	}
+	if (n == 0 && busy > 1 && block_ns > 0)
+		wait_lanes(p, block_ns);
+}
+
+/* ---- deadlines and stalls ---- */
+
+/* Why this lane should be given up now; 0: it should not. */
+static int verdict(struct mc_pump *p, struct mc_elane *lane, uint64_t now_ns, bool others_move)
+{
+	uint64_t progress = lane->x->ops->progress(lane->x);
+	struct mc_eslice *es;
+
+	mc_list_each (es, &lane->flying, flying) {
+		int rc = over(es->op, now_ns);
+
+		if (rc < 0)
+			return rc;
+	}
+	if (progress != lane->seen_progress) {
+		lane->seen_progress = progress;
+		lane->seen_ns = now_ns;
+	}
+	if (lane->route != MC_ROUTE_TCP || p->session->nrails == 1)
+		return 0;
+	if (now_ns - lane->seen_ns > (others_move ? MC_RAIL_STALL_NS : MC_RAIL_STALL_ALONE_NS))
+		return -MC_E_STALLED;
+	return 0;
+}
+
+void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
+{
+	bool is_moving[MC_RAILS_MAX] = {0};
+	unsigned nmoving = 0;
+
+	for (int prio = 0; prio < MC_PRIO_COUNT; prio++) {
+		struct mc_slice *s;
+
+		mc_list_each (s, &p->todo[prio], link) {
+			struct mc_eslice *es = mc_eslice_of(s);
+			int rc = over(es->op, now_ns);
+
+			if (rc == 0)
+				continue;
+			todo_del(p, es);
+			mc_gop_slice_end(es, rc, mc_route_name(es->route));
+		}
+	}
+	for (unsigned i = 0; i < p->nlanes; i++) {
+		struct mc_elane *lane = p->lanes[i];
+
+		if (lane->flying_n > 0 && lane->route == MC_ROUTE_TCP && !is_moving[lane->rail] &&
+		    lane->x->ops->progress(lane->x) != lane->seen_progress) {
+			is_moving[lane->rail] = true;
+			nmoving++;
+		}
+	}
+	for (unsigned i = p->nlanes; i-- > 0;) {
+		struct mc_elane *lane;
+		int rc;
+
+		if (i >= p->nlanes || p->lanes[i]->flying_n == 0)
+			continue;
+		lane = p->lanes[i];
+		rc = verdict(p, lane, now_ns, nmoving > (is_moving[lane->rail] ? 1u : 0u));
+		if (rc < 0)
+			mc_pump_break(p, lane, rc, now_ns);
+	}
+}

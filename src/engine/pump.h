@@ -1,0 +1,15 @@
+/*
+ * pump.h: what pump.c and its drivers share about slices.
+ */
+#ifndef MC_ENGINE_PUMP_H
+#define MC_ENGINE_PUMP_H
+
+#include "engine/priv.h"
+#include "engine/routes.h"
+
+static inline struct mc_eslice *mc_eslice_of(struct mc_slice *s)
+{
+	return mc_container_of(s, struct mc_eslice, s);
+}
+
+#endif

@@ -1,0 +1,91 @@
+/*
+ * routes.c: which transport carries what, and how its lanes are opened.
+ */
+#include "engine/routes.h"
+
+#include <string.h>
+
+#include "xport/shm.h"
+
+#define SLICE_SMALL (256u << 10)
+#define SLICE_LARGE (1u << 20)
+#define SLICE_COPY (8u << 20) /* a copying transport: only cancel and deadline look in between */
+
+const char *mc_route_name(enum mc_route route)
+{
+	static const char *const names[MC_ROUTE_COUNT] = {"self", "shm", "file", "tcp"};
+
+	return route < MC_ROUTE_COUNT ? names[route] : "none";
+}
+
+enum mc_route mc_route_choose(const struct mc_session *s, const struct mc_remote_region *rr)
+{
+	if (s->kind == MC_PEER_SELF)
+		return MC_ROUTE_SELF;
+	if (s->kind == MC_PEER_FILE)
+		return MC_ROUTE_FILE;
+	if (s->shm && mc_shm_peer_can(s->shm, rr))
+		return MC_ROUTE_SHM;
+	return MC_ROUTE_TCP;
+}
+
+enum mc_route mc_route_fallback(const struct mc_session *s, enum mc_route route)
+{
+	return route == MC_ROUTE_SHM && s->kind == MC_PEER_OURS ? MC_ROUTE_TCP : MC_ROUTE_COUNT;
+}
+
+static const struct mc_xdev *dev_of(const struct mc_session *s, enum mc_route route)
+{
+	switch (route) {
+	case MC_ROUTE_SELF:
+		return s->eng->self;
+	case MC_ROUTE_SHM:
+		return s->eng->shm;
+	case MC_ROUTE_FILE:
+		return s->eng->file;
+	default:
+		return s->eng->tcp;
+	}
+}
+
+uint32_t mc_route_frags_max(const struct mc_session *s, enum mc_route route)
+{
+	uint32_t most = dev_of(s, route)->ops->frags_max;
+
+	/* Upstream's frames name one range each; its own lane says how many go out together. */
+	return s->kind == MC_PEER_CLASSIC ? mc_min(most, 64u) : most;
+}
+
+uint64_t mc_route_slice_bytes(const struct mc_session *s, enum mc_route route, uint64_t total)
+{
+	uint64_t set = s->eng->conf.slice_bytes;
+
+	if (route != MC_ROUTE_TCP)
+		return SLICE_COPY;
+	if (set)
+		return set;
+	/* Several rails share a transfer evenly only in pieces; one rail wants few, large ones. */
+	if (s->nrails > 1)
+		return total / (s->nrails * 8) < SLICE_SMALL ? SLICE_SMALL / 2 : SLICE_SMALL;
+	return SLICE_LARGE;
+}
+
+int mc_route_lane_open(struct mc_session *s, enum mc_route route, unsigned rail,
+		       struct mc_xlane **ret_lane)
+{
+	struct mc_xdev *dev = (struct mc_xdev *)dev_of(s, route);
+	struct mc_xpath path = {.peer_epoch = s->epoch, .peer_name = s->peer->name};
+
+	memcpy(path.nonce, s->nonce, sizeof(path.nonce));
+	if (route == MC_ROUTE_SHM)
+		path.peer_state = s->shm;
+	else if (route == MC_ROUTE_FILE)
+		path.peer_state = s->file;
+	else if (route == MC_ROUTE_TCP) {
+		path.local = s->rails[rail].local;
+		path.remote = s->rails[rail].remote;
+		if (s->kind == MC_PEER_CLASSIC)
+			return mc_tcp_classic_lane_open(dev, &path, s->classic_proto, ret_lane);
+	}
+	return dev->ops->lane_open(dev, &path, ret_lane);
+}

@@ -1,0 +1,20 @@
+/*
+ * routes.h: which transport carries a fragment, and how a lane of it is opened.
+ */
+#ifndef MC_ENGINE_ROUTES_H
+#define MC_ENGINE_ROUTES_H
+
+#include "engine/priv.h"
+
+/** The best route to this region of the session's peer. Pure but for reading the session. */
+enum mc_route mc_route_choose(const struct mc_session *s, const struct mc_remote_region *rr);
+/** Limits of a route: fragments and bytes a slice may have. */
+uint32_t mc_route_frags_max(const struct mc_session *s, enum mc_route route);
+uint64_t mc_route_slice_bytes(const struct mc_session *s, enum mc_route route, uint64_t total);
+/** The next best route after this one failed as such; MC_ROUTE_COUNT: none. */
+enum mc_route mc_route_fallback(const struct mc_session *s, enum mc_route route);
+int mc_route_lane_open(struct mc_session *s, enum mc_route route, unsigned rail,
+		       struct mc_xlane **ret_lane);
+const char *mc_route_name(enum mc_route route);
+
+#endif

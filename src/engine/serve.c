@@ -1,0 +1,386 @@
+/*
+ * serve.c: what peers ask of this process: descriptors and messages in upstream's frames, and our
+ * control calls. Handlers run on the first loop and do not block; retiring a lane may, so a worker
+ * does it.
+ */
+#include "base/log.h"
+#include "control.pb-c.h"
+#include "disco/segdesc.h"
+#include "engine/ctl.h"
+#include "wire/control.h"
+#include "wire/pb.h"
+
+#define SMALL_BYTES 4096u
+
+/* ---- our descriptor ---- */
+
+struct listing {
+	struct mc_segdesc_buffer *bufs;
+	size_t n, cap;
+	const char *name;
+};
+
+static void list_region(void *user, const struct mc_region_info *info)
+{
+	struct listing *l = user;
+
+	if (l->n < l->cap && info->desc.rights)
+		l->bufs[l->n++] = (struct mc_segdesc_buffer){
+		    .name = l->name, .addr = info->desc.addr, .len = info->desc.len};
+}
+
+int mc_serve_descriptor(struct mc_engine *eng, size_t bytes_max, char **ret_json, size_t *ret_len,
+			struct mc_diag *diag)
+{
+	char text[MC_RAILS_MAX][MC_ADDR_TEXT_MAX];
+	const char *rails[MC_RAILS_MAX];
+	/* Ranges registered meanwhile are in the next one. */
+	struct listing l = {.cap = mc_region_count(eng->regions) + 64, .name = eng->name};
+	struct mc_segdesc d = {.name = eng->name,
+			       .protocol = "tcp",
+			       .timestamp = "",
+			       .rdma_server_name = "",
+			       .tcp_data_host = "",
+			       .tcp_data_port = mc_tcp_dev_port(eng->tcp),
+			       .tcp_proto_version = 2,
+			       .priority_matrix = "",
+			       .ext = {.version = MC_SEGDESC_MC_VERSION, .epoch = eng->epoch}};
+	int rc;
+
+	l.bufs = mc_calloc(l.cap, sizeof(*l.bufs));
+	if (!l.bufs)
+		return -MC_E_NOMEM;
+	mc_region_each(eng->regions, list_region, &l);
+	for (unsigned i = 0; i < eng->nrail_addrs; i++) {
+		struct mc_addr a = eng->rail_addrs[i];
+
+		mc_addr_port_set(&a, d.tcp_data_port);
+		rails[i] = mc_addr_format(&a, text[i]);
+	}
+	d.ext.rails = rails;
+	d.ext.nrails = eng->nrail_addrs;
+	d.buffers = l.bufs;
+	d.nbuffers = l.n;
+	rc = mc_segdesc_encode(&d, bytes_max, ret_json, ret_len, diag);
+	mc_free(l.bufs);
+	return rc;
+}
+
+/* The descriptor's text is kept until a registration changes it; loop thread. */
+static int on_metadata(void *user, const char *peer_json, size_t len,
+		       struct mc_control_text **ret_text)
+{
+	struct mc_engine *eng = user;
+	uint64_t version = mc_region_version(eng->regions);
+	struct mc_diag diag = {0};
+	char *json;
+	size_t json_len;
+	int rc;
+
+	(void)peer_json;
+	(void)len;
+	if (!eng->desc_text || eng->desc_version != version) {
+		rc = mc_serve_descriptor(eng, (size_t)eng->hs.bytes_max, &json, &json_len, &diag);
+		if (rc < 0) {
+			mc_log_warn("cannot describe this segment", "cause=\"%s\"", diag.text);
+			return rc;
+		}
+		mc_control_text_put(eng->desc_text);
+		eng->desc_text = NULL;
+		rc = mc_control_text_open(json, json_len, &eng->desc_text);
+		if (rc < 0)
+			return rc;
+		eng->desc_version = version;
+	}
+	*ret_text = mc_control_text_get(eng->desc_text);
+	return 0;
+}
+
+static int on_notify(void *user, const struct mc_hs_notify *n)
+{
+	int rc = mc_inbox_put(user, 0, n->name, n->name_len, n->msg, n->msg_len);
+
+	return rc == -MC_E_EXIST ? 0 : rc;
+}
+
+static void on_adopt(void *user, int fd, const void *bytes, size_t len, const struct mc_addr *peer)
+{
+	struct mc_engine *eng = user;
+
+	(void)peer;
+	if (mc_rpc_server_adopt(eng->rpc, fd, bytes, len) < 0)
+		mc_fd_close(&fd);
+}
+
+/* A connection on its way from another loop to the first. */
+struct adoption {
+	struct mc_task task;
+	struct mc_engine *eng;
+	int fd;
+	size_t len;
+	uint8_t bytes[MC_TCP_ADOPT_BYTES];
+};
+
+static void adopt_run(struct mc_task *task)
+{
+	struct adoption *a = mc_container_of(task, struct adoption, task);
+
+	on_adopt(a->eng, a->fd, a->bytes, a->len, NULL);
+	mc_free(a);
+}
+
+int mc_serve_adopt(void *user, int fd, const void *bytes, size_t len)
+{
+	struct mc_engine *eng = user;
+	struct adoption *a = len <= MC_TCP_ADOPT_BYTES ? mc_calloc(1, sizeof(*a)) : NULL;
+
+	if (!a)
+		return -MC_E_NOMEM;
+	a->eng = eng;
+	a->fd = fd;
+	a->len = len;
+	memcpy(a->bytes, bytes, len);
+	a->task.run = adopt_run;
+	mc_loop_post(eng->loops[0], &a->task);
+	return 0;
+}
+
+/* ---- calls ---- */
+
+/* Unpack into `mem`; on failure answers the call. */
+static ProtobufCMessage *unpack(struct mc_rpc_req *req, const struct mc_rpc_msg *msg,
+				const ProtobufCMessageDescriptor *type, uint8_t *mem, size_t cap)
+{
+	struct mc_pb_arena arena;
+	ProtobufCMessage *m;
+	int rc;
+
+	mc_pb_arena_init(&arena, mem, cap);
+	rc = mc_pb_unpack(&arena, type, msg->data, msg->len, &m);
+	if (rc == 0)
+		return m;
+	(void)mc_rpc_reply(req, rc, NULL, 0, NULL, 0);
+	return NULL;
+}
+
+static void reply_msg(struct mc_rpc_req *req, const ProtobufCMessage *m, uint8_t *buf, size_t cap)
+{
+	size_t len = 0;
+	int rc = mc_pb_pack(m, buf, cap, &len);
+
+	(void)mc_rpc_reply(req, rc, buf, rc == 0 ? len : 0, NULL, 0);
+}
+
+static void serve_hello(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
+{
+	_Alignas(16) uint8_t mem[SMALL_BYTES * 2];
+	uint8_t buf[SMALL_BYTES];
+	Mc__Ctl__Hello *m =
+	    (Mc__Ctl__Hello *)unpack(req, msg, &mc__ctl__hello__descriptor, mem, sizeof(mem));
+	size_t len = 0;
+	int rc;
+
+	if (!m)
+		return;
+	rc = m->version == MC_CTL_VERSION ? mc_ctl_hello_encode(user, buf, sizeof(buf), &len)
+					  : -MC_E_VERSION;
+	(void)mc_rpc_reply(req, rc, buf, len, NULL, 0);
+}
+
+static void region_find(struct mc_engine *eng, const struct mc_ctl_range *range,
+			struct mc_ctl_region *ret)
+{
+	struct mc_region_info info;
+
+	*ret = (struct mc_ctl_region){0};
+	if (mc_region_find(eng->regions, range->addr, range->len, &info) < 0 &&
+	    mc_region_find(eng->regions, range->addr, 1, &info) < 0)
+		return;
+	*ret = (struct mc_ctl_region){.addr = info.desc.addr,
+				      .len = info.desc.len,
+				      .id = info.id,
+				      .gen = info.gen,
+				      .rights = info.desc.rights,
+				      .kind = info.desc.kind,
+				      .arena = info.desc.arena,
+				      .arena_off = info.desc.arena_off};
+}
+
+static void serve_resolve(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
+{
+	size_t mem_cap = msg->len + 1024;
+	uint8_t *mem = mc_aligned_alloc(16, mem_cap), *out = NULL, *buf = NULL;
+	Mc__Ctl__ResolveReply reply = MC__CTL__RESOLVE_REPLY__INIT;
+	Mc__Ctl__Resolve *m = NULL;
+	struct mc_rd rd;
+	struct mc_wr w;
+	int n = -MC_E_NOMEM;
+
+	if (mem) {
+		m = (Mc__Ctl__Resolve *)unpack(req, msg, &mc__ctl__resolve__descriptor, mem,
+					       mem_cap);
+		if (!m)
+			goto out;
+		n = mc_ctl_count(m->records.len, MC_CTL_RANGE_LEN);
+	}
+	if (n > (int)MC_CTL_RESOLVE_MAX)
+		n = -MC_E_TOO_BIG;
+	if (n >= 0) {
+		out = mc_calloc(1, (size_t)n * MC_CTL_REGION_LEN + 1);
+		buf = mc_calloc(1, (size_t)n * MC_CTL_REGION_LEN + 64);
+		if (!out || !buf)
+			n = -MC_E_NOMEM;
+	}
+	if (n < 0) {
+		(void)mc_rpc_reply(req, n, NULL, 0, NULL, 0);
+		goto out;
+	}
+	rd = mc_rd_make(m->records.data, m->records.len);
+	w = mc_wr_make(out, (size_t)n * MC_CTL_REGION_LEN);
+	for (int i = 0; i < n; i++) {
+		struct mc_ctl_range range;
+		struct mc_ctl_region region;
+
+		mc_ctl_range_decode(&rd, &range);
+		region_find(user, &range, &region);
+		mc_ctl_region_encode(&w, &region);
+	}
+	reply.records = (ProtobufCBinaryData){.data = out, .len = (size_t)n * MC_CTL_REGION_LEN};
+	reply_msg(req, &reply.base, buf, (size_t)n * MC_CTL_REGION_LEN + 64);
+out:
+	mc_free(mem);
+	mc_free(out);
+	mc_free(buf);
+}
+
+struct retire_job {
+	struct mc_worker_job job;
+	struct mc_engine *eng;
+	struct mc_rpc_req *req;
+	uint8_t token[MC_XPORT_TOKEN_MAX];
+	size_t token_len;
+};
+
+static void retire_run(struct mc_worker_job *job)
+{
+	struct retire_job *j = mc_container_of(job, struct retire_job, job);
+	Mc__Ctl__RetireReply reply = MC__CTL__RETIRE_REPLY__INIT;
+	struct mc_engine *eng = j->eng;
+	uint8_t buf[64];
+	uint64_t acked = 0;
+
+	reply.status = eng->tcp->ops->retire(eng->tcp, j->token, j->token_len, &acked);
+	reply.acked = acked;
+	reply_msg(j->req, &reply.base, buf, sizeof(buf));
+	mc_free(j);
+}
+
+static void serve_retire(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
+{
+	_Alignas(16) uint8_t mem[1024];
+	Mc__Ctl__Retire *m =
+	    (Mc__Ctl__Retire *)unpack(req, msg, &mc__ctl__retire__descriptor, mem, sizeof(mem));
+	struct mc_engine *eng = user;
+	struct retire_job *j;
+
+	if (!m)
+		return;
+	if (strcmp(m->transport, "tcp") != 0 || m->token.len == 0 ||
+	    m->token.len > MC_XPORT_TOKEN_MAX) {
+		(void)mc_rpc_reply(req, -MC_E_INVAL, NULL, 0, NULL, 0);
+		return;
+	}
+	j = mc_calloc(1, sizeof(*j));
+	if (!j) {
+		(void)mc_rpc_reply(req, -MC_E_NOMEM, NULL, 0, NULL, 0);
+		return;
+	}
+	j->job.run = retire_run;
+	j->eng = eng;
+	j->req = req;
+	j->token_len = m->token.len;
+	memcpy(j->token, m->token.data, m->token.len);
+	mc_work_post(eng, &j->job);
+}
+
+static void serve_notify(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
+{
+	size_t mem_cap = msg->len + 1024;
+	Mc__Ctl__NotifyReply reply = MC__CTL__NOTIFY_REPLY__INIT;
+	uint8_t *mem, buf[64];
+	Mc__Ctl__Notify *m;
+	int rc;
+
+	if (msg->len > MC_NOTIFY_MAX + 1024u) {
+		(void)mc_rpc_reply(req, -MC_E_TOO_BIG, NULL, 0, NULL, 0);
+		return;
+	}
+	mem = mc_aligned_alloc(16, mem_cap);
+	if (!mem) {
+		(void)mc_rpc_reply(req, -MC_E_NOMEM, NULL, 0, NULL, 0);
+		return;
+	}
+	m = (Mc__Ctl__Notify *)unpack(req, msg, &mc__ctl__notify__descriptor, mem, mem_cap);
+	if (m) {
+		rc = mc_inbox_put(user, m->id, m->name.data, m->name.len, m->msg.data, m->msg.len);
+		reply.status = rc == -MC_E_EXIST ? 0 : rc;
+		reply_msg(req, &reply.base, buf, sizeof(buf));
+	}
+	mc_free(mem);
+}
+
+static void serve_probe(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
+{
+	Mc__Ctl__ProbeReply reply = MC__CTL__PROBE_REPLY__INIT;
+	struct mc_engine *eng = user;
+	uint8_t buf[64];
+
+	(void)msg;
+	reply.epoch = eng->epoch;
+	reply_msg(req, &reply.base, buf, sizeof(buf));
+}
+
+/* ---- life ---- */
+
+static const struct mc_control_ops control_ops = {
+    .metadata = on_metadata,
+    .notify = on_notify,
+    .adopt = on_adopt,
+};
+
+int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_diag *diag)
+{
+	const struct mc_rpc_method methods[] = {
+	    {MC_CTL_HELLO, "hello", serve_hello, eng},
+	    {MC_CTL_RESOLVE, "resolve", serve_resolve, eng},
+	    {MC_CTL_RETIRE, "retire", serve_retire, eng},
+	    {MC_CTL_NOTIFY, "notify", serve_notify, eng},
+	    {MC_CTL_PROBE, "probe", serve_probe, eng},
+	};
+	struct mc_rpc_server_opts opts = {.methods = methods, .nmethods = MC_ARRAY_LEN(methods)};
+	struct mc_control_conf conf = {.hs = &eng->hs,
+				       .bind = *bind,
+				       .ops = &control_ops,
+				       .user = eng,
+				       .preface_len = MC_FRAME_PREFACE_LEN};
+	int rc = mc_rpc_server_open(&mc_env_real, eng->loops[0], &opts, &eng->rpc);
+
+	if (rc < 0)
+		return rc;
+	memcpy(conf.preface, MC_FRAME_PREFACE, MC_FRAME_PREFACE_LEN);
+	rc = mc_control_open(eng->loops[0], &conf, &eng->control, diag);
+	if (rc < 0)
+		return rc;
+	eng->port = mc_control_port(eng->control);
+	return 0;
+}
+
+void mc_serve_close(struct mc_engine *eng)
+{
+	mc_control_close(eng->control);
+	mc_rpc_server_close(eng->rpc);
+	mc_control_text_put(eng->desc_text);
+	eng->control = NULL;
+	eng->rpc = NULL;
+	eng->desc_text = NULL;
+}

@@ -1,0 +1,561 @@
+/*
+ * session.c: one incarnation of a peer: how it is found, what it is told, which of its ranges are
+ * known.
+ *
+ * Opening: the name leads to a control address (by itself, or through the metadata service) and to
+ * the peer's descriptor. A peer of our own kind is then greeted over rpc: epoch, nonce, rails,
+ * shared memory. Any other is upstream's and its descriptor is all there is. A session ends with
+ * its last reference; what it knew of the peer (regions) lives as long, so groups under way never
+ * dangle.
+ */
+#include <netinet/in.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "disco/segdesc.h"
+#include "engine/ctl.h"
+#include "engine/pump.h"
+#include "xport/file.h"
+#include "xport/shm.h"
+
+#define CTL_USER_TIMEOUT_MS 5000u
+#define SHM_ATTACH_NS (2 * MC_NS_PER_S)
+#define REGIONS_MAX 1000000u
+
+void mc_session_ref(struct mc_session *s)
+{
+	atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed);
+}
+
+static void regions_free(struct mc_session *s)
+{
+	struct mc_inode *n;
+	struct mc_eregion *r;
+	struct mc_unfenced *u;
+
+	while ((n = mc_itree_first(&s->regions))) {
+		mc_itree_del(&s->regions, n);
+		mc_free(mc_container_of(n, struct mc_eregion, node));
+	}
+	mc_list_each (r, &s->stale, link)
+		mc_free(r);
+	mc_list_each (u, &s->unfenced, link)
+		mc_free(u);
+}
+
+/* Everything that blocks or touches loops; runs on a worker, because the last reference may end on
+ * a loop. */
+static void session_free(struct mc_worker_job *job)
+{
+	struct mc_session *s = mc_container_of(job, struct mc_session, end_job);
+
+	mc_session_pumps_close(s);
+	mc_lane_drop_idle(s);
+	mc_assert(mc_list_is_empty(&s->lanes));
+	mc_rpc_conn_close(s->ctl);
+	mc_shm_peer_detach(s->shm);
+	mc_file_seg_close(s->file);
+	regions_free(s);
+	pthread_mutex_destroy(&s->mu);
+	pthread_mutex_destroy(&s->ctl_mu);
+	atomic_fetch_sub_explicit(&s->eng->sessions_live, 1, memory_order_release);
+	mc_free(s);
+}
+
+void mc_session_put(struct mc_session *s)
+{
+	if (atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	s->end_job.run = session_free;
+	mc_work_post(s->eng, &s->end_job);
+}
+
+void mc_session_kill(struct mc_session *s)
+{
+	atomic_store_explicit(&s->is_dead, true, memory_order_release);
+}
+
+static struct mc_session *session_new(struct mc_peer *peer, enum mc_peer_kind kind)
+{
+	struct mc_session *s = mc_calloc(1, sizeof(*s));
+
+	if (!s)
+		return NULL;
+	s->eng = peer->eng;
+	s->peer = peer;
+	s->kind = kind;
+	s->nrails = 1;
+	atomic_init(&s->refs, 1);
+	pthread_mutex_init(&s->mu, NULL);
+	pthread_mutex_init(&s->ctl_mu, NULL);
+	mc_list_init(&s->lanes);
+	mc_list_init(&s->stale);
+	mc_list_init(&s->unfenced);
+	atomic_fetch_add_explicit(&s->eng->sessions_live, 1, memory_order_relaxed);
+	return s;
+}
+
+/* ---- the control connection ---- */
+
+static void on_ctl_down(void *user, int rc)
+{
+	struct mc_session *s = user;
+
+	mc_log_debug("control connection lost", "peer=%s cause=\"%s\"", s->peer->name,
+		     mc_err_text(rc));
+}
+
+static int ctl_connect(struct mc_session *s, const struct mc_addr *to, uint64_t deadline_ns,
+		       struct mc_rpc_conn **ret_conn, struct mc_ctl_peer *ret_hello)
+{
+	struct mc_rpc_conn_opts opts = {
+	    .user_timeout_ms = CTL_USER_TIMEOUT_MS, .on_down = on_ctl_down, .user = s};
+	int rc = mc_rpc_conn_open(&mc_env_real, s->eng->loops[0], to, &opts, ret_conn);
+
+	if (rc < 0)
+		return rc;
+	rc = mc_ctl_hello(s->eng, *ret_conn, deadline_ns, ret_hello);
+	if (rc < 0) {
+		mc_rpc_conn_close(*ret_conn);
+		*ret_conn = NULL;
+	}
+	return rc;
+}
+
+/* A lost control connection is made anew, over any rail: its data port takes control connections,
+ * too. */
+static int ctl_reconnect(struct mc_session *s, uint64_t deadline_ns, struct mc_rpc_conn **ret_conn)
+{
+	uint64_t share_ns = MC_NS_PER_MS * 150;
+	struct mc_ctl_peer hello;
+	int rc = -MC_E_TIMEDOUT;
+
+	for (unsigned i = 0; i <= s->nrails; i++) {
+		const struct mc_addr *to = i == 0 ? &s->ctl_addr : &s->rails[i - 1].remote;
+		uint64_t now_ns = mc_now_ns();
+
+		if (now_ns >= deadline_ns)
+			break;
+		rc = ctl_connect(
+		    s, to, s->nrails > 1 ? mc_min(deadline_ns, now_ns + share_ns) : deadline_ns,
+		    ret_conn, &hello);
+		if (rc == -MC_E_REFUSED && i == 0)
+			return -MC_E_PEER_DEAD; /* the host answers, nobody listens: the process is
+						   gone */
+		if (rc < 0)
+			continue;
+		if (hello.epoch == s->epoch)
+			return 0;
+		mc_rpc_conn_close(*ret_conn);
+		return -MC_E_PEER_RESTARTED;
+	}
+	return rc;
+}
+
+/* Borrow the connection. The caller ends with ctl_put(). */
+static int ctl_get(struct mc_session *s, uint64_t deadline_ns, struct mc_rpc_conn **ret_conn)
+{
+	struct mc_rpc_conn *old = NULL;
+	int rc = 0;
+
+	pthread_mutex_lock(&s->ctl_mu);
+	if (s->ctl && mc_rpc_conn_status(s->ctl) < 0 && s->ctl_users == 0) {
+		old = s->ctl;
+		s->ctl = NULL;
+	}
+	if (old)
+		mc_rpc_conn_close(old);
+	if (!s->ctl)
+		rc = ctl_reconnect(s, deadline_ns, &s->ctl);
+	if (rc == 0) {
+		s->ctl_users++;
+		*ret_conn = s->ctl;
+	} else {
+		s->ctl = NULL;
+	}
+	pthread_mutex_unlock(&s->ctl_mu);
+	if (rc == -MC_E_PEER_DEAD || rc == -MC_E_PEER_RESTARTED)
+		mc_session_kill(s);
+	return rc;
+}
+
+static void ctl_put(struct mc_session *s, bool is_bad)
+{
+	struct mc_rpc_conn *old = NULL;
+
+	pthread_mutex_lock(&s->ctl_mu);
+	s->ctl_users--;
+	/* A connection that gave no answer in time may hang on a dead link: the next call makes
+	 * another. */
+	if (is_bad && s->ctl_users == 0) {
+		old = s->ctl;
+		s->ctl = NULL;
+	}
+	pthread_mutex_unlock(&s->ctl_mu);
+	mc_rpc_conn_close(old);
+}
+
+int mc_session_call(struct mc_session *s, uint16_t method, const void *req, size_t req_len,
+		    uint64_t deadline_ns, void *reply, size_t reply_cap, size_t *ret_len)
+{
+	struct mc_rpc_conn *conn;
+	int rc = -MC_E_UNSUPPORTED;
+
+	if (s->kind != MC_PEER_OURS)
+		return rc;
+	for (int i = 0; i < 2; i++) { /* once more on a fresh connection if the old one was dead */
+		struct mc_rpc_call call = {.method = method,
+					   .req = req,
+					   .req_len = req_len,
+					   .deadline_ns = deadline_ns,
+					   .reply_buf = reply,
+					   .reply_cap = reply_cap};
+
+		rc = ctl_get(s, deadline_ns, &conn);
+		if (rc < 0)
+			return rc;
+		rc = mc_rpc_sync(conn, &call);
+		*ret_len = call.reply_len;
+		ctl_put(s, rc < 0 && !call.is_answered);
+		if (rc == 0 || call.is_answered || mc_err_scope(rc) != MC_SCOPE_RAIL)
+			return rc;
+	}
+	return rc;
+}
+
+/* ---- regions ---- */
+
+/* Under s->mu: remember a region; the known one when it is there already. */
+static int region_add(struct mc_session *s, const struct mc_remote_region *r,
+		      const struct mc_remote_region **ret)
+{
+	struct mc_inode *n = mc_itree_find_exact(&s->regions, r->addr, r->addr + r->len);
+	struct mc_eregion *e = n ? mc_container_of(n, struct mc_eregion, node) : NULL;
+
+	if (e && e->r.id == r->id && e->r.gen == r->gen) {
+		*ret = &e->r;
+		return 0;
+	}
+	if (s->nregions >= REGIONS_MAX)
+		return -MC_E_LIMIT;
+	e = mc_calloc(1, sizeof(*e));
+	if (!e)
+		return -MC_E_NOMEM;
+	if (n) { /* the range was registered anew: the old knowledge is stale */
+		struct mc_eregion *old = mc_container_of(n, struct mc_eregion, node);
+
+		mc_itree_del(&s->regions, n);
+		mc_list_push_back(&s->stale, &old->link);
+	}
+	e->r = *r;
+	mc_list_init(&e->link);
+	mc_itree_insert(&s->regions, &e->node, r->addr, r->addr + r->len);
+	s->nregions++;
+	*ret = &e->r;
+	return 0;
+}
+
+void mc_session_forget(struct mc_session *s, const struct mc_remote_region *region)
+{
+	struct mc_eregion *e = mc_container_of(region, struct mc_eregion, r);
+
+	pthread_mutex_lock(&s->mu);
+	if (mc_list_is_empty(&e->link)) {
+		mc_itree_del(&s->regions, &e->node);
+		mc_list_push_back(&s->stale, &e->link);
+	}
+	pthread_mutex_unlock(&s->mu);
+}
+
+static const struct mc_remote_region *region_known(struct mc_session *s, uint64_t addr,
+						   uint64_t len)
+{
+	struct mc_inode *n = mc_itree_find(&s->regions, addr, len);
+
+	return n ? &mc_container_of(n, struct mc_eregion, node)->r : NULL;
+}
+
+/* Regions of this process itself come from the table at once. */
+static int resolve_self(struct mc_session *s, uint64_t addr, uint64_t len,
+			struct mc_remote_region *ret)
+{
+	struct mc_region_info info;
+	int rc = mc_region_find(s->eng->regions, addr, len, &info);
+
+	if (rc < 0)
+		rc = mc_region_find(s->eng->regions, addr, 1, &info);
+	if (rc < 0)
+		return rc;
+	*ret = (struct mc_remote_region){.addr = info.desc.addr,
+					 .len = info.desc.len,
+					 .id = info.id,
+					 .gen = info.gen,
+					 .rights = info.desc.rights,
+					 .kind = info.desc.kind,
+					 .arena = info.desc.arena,
+					 .arena_off = info.desc.arena_off};
+	return 0;
+}
+
+int mc_session_learn(struct mc_session *s, const struct mc_remote_region *r,
+		     const struct mc_remote_region **ret)
+{
+	int rc;
+
+	pthread_mutex_lock(&s->mu);
+	rc = region_add(s, r, ret);
+	pthread_mutex_unlock(&s->mu);
+	return rc;
+}
+
+int mc_session_region(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns,
+		      const struct mc_remote_region **ret_region)
+{
+	struct mc_iov range = {addr, len};
+	struct mc_remote_region r;
+	int rc;
+
+	pthread_mutex_lock(&s->mu);
+	*ret_region = region_known(s, addr, len);
+	if (!*ret_region && s->kind == MC_PEER_CLASSIC)
+		*ret_region = region_known(s, addr, 1);
+	pthread_mutex_unlock(&s->mu);
+	if (*ret_region)
+		return 0;
+	if (s->kind == MC_PEER_SELF)
+		rc = resolve_self(s, addr, len, &r);
+	else if (s->kind == MC_PEER_OURS)
+		rc = mc_ctl_resolve(s, &range, 1, deadline_ns, &r);
+	else
+		rc = mc_classic_refresh(s, addr, deadline_ns, ret_region);
+	if (rc < 0 || s->kind == MC_PEER_CLASSIC)
+		return rc;
+	return r.gen == 0 ? -MC_E_RANGE : mc_session_learn(s, &r, ret_region);
+}
+
+int mc_session_resolve(struct mc_session *s, const struct mc_iov *ranges, size_t n,
+		       uint64_t deadline_ns)
+{
+	struct mc_iov ask[MC_CTL_RESOLVE_MAX];
+	struct mc_remote_region *got;
+	const struct mc_remote_region *r;
+	size_t i = 0;
+	int rc = 0;
+
+	while (i < n && rc == 0) {
+		size_t k = 0;
+
+		pthread_mutex_lock(&s->mu);
+		for (; i < n && k < MC_CTL_RESOLVE_MAX; i++)
+			if (ranges[i].len && !region_known(s, ranges[i].addr, ranges[i].len))
+				ask[k++] = ranges[i];
+		pthread_mutex_unlock(&s->mu);
+		if (k == 0)
+			break;
+		got = mc_calloc(k, sizeof(*got));
+		if (!got)
+			return -MC_E_NOMEM;
+		rc = mc_ctl_resolve(s, ask, k, deadline_ns, got);
+		for (size_t j = 0; j < k && rc == 0; j++)
+			if (got[j].gen != 0)
+				rc = mc_session_learn(s, &got[j], &r);
+		mc_free(got);
+	}
+	return rc;
+}
+
+/* ---- opening ---- */
+
+static unsigned common_bits(const struct mc_addr *a, const struct mc_addr *b)
+{
+	const uint8_t *x, *y;
+	unsigned n, i;
+
+	if (a->sa.sa_family != b->sa.sa_family)
+		return 0;
+	if (a->sa.sa_family == AF_INET) {
+		x = (const uint8_t *)&((const struct sockaddr_in *)&a->ss)->sin_addr;
+		y = (const uint8_t *)&((const struct sockaddr_in *)&b->ss)->sin_addr;
+		n = 4;
+	} else {
+		x = (const uint8_t *)&((const struct sockaddr_in6 *)&a->ss)->sin6_addr;
+		y = (const uint8_t *)&((const struct sockaddr_in6 *)&b->ss)->sin6_addr;
+		n = 16;
+	}
+	for (i = 0; i < n && x[i] == y[i]; i++)
+		;
+	return i < n ? 1 + i * 8 + (unsigned)__builtin_clz((uint32_t)(x[i] ^ y[i]) << 24)
+		     : 1 + n * 8;
+}
+
+/* The local address of a rail: with several, the one nearest to the remote one by prefix. */
+static void rail_pair(struct mc_session *s, struct mc_rail *rail)
+{
+	struct mc_engine *eng = s->eng;
+	unsigned best = 0, bits = 0;
+	char text[MC_ADDR_TEXT_MAX];
+
+	rail->local.len = 0;
+	if (eng->nrail_addrs > 1) {
+		for (unsigned i = 0; i < eng->nrail_addrs; i++) {
+			unsigned b = common_bits(&eng->rail_addrs[i], &rail->remote);
+
+			if (b > bits) {
+				bits = b;
+				best = i;
+			}
+		}
+		rail->local = eng->rail_addrs[best];
+		mc_addr_port_set(&rail->local, 0);
+	}
+	rail->stats = mc_stats_rail(
+	    eng, "tcp", rail->local.len ? mc_addr_format_host(&rail->local, text) : "any",
+	    s->peer->name);
+}
+
+static int set_rails(struct mc_session *s, const struct mc_ctl_peer *hello)
+{
+	s->nrails = 0;
+	for (unsigned i = 0; i < hello->nrails; i++) {
+		struct mc_rail *rail = &s->rails[s->nrails];
+
+		if (mc_addr_parse(hello->rails[i], 0, &rail->remote) < 0 ||
+		    mc_addr_port(&rail->remote) == 0)
+			return -MC_E_PROTO;
+		/* A peer that listens on every address is reached where its control port was. */
+		if (mc_addr_is_any(&rail->remote)) {
+			uint16_t port = mc_addr_port(&rail->remote);
+
+			rail->remote = s->ctl_addr;
+			mc_addr_port_set(&rail->remote, port);
+		}
+		rail_pair(s, rail);
+		s->nrails++;
+	}
+	/* With one address of ours, further ones of the peer are not further rails. */
+	if (s->eng->nrail_addrs <= 1 && s->nrails > 1)
+		s->nrails = 1;
+	return s->nrails > 0 ? 0 : -MC_E_PROTO;
+}
+
+static void try_shm(struct mc_session *s, const struct mc_ctl_peer *hello, uint64_t deadline_ns)
+{
+	struct mc_shm_peer_id id = {
+	    .path = hello->shm_socket, .nonce = s->nonce, .epoch = s->epoch, .name = s->peer->name};
+	struct mc_diag diag = {0};
+	int rc;
+
+	if (!s->eng->shm || s->eng->conf.is_tcp_only || !hello->shm_socket[0])
+		return;
+	if (strcmp(hello->boot_id, s->eng->boot_id) != 0) {
+		mc_log_debug("no shared memory: another host", "peer=%s", s->peer->name);
+		return;
+	}
+	rc = mc_shm_peer_attach(s->eng->shm, &id, mc_min(deadline_ns, mc_now_ns() + SHM_ATTACH_NS),
+				&s->shm, &diag);
+	if (rc < 0)
+		mc_log_debug("no shared memory", "peer=%s cause=\"%s\" detail=\"%s\"",
+			     s->peer->name, mc_err_text(rc), diag.text);
+}
+
+static int open_ours(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *diag)
+{
+	struct mc_ctl_peer hello;
+	char text[MC_ADDR_TEXT_MAX];
+	int rc = ctl_connect(s, &s->ctl_addr, deadline_ns, &s->ctl, &hello);
+
+	if (rc < 0) {
+		mc_diag_set(diag, "control connection to %s: %s",
+			    mc_addr_format(&s->ctl_addr, text), mc_err_text(rc));
+		return rc;
+	}
+	s->epoch = hello.epoch;
+	memcpy(s->nonce, hello.nonce, sizeof(s->nonce));
+	if (hello.epoch == s->eng->epoch && !s->eng->conf.is_tcp_only) {
+		s->kind = MC_PEER_SELF;
+		return 0;
+	}
+	rc = set_rails(s, &hello);
+	if (rc < 0) {
+		mc_diag_set(diag, "%s names no usable data address", s->peer->name);
+		return rc;
+	}
+	try_shm(s, &hello, deadline_ns);
+	return 0;
+}
+
+static int session_open(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *diag,
+			struct mc_session **ret)
+{
+	struct mc_engine *eng = peer->eng;
+	bool is_self = peer->id == MC_SEGMENT_LOCAL;
+	struct mc_session *s = session_new(peer, is_self ? MC_PEER_SELF : MC_PEER_OURS);
+	struct mc_segdesc *desc = NULL;
+	int rc = 0;
+
+	if (!s)
+		return -MC_E_NOMEM;
+	if (is_self && eng->conf.is_tcp_only) {
+		s->kind = MC_PEER_OURS;
+		rc = mc_addr_parse(eng->address, 0, &s->ctl_addr);
+		if (rc == 0)
+			rc = open_ours(s, deadline_ns, diag);
+	} else if (strncmp(peer->name, MC_FILE_SCHEME, strlen(MC_FILE_SCHEME)) == 0) {
+		rc = mc_session_open_file(s, diag);
+	} else if (!is_self) {
+		rc = mc_find_peer(s, deadline_ns, diag, &desc);
+		if (rc == 0 && desc->ext.version > 0) {
+			rc = open_ours(s, deadline_ns, diag);
+		} else if (rc == 0) {
+			s->kind = MC_PEER_CLASSIC;
+			rc = mc_classic_open(s, desc, diag);
+		}
+	}
+	mc_segdesc_free(desc);
+	if (rc < 0) {
+		mc_diag_wrap(diag, "segment %s", peer->name);
+		mc_session_put(s);
+		return rc;
+	}
+	mc_log_info("session open", "peer=%s kind=%d rails=%u shm=%d", peer->name, (int)s->kind,
+		    s->nrails, s->shm != NULL);
+	*ret = s;
+	return 0;
+}
+
+/* Still the one to use? */
+static bool is_usable(struct mc_session *s)
+{
+	if (atomic_load_explicit(&s->is_dead, memory_order_acquire))
+		return false;
+	return !s->shm || !mc_shm_peer_is_dead(s->shm);
+}
+
+int mc_session_get(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *diag,
+		   struct mc_session **ret_session)
+{
+	struct mc_session *old = NULL;
+	int rc = 0;
+
+	pthread_mutex_lock(&peer->mu);
+	if (peer->session && !is_usable(peer->session)) {
+		old = peer->session;
+		peer->session = NULL;
+		mc_session_kill(old);
+	}
+	if (atomic_load_explicit(&peer->is_closed, memory_order_relaxed)) {
+		mc_diag_set(diag, "segment %s was closed", peer->name);
+		rc = -MC_E_STALE;
+	} else if (!peer->session) {
+		rc = session_open(peer, deadline_ns, diag, &peer->session);
+	}
+	if (rc == 0) {
+		mc_session_ref(peer->session);
+		*ret_session = peer->session;
+	}
+	pthread_mutex_unlock(&peer->mu);
+	if (old)
+		mc_session_put(old);
+	return rc;
+}
