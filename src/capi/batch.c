@@ -24,12 +24,24 @@ static int positive(int rc)
 	return -mc_upstream_code(rc);
 }
 
-static bool batch_is_done(struct mc_engine *eng, const struct mc_capi_batch *batch)
+/* A group whose transfers are done may still wait for its message to arrive; that is no matter of
+ * the batch any more. */
+static bool group_is_moved(struct mc_engine *eng, const struct mc_capi_group *group)
 {
 	struct mc_status status;
 
+	if (mc_group_status(eng, group->id, &status) < 0 || status.is_done)
+		return true;
+	for (uint32_t i = 0; i < group->n; i++)
+		if (mc_group_transfer_status(eng, group->id, i, &status) == 0 && !status.is_done)
+			return false;
+	return true;
+}
+
+static bool batch_is_done(struct mc_engine *eng, const struct mc_capi_batch *batch)
+{
 	for (size_t i = 0; i < batch->n_groups; i++)
-		if (mc_group_status(eng, batch->group[i].id, &status) == 0 && !status.is_done)
+		if (!group_is_moved(eng, &batch->group[i]))
 			return false;
 	return true;
 }

@@ -132,7 +132,7 @@ def test_batch_id_is_of_the_whole_batch(pair: tuple[Node, Node]) -> None:
     assert a.call("transfer_check_status", batch) == -1, "the id is gone"
     targets[-1] = there + size * count  # the last one is out of range
     batch = a.call("batch_transfer_async_write", b.name, sources, targets, [size] * count)
-    assert a.do("poll", batch, 30) == -1
+    assert batch == 0 or a.do("poll", batch, 30) == -1, "refused at once, or by the peer"
 
 
 def test_waiting_for_batches_frees_them_all(engine: TransferEngine, memory: tuple[int, int]) -> None:
@@ -142,6 +142,7 @@ def test_waiting_for_batches_frees_them_all(engine: TransferEngine, memory: tupl
     assert all(1 <= batch < 1 << 63 for batch in good) and len(set(good)) == len(good)
     assert engine.get_batch_transfer_status(good) == 0
     bad = engine.batch_transfer_async_read(name, [here], [1 << 40], [100])
+    assert engine.last_error() or not bad
     rest = [bad, engine.transfer_submit_write(name, here, there, 10), engine.batch_transfer_async_read(name, [], [], [])]
     assert engine.get_batch_transfer_status(rest) == -1
     assert engine.last_error()
