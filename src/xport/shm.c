@@ -69,8 +69,12 @@ static bool era_is_quiet(struct mc_shm_dev *d, uint64_t era)
 
 	if (atomic_load_explicit(&d->nclients, memory_order_acquire) == 0)
 		return true;
-	return mc_shm_page_is_quiet(d->page, era, &tag) ||
-	       (mc_shm_serve_reap(d, tag) && mc_shm_page_is_quiet(d->page, era, &tag));
+	if (mc_shm_page_is_quiet(d->page, era, &tag))
+		return true;
+	if (mc_shm_serve_reap(d, tag))
+		return mc_shm_page_is_quiet(d->page, era, &tag);
+	mc_log_debug("unregistering waits for a peer's copy", "tag=%u", tag);
+	return false;
 }
 
 static bool is_quiet(struct mc_region_listener *l, const struct mc_region_info *info)
@@ -131,6 +135,7 @@ static void shm_dev_close(struct mc_xdev *dev)
 	if (!is_child)
 		mc_shm_page_unmap(d->page);
 	mc_fd_close(&d->page_fd);
+	mc_loop_close(d->loop);
 	pthread_mutex_destroy(&d->lock);
 	mc_free(d->eras);
 	mc_free(d);
@@ -177,7 +182,7 @@ int mc_shm_dev_open(const struct mc_xdev_env *env, const struct mc_shm_opts *opt
 	struct mc_shm_dev *d;
 	int rc;
 
-	mc_assert(env->nloops > 0 && env->epoch != 0);
+	mc_assert(env->epoch != 0);
 	d = mc_calloc(1, sizeof(*d));
 	if (!d)
 		return -MC_E_NOMEM;
@@ -189,6 +194,11 @@ int mc_shm_dev_open(const struct mc_xdev_env *env, const struct mc_shm_opts *opt
 	rc = -MC_E_NOMEM;
 	d->eras = mc_calloc(MC_REGIONS_MAX, sizeof(*d->eras)); /* sparse: pages come with use */
 	if (!d->eras)
+		goto fail;
+	rc = mc_loop_open("mc-shm", env->clk, &d->loop);
+	if (rc == 0)
+		rc = mc_loop_start(d->loop);
+	if (rc < 0)
 		goto fail;
 	rc = mc_shm_heap_open(&d->heap);
 	if (rc < 0)

@@ -3,10 +3,11 @@
  * part: through a mapping of memory that the peer's engine allocated, else through
  * process_vm_readv/writev.
  *
- * A device listens on a Unix socket in a directory of its user's alone. A peer that connects is
- * told from others by the kernel (same uid) and by the nonce it shows, and then gets the control
- * page (shm_page.h) and, one by one, the arenas it needs. The death of either side is seen through
- * a pidfd, or through the connection where there is none.
+ * A device has a thread of its own, which sleeps but for peers that come, go and ask for arenas. It
+ * listens on a Unix socket in a directory of its user's alone. A peer that connects is told from
+ * others by the kernel (same uid) and by the nonce it shows, and then gets the control page
+ * (shm_page.h) and, one by one, the arenas it needs. The death of either side is seen through a
+ * pidfd, or through the connection where there is none.
  */
 #ifndef MC_XPORT_SHM_H
 #define MC_XPORT_SHM_H

@@ -107,10 +107,13 @@ static int copy_mapped(struct shm_lane *l, struct mc_slice *s, const struct mc_f
 	rc = map_range(l->peer, f->rr, f->raddr, f->len, &at);
 	if (rc < 0)
 		return rc;
-	if (s->op == MC_OP_READ)
+	if (s->op == MC_OP_READ) {
 		mc_copy(f->local, at, f->len, l->hint);
-	else
+	} else {
+		if (f->len >= MC_SHM_WARM_LEN)
+			mc_shm_map_warm(l->peer, f->rr->arena, at, f->len);
 		mc_copy(at, f->local, f->len, l->hint);
+	}
 	mc_shm_map_unpin(l->peer, f->rr->arena);
 	mc_sync_lane_moved(&l->sync, s, f->len);
 	return 0;

@@ -21,6 +21,10 @@
 #define ARENA_RETRY_NS MC_NS_PER_S /* after a failed one */
 #define MAP_ID_SHIFT 32
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* Linux 5.14 */
+#endif
+
 /* ---- arenas ---- */
 
 static int sock_timeout(int sock, uint64_t wait_ns)
@@ -69,6 +73,15 @@ static int peer_ask(struct mc_shm_peer *p, struct mc_shm_msg *req, uint64_t dead
 	return rc == -MC_E_AGAIN ? -MC_E_TIMEDOUT : rc;
 }
 
+static void map_end(struct mc_shm_map *m)
+{
+	if (m->base)
+		munmap(m->base, m->len);
+	mc_free(m->warm);
+	m->base = NULL;
+	m->warm = NULL;
+}
+
 /* Take the mapping of another arena away, unless it is in use. @return true when the place is empty
  */
 static bool map_retire(struct mc_shm_map *m)
@@ -82,8 +95,7 @@ static bool map_retire(struct mc_shm_map *m)
 	    !atomic_compare_exchange_strong_explicit(&m->state, &state, 0, memory_order_acquire,
 						     memory_order_relaxed))
 		return false;
-	munmap(m->base, m->len);
-	m->base = NULL;
+	map_end(m);
 	return true;
 }
 
@@ -123,6 +135,8 @@ static int map_fill(struct mc_shm_peer *p, struct mc_shm_map *m, uint32_t arena)
 	if (rc < 0)
 		return rc;
 	m->len = ans.len;
+	m->warm = mc_calloc(ans.len / MC_SHM_WARM_LEN / 64 + 1,
+			    sizeof(*m->warm)); /* NULL: does without */
 	/* release: whoever sees the id sees base and len. Pins of failing attempts are kept. */
 	state = atomic_load_explicit(&m->state, memory_order_relaxed);
 	while (!atomic_compare_exchange_weak_explicit(
@@ -183,15 +197,38 @@ int mc_shm_map_pin(struct mc_shm_peer *p, uint32_t arena, uint64_t off, uint64_t
 	return -MC_E_UNAVAILABLE;
 }
 
+void mc_shm_map_warm(struct mc_shm_peer *p, uint32_t arena, uint8_t *at, uint64_t len)
+{
+	struct mc_shm_map *m = &p->maps[arena % MC_SHM_ARENAS_MAX];
+	uint64_t first = (uint64_t)(at - m->base) / MC_SHM_WARM_LEN;
+	uint64_t end = ((uint64_t)(at - m->base) + len) / MC_SHM_WARM_LEN;
+	bool is_warm = true;
+	uintptr_t start;
+
+	if (!m->warm)
+		return;
+	for (uint64_t i = first; i < end && is_warm; i++)
+		is_warm =
+		    atomic_load_explicit(&m->warm[i / 64], memory_order_relaxed) >> (i % 64) & 1;
+	if (is_warm)
+		return;
+	start = (uintptr_t)at & ~(uintptr_t)4095;
+	/* Populating for reading makes writable entries in shared memory, too. Kernels before 5.14
+	 * refuse: then they come one by one. */
+	(void)madvise((void *)start, (uintptr_t)at + len - start, MADV_POPULATE_READ);
+	for (uint64_t i = first; i < end; i++)
+		atomic_fetch_or_explicit(&m->warm[i / 64], 1ull << (i % 64), memory_order_relaxed);
+}
+
 /* ---- death ---- */
 
 static void peer_died(struct mc_shm_peer *p, const char *sign)
 {
 	if (!atomic_exchange(&p->is_dead, true))
 		mc_log_debug("shared-memory peer is gone", "peer=%s sign=%s", p->name, sign);
-	mc_loop_unwatch(p->loop, &p->sock_watch);
+	mc_loop_unwatch(p->d->loop, &p->sock_watch);
 	if (p->pid_watch.fd >= 0)
-		mc_loop_unwatch(p->loop, &p->pid_watch);
+		mc_loop_unwatch(p->d->loop, &p->pid_watch);
 	p->is_watched = false;
 }
 
@@ -221,11 +258,11 @@ static void peer_watch(void *arg)
 	p->sock_watch = (struct mc_watch){.fd = p->sock, .events = EPOLLRDHUP, .on_event = on_sock};
 	p->pid_watch.events = EPOLLIN;
 	p->pid_watch.on_event = on_pid;
-	call->rc = mc_loop_watch(p->loop, &p->sock_watch);
+	call->rc = mc_loop_watch(p->d->loop, &p->sock_watch);
 	if (call->rc == 0 && p->pid_watch.fd >= 0) {
-		call->rc = mc_loop_watch(p->loop, &p->pid_watch);
+		call->rc = mc_loop_watch(p->d->loop, &p->pid_watch);
 		if (call->rc < 0)
-			mc_loop_unwatch(p->loop, &p->sock_watch);
+			mc_loop_unwatch(p->d->loop, &p->sock_watch);
 	}
 	p->is_watched = call->rc == 0;
 }
@@ -236,9 +273,9 @@ static void peer_unwatch(void *arg)
 
 	if (!p->is_watched)
 		return;
-	mc_loop_unwatch(p->loop, &p->sock_watch);
+	mc_loop_unwatch(p->d->loop, &p->sock_watch);
 	if (p->pid_watch.fd >= 0)
-		mc_loop_unwatch(p->loop, &p->pid_watch);
+		mc_loop_unwatch(p->d->loop, &p->pid_watch);
 	p->is_watched = false;
 }
 
@@ -358,7 +395,7 @@ static int peer_join(struct mc_shm_peer *p, const struct mc_shm_peer_id *id, uin
 	if (rc < 0)
 		return rc;
 	peer_probe_vm(p, id->nonce, probe);
-	mc_loop_call(p->loop, peer_watch, &call);
+	mc_loop_call(p->d->loop, peer_watch, &call);
 	return call.rc;
 }
 
@@ -377,7 +414,6 @@ int mc_shm_peer_attach(struct mc_xdev *dev, const struct mc_shm_peer_id *id, uin
 	p->d = d;
 	p->sock = p->pid_watch.fd = -1;
 	p->fork_gen = d->fork_gen;
-	p->loop = d->env.loops[id->epoch % d->env.nloops];
 	(void)mc_strlcpy(p->name, sizeof(p->name), id->name); /* cut for logs */
 	if (pthread_mutex_init(&p->lock, NULL) != 0) {
 		mc_free(p);
@@ -403,11 +439,9 @@ void mc_shm_peer_detach(struct mc_shm_peer *p)
 	is_child = mc_fork_is_child(p->fork_gen);
 	if (!is_child) {
 		mc_assert(atomic_load(&p->nlanes) == 0);
-		mc_loop_call(p->loop, peer_unwatch, p);
-		for (uint32_t i = 0; i < MC_SHM_ARENAS_MAX; i++) {
-			if (p->maps[i].base)
-				munmap(p->maps[i].base, p->maps[i].len);
-		}
+		mc_loop_call(p->d->loop, peer_unwatch, p);
+		for (uint32_t i = 0; i < MC_SHM_ARENAS_MAX; i++)
+			map_end(&p->maps[i]);
 		mc_shm_page_unmap(p->page);
 	}
 	mc_fd_close(&p->sock);

@@ -65,13 +65,19 @@ struct mc_shm_dev {
 	bool is_listening;		 /* to env.regions */
 	char path[MC_SHM_PATH_MAX];
 
-	/* Loop 0's. */
+	/*
+	 * Serves peers, and watches for their death. Not one of the engine's loops: a lane asks for
+	 * an arena in post(), and two engines whose loops wait for each other's answer would be
+	 * stuck.
+	 */
+	struct mc_loop *loop;
+	/* The loop's. */
 	struct mc_watch listen;
 	int spare_fd; /* given up for a moment to refuse a peer when descriptors run out */
 	uint32_t tag_next;
 
 	pthread_mutex_t lock;	/* guards `clients` and `nclients`; a leaf */
-	struct mc_list clients; /* written on loop 0 only */
+	struct mc_list clients; /* written on the loop only */
 	_Atomic unsigned nclients;
 
 	/* Under the region table's lock: the revocations so far, and the era in which each id was
@@ -86,7 +92,7 @@ static inline struct mc_shm_dev *mc_shm_dev_of(const struct mc_xdev *dev)
 	return mc_container_of(dev, struct mc_shm_dev, dev);
 }
 
-/** Begin and end serving peers on loop 0 (shm_serve.c). Not on a loop. */
+/** Begin and end serving peers on dev.loop (shm_serve.c). Not on a loop. */
 int mc_shm_serve_start(struct mc_shm_dev *d);
 void mc_shm_serve_stop(struct mc_shm_dev *d);
 /** Free the seats of a client whose process is dead. @return true when it was. Any thread. */
@@ -103,9 +109,11 @@ struct mc_shm_map {
 	_Atomic uint64_t state;
 	uint8_t *base;
 	uint64_t len;
-	uint64_t retry_ns; /* peer.lock: not asked for again before */
+	_Atomic uint64_t *warm; /* a bit for each MC_SHM_WARM_LEN that has page table entries */
+	uint64_t retry_ns;	/* peer.lock: not asked for again before */
 };
 
+#define MC_SHM_WARM_LEN (64u << 10)
 #define MC_SHM_MAP_ALIVE (1ull << 31)
 #define MC_SHM_MAP_PINS (MC_SHM_MAP_ALIVE - 1)
 
@@ -122,9 +130,8 @@ struct mc_shm_peer {
 	    lock; /* one request at a time on `sock`, and the mapping of arenas; a leaf */
 	int sock;
 	uint32_t serial;
-	struct mc_loop *loop; /* watches the two below */
-	struct mc_watch sock_watch, pid_watch;
-	bool is_watched; /* the loop's */
+	struct mc_watch sock_watch, pid_watch; /* on the device's loop */
+	bool is_watched;		       /* the loop's */
 	char name[64];
 };
 
@@ -134,6 +141,11 @@ struct mc_shm_peer {
  */
 int mc_shm_map_pin(struct mc_shm_peer *p, uint32_t arena, uint64_t off, uint64_t len,
 		   uint8_t **ret_at);
+/**
+ * Before a large write to a pinned range: fill in its page table entries at once. One by one,
+ * through faults, they cost three times as much, which is more than the copy.
+ */
+void mc_shm_map_warm(struct mc_shm_peer *p, uint32_t arena, uint8_t *at, uint64_t len);
 static inline void mc_shm_map_unpin(struct mc_shm_peer *p, uint32_t arena)
 {
 	/* release: pairs with the acquire in map_retire() */

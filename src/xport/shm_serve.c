@@ -1,6 +1,7 @@
 /*
- * shm_serve.c: the target side of the rendezvous, on loop 0. A peer asks and is answered at once,
- * so nobody waits for anybody else; what stays is a seat tag, its connection and its pidfd.
+ * shm_serve.c: the target side of the rendezvous, on the device's loop. A peer asks and is answered
+ * at once, so nobody waits for anybody else; what stays is a seat tag, its connection and its
+ * pidfd.
  *
  * A client record lives until the peer's process is dead, or until it has left without keeping a
  * seat: only then can none of its copies be under way.
@@ -27,16 +28,11 @@ struct mc_shm_client {
 	struct mc_watch sock, pid;
 };
 
-static struct mc_loop *serve_loop(const struct mc_shm_dev *d)
-{
-	return d->env.loops[0];
-}
-
 static void watch_end(struct mc_shm_dev *d, struct mc_watch *w)
 {
 	if (w->fd < 0)
 		return;
-	mc_loop_unwatch(serve_loop(d), w);
+	mc_loop_unwatch(d->loop, w);
 	mc_fd_close(&w->fd);
 }
 
@@ -159,11 +155,11 @@ static int client_add(struct mc_shm_dev *d, int sock, pid_t pid)
 	c->sock = (struct mc_watch){.fd = sock, .events = EPOLLIN, .on_event = on_client};
 	c->pid = (struct mc_watch){
 	    .fd = mc_shm_pidfd_of(sock, pid), .events = EPOLLIN, .on_event = on_client_death};
-	rc = mc_loop_watch(serve_loop(d), &c->sock);
+	rc = mc_loop_watch(d->loop, &c->sock);
 	if (rc == 0 && c->pid.fd >= 0) {
-		rc = mc_loop_watch(serve_loop(d), &c->pid);
+		rc = mc_loop_watch(d->loop, &c->pid);
 		if (rc < 0)
-			mc_loop_unwatch(serve_loop(d), &c->sock);
+			mc_loop_unwatch(d->loop, &c->sock);
 	}
 	if (rc < 0) {
 		mc_fd_close(&c->sock.fd);
@@ -236,7 +232,7 @@ static void serve_start(void *arg)
 {
 	struct serve_call *call = arg;
 
-	call->rc = mc_loop_watch(serve_loop(call->d), &call->d->listen);
+	call->rc = mc_loop_watch(call->d->loop, &call->d->listen);
 }
 
 int mc_shm_serve_start(struct mc_shm_dev *d)
@@ -246,7 +242,7 @@ int mc_shm_serve_start(struct mc_shm_dev *d)
 	d->listen.events = EPOLLIN;
 	d->listen.on_event = on_listen;
 	d->spare_fd = fcntl(d->listen.fd, F_DUPFD_CLOEXEC, 0);
-	mc_loop_call(serve_loop(d), serve_start, &call);
+	mc_loop_call(d->loop, serve_start, &call);
 	if (call.rc < 0)
 		mc_fd_close(&d->listen.fd); /* not watched: stop has nothing to undo */
 	return call.rc;
@@ -280,7 +276,7 @@ void mc_shm_serve_stop(struct mc_shm_dev *d)
 	if (mc_fork_is_child(d->fork_gen))
 		serve_drop(d);
 	else if (d->listen.fd >= 0)
-		mc_loop_call(serve_loop(d), serve_stop, d);
+		mc_loop_call(d->loop, serve_stop, d);
 	mc_fd_close(&d->spare_fd);
 }
 

@@ -168,7 +168,7 @@ struct mc_xport_ops {
 	uint64_t (*progress)(const struct mc_xlane *lane);
 	/**
 	 * Break the lane: returns every posted slice through ret_left (list of mc_slice.link) with
-	 * its verdict, UNSENT or MAYBE.
+	 * its verdict, UNSENT or MAYBE (or DONE with its status, when it was done but not polled).
 	 * @param ret_token receives the retirement token (length returned; 0: nothing is MAYBE or
 	 * the transport cannot fence)
 	 */

@@ -497,7 +497,6 @@ static int open_in(const char *dir)
 	}
 	/* side_open() stops half-way when the device does not open. */
 	mc_region_table_close(s.regions);
-	mc_loop_close(s.loop);
 	return rc;
 }
 
@@ -550,8 +549,7 @@ static void a_device_without_memory_does_not_open(void **state)
 	snprintf(path, sizeof(path), "%s/nomem", test_dir);
 	for (int n = 0; rc < 0 && n < 200; n++) {
 		struct side s = {0};
-		struct mc_xdev_env env = {
-		    .nloops = 1, .loops = &me.loop, .epoch = 5, .nonce = me.nonce};
+		struct mc_xdev_env env = {.clk = &mc_clock_real, .epoch = 5, .nonce = me.nonce};
 		struct mc_shm_opts opts = {.dir = path};
 
 		assert_int_equal(mc_region_table_open(&s.regions), 0);

@@ -40,7 +40,6 @@
 /* ---- one process's end ---- */
 
 struct side {
-	struct mc_loop *loop;
 	struct mc_region_table *regions;
 	struct mc_xdev *dev;
 	uint8_t nonce[16];
@@ -72,15 +71,13 @@ static inline int side_reg(struct side *s, uint8_t *at, size_t len, struct mc_re
 static inline int side_open(struct side *s, const char *dir, bool is_vm_off)
 {
 	struct mc_shm_opts opts = {.dir = dir, .is_vm_off = is_vm_off};
-	struct mc_xdev_env env = {.loops = &s->loop, .nloops = 1, .clk = &mc_clock_real};
+	struct mc_xdev_env env = {.clk = &mc_clock_real};
 	struct mc_diag diag = {""};
 	void *p;
 	int rc;
 
 	if (mc_rand_bytes(s->nonce, sizeof(s->nonce)) < 0 ||
-	    mc_rand_bytes(&s->epoch, sizeof(s->epoch)) < 0 ||
-	    mc_loop_open("shm-test", &mc_clock_real, &s->loop) < 0 || mc_loop_start(s->loop) < 0 ||
-	    mc_region_table_open(&s->regions) < 0)
+	    mc_rand_bytes(&s->epoch, sizeof(s->epoch)) < 0 || mc_region_table_open(&s->regions) < 0)
 		return -1;
 	s->epoch |= 1;
 	env.regions = s->regions;
@@ -112,7 +109,6 @@ static inline void side_close(struct side *s)
 	munmap(s->mem[FOREIGN] - GUARD, MEM_LEN + 2 * GUARD);
 	s->dev->ops->dev_close(s->dev);
 	mc_region_table_close(s->regions);
-	mc_loop_close(s->loop);
 }
 
 static inline int side_attach(struct side *s, const char *path, const uint8_t *nonce,
