@@ -288,6 +288,10 @@ static int decode_ext(struct decoder *d, const json_t *root)
 		mc_diag_wrap(d->diag, "mc");
 		return rc;
 	}
+	if (version == 0) {
+		mc_diag_set(d->diag, "mc: \"v\" is 0");
+		return -MC_E_PROTO;
+	}
 	if (mc_opt_parse_u64(epoch, &ext->epoch) < 0) {
 		mc_diag_set(d->diag, "mc: \"epoch\" \"%.32s\" is no number below 2^64", epoch);
 		return -MC_E_PROTO;

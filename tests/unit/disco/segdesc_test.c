@@ -136,6 +136,7 @@ static void decode_names_the_member_that_is_wrong(void **state)
 		       "devices");
 	assert_refused(HEAD "\"mc\":7}", -MC_E_PROTO, "mc");
 	assert_refused(HEAD "\"mc\":{\"v\":1}}", -MC_E_PROTO, "epoch");
+	assert_refused(HEAD "\"mc\":{\"v\":0,\"epoch\":\"1\"}}", -MC_E_PROTO, "\"v\"");
 	assert_refused(HEAD "\"mc\":{\"v\":1,\"epoch\":\"18446744073709551616\"}}", -MC_E_PROTO,
 		       "epoch");
 	assert_refused(HEAD "\"mc\":{\"v\":1,\"epoch\":\"1\",\"rails\":[5]}}", -MC_E_PROTO,
