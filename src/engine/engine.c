@@ -245,6 +245,10 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 		rc = mc_peers_open(eng);
 	if (rc == 0)
 		rc = join_metadata(eng, place.host, diag);
+	if (rc == 0)
+		rc = mc_metrics_serve(
+		    eng, opts->metrics_port ? opts->metrics_port : (uint16_t)eng->conf.metrics_port,
+		    opts->metrics_port != 0, diag);
 	return rc;
 }
 
@@ -283,6 +287,7 @@ static void dev_close(struct mc_xdev **dev)
 static void engine_free(struct mc_engine *eng)
 {
 	atomic_store(&eng->is_closing, true);
+	mc_metrics_unserve(eng);
 	if (eng->meta)
 		leave_metadata(eng);
 	mc_ids_close(eng->groups);

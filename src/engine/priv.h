@@ -450,7 +450,7 @@ void mc_stats_close(struct mc_engine *eng);
 struct mc_rail_stats *mc_stats_rail(struct mc_engine *eng, const char *transport, const char *rail,
 				    const char *peer);
 /** Serve the metrics over HTTP on loopback; port 0: do not. */
-int mc_metrics_serve(struct mc_engine *eng, uint16_t port, struct mc_diag *diag);
+int mc_metrics_serve(struct mc_engine *eng, uint16_t port, bool is_required, struct mc_diag *diag);
 void mc_metrics_unserve(struct mc_engine *eng);
 void mc_stats_done(struct mc_gop *op);
 void mc_stats_error(struct mc_engine *eng, enum mc_route route, int code);
