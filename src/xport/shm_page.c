@@ -32,7 +32,7 @@ static int page_mmap(int fd, struct mc_shm_page **ret_page)
 
 int mc_shm_page_open(uint64_t epoch, struct mc_shm_page **ret_page, int *ret_fd)
 {
-	struct mc_shm_page *page;
+	struct mc_shm_page *page = NULL;
 	int fd, rc;
 
 	fd = memfd_create("mooncake-ctl", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -120,7 +120,7 @@ unsigned mc_shm_page_seats_of(struct mc_shm_page *page, uint32_t tag)
 
 int mc_shm_page_map(int fd, uint64_t epoch, struct mc_shm_page **ret_page)
 {
-	struct mc_shm_page *page;
+	struct mc_shm_page *page = NULL;
 	struct stat st;
 	int rc;
 

@@ -20,7 +20,7 @@
 #define LISTEN_BACKLOG 1024
 #define STALE_SCAN_MAX 4096 /* directory entries looked at */
 #define NAME_PREFIX "te-"
-#define NAME_MAX_LEN 32 /* "/te-<16 hex>.sock" and zero */
+#define NAME_MAX_LEN 32 /* "/.te-<16 hex>.sock" and zero */
 
 /* Make dir ours alone, or say why it cannot be used. */
 static int dir_claim(const char *dir, struct mc_diag *diag)
@@ -79,29 +79,49 @@ static void stale_remove(const char *dir)
 	closedir(d);
 }
 
-static int path_bind(const char *dir, char path[MC_SHM_PATH_MAX], int *ret_fd, struct mc_diag *diag)
+/*
+ * Bind, listen, and only then take the name that others look at: between bind() and listen() a
+ * socket looks as stale as a dead one, and whoever tidies up would remove it.
+ */
+static int sock_listen_at(int sock, const char *hidden, const char *path)
 {
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
+
+	(void)mc_strlcpy(sun.sun_path, sizeof(sun.sun_path), hidden); /* of the same size */
+	if (bind(sock, (const struct sockaddr *)&sun, sizeof(sun)) < 0)
+		return -MC_E_UNAVAILABLE;
+	if (listen(sock, LISTEN_BACKLOG) < 0 || rename(hidden, path) < 0) {
+		(void)unlink(hidden); /* the first error counts */
+		return -MC_E_UNAVAILABLE;
+	}
+	return 0;
+}
+
+static int path_bind(const char *dir, char path[MC_SHM_PATH_MAX], int *ret_fd, struct mc_diag *diag)
+{
+	char hidden[MC_SHM_PATH_MAX];
+	unsigned long long name;
 	uint64_t unique;
 	int sock, rc;
 
 	rc = mc_rand_bytes(&unique, sizeof(unique));
 	if (rc < 0)
 		return rc;
-	snprintf(path, MC_SHM_PATH_MAX, "%s/" NAME_PREFIX "%016llx.sock", dir,
-		 (unsigned long long)unique);
-	(void)mc_strlcpy(sun.sun_path, sizeof(sun.sun_path), path); /* of the same size */
+	name = unique;
+	/* Both fit: dir_claim() has looked. */
+	(void)snprintf(path, MC_SHM_PATH_MAX, "%s/" NAME_PREFIX "%016llx.sock", dir, name);
+	(void)snprintf(hidden, sizeof(hidden), "%s/." NAME_PREFIX "%016llx.sock", dir, name);
 	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (sock < 0) {
 		rc = mc_err_from_errno(errno);
 		mc_diag_set(diag, "unix socket: %s", strerrordesc_np(errno));
 		return rc;
 	}
-	if (bind(sock, (const struct sockaddr *)&sun, sizeof(sun)) < 0 ||
-	    listen(sock, LISTEN_BACKLOG) < 0) {
-		mc_diag_set(diag, "bind %s: %s", path, strerrordesc_np(errno));
+	rc = sock_listen_at(sock, hidden, path);
+	if (rc < 0) {
+		mc_diag_set(diag, "listen on %s: %s", path, strerrordesc_np(errno));
 		mc_fd_close(&sock);
-		return -MC_E_UNAVAILABLE;
+		return rc;
 	}
 	*ret_fd = sock;
 	return 0;

@@ -8,6 +8,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -22,6 +23,9 @@ enum handicap {
 	NO_VM_CALLS,	   /* seccomp answers EPERM from the beginning */
 	NO_VM_CALLS_LATER, /* from after the attachment */
 	FEW_DESCRIPTORS,
+	OTHER_PID_NS,
+	OTHER_NET_NS,
+	OTHER_USER_NS,
 };
 
 struct task {
@@ -63,19 +67,16 @@ static int limit_descriptors(struct rlimit *ret_old)
 	return setrlimit(RLIMIT_NOFILE, &low);
 }
 
-static int role_handicapped(const char *dir, int ctl)
+static int attach_handicapped(const char *dir, int ctl, struct task t)
 {
 	struct side s = {0};
 	struct mc_shm_peer *peer = NULL;
 	struct mc_xlane *lane = NULL;
 	struct outcome o = {0};
 	struct rlimit old;
-	struct task t;
 	char own[64] = "/tmp/mc-shm-test-XXXXXX";
 	bool is_ok;
 
-	if (recv(ctl, &t, sizeof(t), 0) != sizeof(t))
-		return 1;
 	is_ok = t.handicap != OTHER_USER ||
 		(setgid(65534) == 0 && setuid(65534) == 0 && (dir = mkdtemp(own)));
 	is_ok = is_ok && side_open(&s, dir, false) == 0;
@@ -104,6 +105,29 @@ static int role_handicapped(const char *dir, int ctl)
 	if (t.handicap == OTHER_USER && rmdir(own) != 0)
 		return 1;
 	return send(ctl, &o, sizeof(o), MSG_NOSIGNAL) == sizeof(o) ? 0 : 1;
+}
+
+static int role_handicapped(const char *dir, int ctl)
+{
+	int status = -1;
+	struct task t;
+	pid_t pid;
+
+	if (recv(ctl, &t, sizeof(t), 0) != sizeof(t))
+		return 1;
+	if (t.handicap == OTHER_NET_NS && unshare(CLONE_NEWNET) < 0)
+		return 1;
+	if (t.handicap == OTHER_USER_NS && unshare(CLONE_NEWUSER) < 0)
+		return 1;
+	if (t.handicap != OTHER_PID_NS)
+		return attach_handicapped(dir, ctl, t);
+	/* The caller of unshare() stays where it is; its children are in the new namespace. */
+	if (unshare(CLONE_NEWPID) < 0)
+		return 1;
+	pid = fork();
+	if (pid == 0)
+		_exit(attach_handicapped(dir, ctl, t));
+	return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0 ? 0 : 1;
 }
 
 static struct outcome handicapped(enum handicap handicap)
@@ -158,6 +182,63 @@ static void another_user_gets_nothing(void **state)
 	o = handicapped(OTHER_USER);
 	assert_int_equal(o.attach, -MC_E_AUTH);
 	assert_int_equal(chmod(test_dir, 0700), 0);
+	(void)state;
+}
+
+/* Root, and allowed to make namespaces (not in every container). */
+static bool can_unshare(int flag)
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(unshare(flag) == 0 ? 0 : 1);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (status != 0)
+		print_message("skipped: may not make namespaces\n");
+	return status == 0;
+}
+
+static void from_another_pid_namespace_mapped_memory_is_reached(void **state)
+{
+	struct outcome o;
+
+	if (!can_unshare(CLONE_NEWPID))
+		skip();
+	o = handicapped(OTHER_PID_NS);
+	assert_int_equal(o.attach, 0);
+	assert_int_equal(o.memfd, 0);
+	assert_int_equal(o.foreign, -MC_E_UNAVAILABLE); /* our pid means nothing there */
+	assert_false(o.can_foreign);
+	/* Its death was seen all the same. */
+	assert_int_equal(mc_region_del(me.regions, (uintptr_t)me.mem[MEMFD]), 0);
+	(void)state;
+}
+
+static void from_another_network_namespace_all_is_reached(void **state)
+{
+	struct outcome o;
+
+	if (!can_unshare(CLONE_NEWNET))
+		skip();
+	o = handicapped(OTHER_NET_NS);
+	assert_int_equal(o.attach, 0);
+	assert_int_equal(o.memfd, 0);
+	assert_int_equal(o.foreign, 0);
+	(void)state;
+}
+
+static void from_another_user_namespace_mapped_memory_is_reached(void **state)
+{
+	struct outcome o;
+
+	if (!can_unshare(CLONE_NEWUSER))
+		skip();
+	o = handicapped(OTHER_USER_NS);
+	assert_int_equal(o.attach, 0);
+	assert_int_equal(o.memfd, 0);
+	assert_true(o.foreign == 0 || !o.can_foreign); /* which, is the kernel's to say */
 	(void)state;
 }
 
@@ -621,6 +702,9 @@ int main(int argc, char **argv)
 	    T(without_process_vm_only_foreign_memory_is_out_of_reach),
 	    T(process_vm_that_is_taken_away_later_is_noticed),
 	    T(another_user_gets_nothing),
+	    T(from_another_pid_namespace_mapped_memory_is_reached),
+	    T(from_another_network_namespace_all_is_reached),
+	    T(from_another_user_namespace_mapped_memory_is_reached),
 	    T(too_few_descriptors_are_an_error_that_passes),
 	    T(a_killed_writer_does_not_hold_up_unregistering),
 	    T(a_stopped_writer_is_waited_for),
