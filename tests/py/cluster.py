@@ -20,7 +20,8 @@ class Node:
     def __init__(self, command: list[str], log: Path, env: dict[str, str]) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MC_")}
         # Upstream's initiator waits at least 5 s for a dead peer, whatever is asked; ours follows the variable too.
-        settings = {"MC_TRANSFER_TIMEOUT": "5", "MC_FORCE_TCP": "1", "PYTHONFAULTHANDLER": "1", **env}
+        # Loopback only: with a metadata service upstream's would advertise the first interface.
+        fixed = {"MC_TRANSFER_TIMEOUT": "5", "MC_FORCE_TCP": "1", "MC_TCP_BIND_ADDRESS": "127.0.0.1"}
         self.log = log
         self.name = ""
         with log.open("wb") as file:
@@ -29,7 +30,7 @@ class Node:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
-                env=inherited | settings,
+                env=inherited | fixed | {"PYTHONFAULTHANDLER": "1"} | env,
                 bufsize=0,
             )
         self._rest = b""

@@ -392,7 +392,7 @@ def test_address_outside_of_the_peers_memory_is_refused(engine: TransferEngine, 
     here, there = memory
     for wrong in (there - 1, there + (1 << 20) - 7, 0, (1 << 64) - 8, (1 << 64) - 1):
         assert engine.transfer_sync_write(own_name(engine), here, wrong, 8) == -1
-        assert own_name(engine) in engine.last_error() or "registered" in engine.last_error()
+        assert own_name(engine) in engine.last_error() or "wrap around" in engine.last_error()
 
 
 # ---- life ----
@@ -417,8 +417,6 @@ def test_engine_is_initialized_once(engine: TransferEngine) -> None:
 
 
 BAD_SETTINGS = [
-    ("no-such-host.invalid", "P2PHANDSHAKE", "tcp", "", "no-such-host.invalid"),
-    ("192.0.2.1", "P2PHANDSHAKE", "tcp", "", "192.0.2.1"),
     ("127.0.0.1", "http://127.0.0.1:1/metadata", "tcp", "", "127.0.0.1:1"),
     ("127.0.0.1", "gopher://127.0.0.1:1", "tcp", "", "gopher"),
     ("127.0.0.1", "P2PHANDSHAKE", "xgmi", "", "xgmi"),
@@ -442,7 +440,14 @@ def test_initialize_that_fails_names_why_and_leaves_nothing(settings: tuple[str,
         assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0, "the object is still good"
 
 
-def test_engines_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bind_address_of_another_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MC_TCP_BIND_ADDRESS", "203.0.113.1")
+    engine = TransferEngine()
+    assert engine.initialize("", "P2PHANDSHAKE", "tcp", "") == -1
+    assert "203.0.113.1" in engine.last_error()
+
+
+def test_engines_come_and_go() -> None:
     def once() -> None:
         engine = TransferEngine()
         assert engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == 0, engine.last_error()

@@ -72,7 +72,7 @@ def test_bytes_move_under_p2p_metadata(node: NodeStarter, initiator: str, target
 
 @both_ways
 def test_bytes_move_under_http_metadata(node: NodeStarter, http_metadata: str, initiator: str, target: str) -> None:
-    names = [f"127.0.0.1:{free_port(12000 + i * 1000, 15000)}" for i in range(2)]
+    names = [f"127.0.0.1:{free_port(12000 + i * 1000, 13000 + i * 1000)}" for i in range(2)]
     a, b = (node(kind).start(name, http_metadata) for kind, name in zip((initiator, target), names))
     check_transfers(a, b)
     check_transfers(b, a)
