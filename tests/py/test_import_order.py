@@ -11,7 +11,7 @@ import pytest
 import mooncake
 
 CACHE = Path(os.environ.get("MC_CACHE") or Path.home() / ".cache/mooncake-c")
-NEIGHBOURS = ["torch", "nixl._api", "pyarrow"]
+NEIGHBOURS = ["torch", "nixl._api"]
 PYTHONS = [Path(sys.executable), CACHE / "peers/nixl/bin/python", *Path(CACHE / "demo").glob("*/bin/python")]
 if os.environ.get("MC_TORCH_PYTHON"):
     PYTHONS.append(Path(os.environ["MC_TORCH_PYTHON"]))
