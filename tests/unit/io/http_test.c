@@ -1,0 +1,274 @@
+/*
+ * http_test.c: our HTTP client against our HTTP server.
+ */
+#include "io/http_server.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "io/dl.h"
+#include "io/http_client.h"
+
+#define LARGE_BYTES (1u << 20)
+
+struct fixture {
+	struct mc_loop *loop;
+	struct mc_http_server *server;
+	struct mc_http_client *client;
+	char base[64];
+};
+
+/* Says back the path; "/gone" has no answer, "/large" a large one. */
+static void echo(void *user, const char *path, struct mc_http_answer *ret)
+{
+	(void)user;
+	if (strcmp(path, "/gone") == 0)
+		return;
+	ret->status = 200;
+	if (strcmp(path, "/large") == 0) {
+		ret->body = mc_calloc(LARGE_BYTES, 1);
+		ret->len = LARGE_BYTES;
+		memset(ret->body, 'x', ret->len);
+		return;
+	}
+	ret->body = mc_strdup(path);
+	ret->len = strlen(path);
+}
+
+static int set_up(void **state)
+{
+	struct fixture *f = mc_calloc(1, sizeof(*f));
+	struct mc_diag diag = {.text = ""};
+	struct mc_addr host, bound;
+	int fd;
+
+	assert_int_equal(mc_loop_open("http", &mc_clock_real, &f->loop), 0);
+	assert_int_equal(mc_loop_start(f->loop), 0);
+	/* A port below those that outgoing connections get. */
+	assert_int_equal(mc_addr_parse("127.0.0.1", 0, &host), 0);
+	assert_int_equal(mc_sock_listen_range(&host, 20000, 29999, 1, &fd, &bound), 0);
+	mc_fd_close(&fd);
+	if (mc_http_server_open(f->loop, &bound, echo, f, &f->server, &diag) < 0 ||
+	    mc_http_client_open(&f->client, &diag) < 0) {
+		print_error("%s\n", diag.text);
+		return -1;
+	}
+	(void)snprintf(f->base, sizeof(f->base), "http://127.0.0.1:%u",
+		       mc_http_server_port(f->server));
+	*state = f;
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	struct fixture *f = *state;
+
+	mc_http_client_close(f->client);
+	mc_http_server_close(f->server);
+	mc_loop_close(f->loop);
+	mc_free(f);
+	return 0;
+}
+
+static int call(struct fixture *f, const char *method, const char *path, const char *body,
+		struct mc_http_reply *ret, struct mc_diag *diag)
+{
+	char url[256];
+	struct mc_http_req req = {.method = method,
+				  .url = url,
+				  .type = "text/plain",
+				  .body = body,
+				  .body_len = body ? strlen(body) : 0,
+				  .connect_timeout_ms = 1000,
+				  .deadline_ns = mc_now_ns() + 20 * MC_NS_PER_S,
+				  .reply_bytes_max = 2 << 20};
+
+	(void)snprintf(url, sizeof(url), "%s%s", f->base, path);
+	return mc_http_call(f->client, &req, ret, diag);
+}
+
+static void server_answers_get_and_nothing_else(void **state)
+{
+	static const struct {
+		const char *method, *path, *body;
+		int status;
+		const char *answer;
+	} rows[] = {
+	    {"GET", "/x", NULL, 200, "/x"},
+	    {"GET", "/x?a=1&b", NULL, 200, "/x"},
+	    {"GET", "/gone", NULL, 404, ""},
+	    {"PUT", "/x", "body", 405, "only GET is served here\n"},
+	    {"DELETE", "/x", NULL, 405, "only GET is served here\n"},
+	    {"GET", "/y", NULL, 200, "/y"},
+	};
+	struct mc_http_reply reply;
+	struct mc_diag diag = {.text = ""};
+
+	for (size_t i = 0; i < MC_ARRAY_LEN(rows); i++) {
+		if (call(*state, rows[i].method, rows[i].path, rows[i].body, &reply, &diag) < 0)
+			fail_msg("row %zu: %s", i, diag.text);
+		assert_int_equal(reply.status, rows[i].status);
+		assert_string_equal(reply.body, rows[i].answer);
+		mc_free(reply.body);
+	}
+}
+
+static void reply_larger_than_its_limit_is_refused(void **state)
+{
+	struct fixture *f = *state;
+	struct mc_http_reply reply;
+	struct mc_diag diag = {.text = ""};
+	char url[128];
+	struct mc_http_req req = {.method = "GET",
+				  .url = url,
+				  .connect_timeout_ms = 1000,
+				  .deadline_ns = mc_now_ns() + 20 * MC_NS_PER_S,
+				  .reply_bytes_max = LARGE_BYTES - 1};
+
+	(void)snprintf(url, sizeof(url), "%s/large", f->base);
+	assert_int_equal(mc_http_call(f->client, &req, &reply, &diag), -MC_E_TOO_BIG);
+	req.reply_bytes_max++;
+	assert_int_equal(mc_http_call(f->client, &req, &reply, &diag), 0);
+	assert_int_equal(reply.len, LARGE_BYTES);
+	mc_free(reply.body);
+}
+
+static void *ask_often(void *arg)
+{
+	struct mc_http_reply reply;
+	intptr_t failed = 0;
+
+	for (int i = 0; i < 50; i++) {
+		if (call(arg, "GET", "/x", NULL, &reply, NULL) < 0)
+			failed++;
+		else
+			mc_free(reply.body);
+	}
+	return (void *)failed;
+}
+
+static void threads_share_a_client(void **state)
+{
+	pthread_t threads[8];
+	void *failed;
+
+	for (int i = 0; i < 8; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, ask_often, *state), 0);
+	for (int i = 0; i < 8; i++) {
+		pthread_join(threads[i], &failed);
+		assert_null(failed);
+	}
+}
+
+static void client_names_what_it_could_not_reach(void **state)
+{
+	static const struct {
+		const char *url;
+		int rc;
+	} rows[] = {
+	    {"ftp://127.0.0.1/", -MC_E_INVAL},
+	    {"http://no.such.host.invalid/", -MC_E_DNS},
+	    {"http://127.0.0.1:1/", -MC_E_REFUSED},
+	    {"http://[::1", -MC_E_INVAL},
+	};
+	struct fixture *f = *state;
+	struct mc_http_reply reply;
+	struct mc_diag diag;
+
+	for (size_t i = 0; i < MC_ARRAY_LEN(rows); i++) {
+		struct mc_http_req req = {.method = "GET",
+					  .url = rows[i].url,
+					  .connect_timeout_ms = 1000,
+					  .deadline_ns = mc_now_ns() + 20 * MC_NS_PER_S};
+
+		assert_int_equal(mc_http_call(f->client, &req, &reply, &diag), rows[i].rc);
+		if (!strstr(diag.text, rows[i].url))
+			fail_msg("%s", diag.text);
+	}
+}
+
+static void client_ends_at_its_deadline(void **state)
+{
+	struct fixture *f = *state;
+	struct mc_addr host, bound;
+	char url[64], text[MC_ADDR_TEXT_MAX];
+	struct mc_http_req req = {.method = "GET", .url = url, .connect_timeout_ms = 1000};
+	struct mc_http_reply reply;
+	struct mc_diag diag;
+	int fd;
+
+	assert_int_equal(mc_addr_parse("127.0.0.1", 0, &host), 0);
+	assert_int_equal(mc_sock_listen_range(&host, 20000, 29999, 1, &fd, &bound), 0);
+	(void)snprintf(url, sizeof(url), "http://%s/", mc_addr_format(&bound, text));
+	req.deadline_ns = mc_now_ns() + 20 * MC_NS_PER_MS;
+	assert_int_equal(mc_http_call(f->client, &req, &reply, &diag), -MC_E_TIMEDOUT);
+	mc_fd_close(&fd);
+}
+
+static void server_names_a_port_that_is_taken(void **state)
+{
+	struct fixture *f = *state;
+	struct mc_http_server *second;
+	struct mc_addr at;
+	struct mc_diag diag;
+
+	assert_int_equal(mc_addr_parse("127.0.0.1", mc_http_server_port(f->server), &at), 0);
+	assert_int_equal(mc_http_server_open(f->loop, &at, echo, f, &second, &diag),
+			 -MC_E_ADDR_IN_USE);
+	assert_non_null(strstr(diag.text, "127.0.0.1"));
+}
+
+static void missing_library_or_symbol_is_named(void **state)
+{
+	static const char *const none[] = {"libmc-no-such.so.9", NULL};
+	static const char *const libc[] = {"libmc-no-such.so.9", "libc.so.6", NULL};
+	const struct mc_dl_sym syms[] = {{"strlen", 0}, {"mc_no_such_symbol", sizeof(void *)}};
+	void *table[2] = {NULL, NULL};
+	struct mc_diag diag;
+	size_t which = 9;
+
+	assert_int_equal(mc_dl_load(none, syms, 1, table, NULL, &diag), -MC_E_UNAVAILABLE);
+	assert_non_null(strstr(diag.text, "libmc-no-such.so.9"));
+	assert_int_equal(mc_dl_load(libc, syms, 2, table, NULL, &diag), -MC_E_UNAVAILABLE);
+	assert_non_null(strstr(diag.text, "mc_no_such_symbol"));
+	assert_int_equal(mc_dl_load(libc, syms, 1, table, &which, &diag), 0);
+	assert_int_equal(which, 1);
+	assert_non_null(table[0]);
+	(void)state;
+}
+
+static void quoting_keeps_only_what_rfc_3986_leaves_alone(void **state)
+{
+	struct mc_str out;
+
+	mc_str_init(&out, 100);
+	assert_int_equal(mc_http_quote(&out, "a-Z_0.~/:&= %\xc3\xbc"), 0);
+	assert_string_equal(mc_str_text(&out), "a-Z_0.~%2F%3A%26%3D%20%25%C3%BC");
+	mc_str_fini(&out);
+	(void)state;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(server_answers_get_and_nothing_else),
+	    cmocka_unit_test(reply_larger_than_its_limit_is_refused),
+	    cmocka_unit_test(threads_share_a_client),
+	    cmocka_unit_test(client_names_what_it_could_not_reach),
+	    cmocka_unit_test(client_ends_at_its_deadline),
+	    cmocka_unit_test(server_names_a_port_that_is_taken),
+	    cmocka_unit_test(missing_library_or_symbol_is_named),
+	    cmocka_unit_test(quoting_keeps_only_what_rfc_3986_leaves_alone),
+	};
+
+	return cmocka_run_group_tests(tests, set_up, tear_down);
+}
