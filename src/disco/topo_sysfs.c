@@ -109,7 +109,7 @@ static bool port_is_usable(const struct disco *d, const char *hca, const char *p
 
 	(void)snprintf(path, sizeof(path), "%s/class/infiniband/%s/ports/%s/state", d->sys, hca,
 		       port);
-	if (read_line(path, text, sizeof(text)) < 0 || atol(text) != 4)
+	if (read_line(path, text, sizeof(text)) < 0 || strncmp(text, "4:", 2) != 0)
 		return false;
 	for (int i = 0; i < GIDS_MAX; i++) {
 		(void)snprintf(path, sizeof(path), "%s/class/infiniband/%s/ports/%s/gids/%d",
