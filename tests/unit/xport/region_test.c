@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -41,8 +42,7 @@ static int table_teardown(void **state)
 static int add(uint64_t addr, uint64_t len, uint32_t rights, struct mc_region_info *info)
 {
 	struct mc_region_desc desc = {.addr = addr, .len = len, .rights = rights};
-
-	strcpy(desc.location, "cpu:0"); /* NOLINT: constant that fits */
+	memcpy(desc.location, "cpu:0", sizeof("cpu:0"));
 	return mc_region_add(table, &desc, info);
 }
 
@@ -363,7 +363,7 @@ static void *race_access(void *arg)
 		} else {
 			assert_int_equal(rc, -MC_E_STALE);
 			atomic_fetch_add(&r->misses, 1);
-			usleep(20); /* lets the deleting thread run on a small machine */
+			(void)sched_yield(); /* lets the deleting thread run on a small machine */
 		}
 	}
 	return NULL;
@@ -385,7 +385,7 @@ static void del_waits_for_pins_so_that_memory_can_go_at_once(void **state)
 		hits = atomic_load(&r.hits);
 		atomic_store(&r.id_gen, (uint64_t)r.info.gen << 32 | r.info.id);
 		while (atomic_load(&r.hits) == hits)
-			usleep(5); /* until an access has hit this round's region */
+			(void)sched_yield(); /* until an access has hit this round's region */
 		assert_int_equal(mc_region_del(table, (uint64_t)(uintptr_t)mem), 0);
 		assert_int_equal(mprotect(mem, 4096, PROT_NONE), 0);
 		assert_int_equal(munmap(mem, 4096), 0);
@@ -423,8 +423,10 @@ static void del_sleeps_until_a_long_access_ends(void **state)
 	assert_int_equal(mc_region_pin(table, s.info.id, s.info.gen, 0, 1, MC_RIGHT_READ, &ptr), 0);
 	assert_int_equal(pthread_create(&th, NULL, slow_del, &s), 0);
 	while (mc_region_count(table) > 0)
-		usleep(100); /* until del has begun */
-	usleep(3000);	     /* long enough that it sleeps; any other timing is as correct */
+		(void)sched_yield(); /* until del has begun */
+	for (int i = 0; i < 1000; i++)
+		(void)
+		    sched_yield(); /* long enough that it sleeps; any other timing is as correct */
 	assert_int_equal(pin(&s.info, 0, 1, MC_RIGHT_READ), -MC_E_STALE);
 	assert_int_equal(add(0x10000, 4096, RW, &again), 0); /* not the slot that is still in use */
 	assert_int_not_equal(again.id, s.info.id);

@@ -351,7 +351,7 @@ static void *load_run(void *arg)
 						     : &ld->other,
 				 1);
 		if (rc < 0)
-			usleep(100); /* the machine is small */
+			dawdle(10); /* the machine may be small */
 	}
 	return NULL;
 }
@@ -380,7 +380,7 @@ static void after_unregister_nothing_lands(void **state)
 			wait_until(atomic_load(&ld[0].ok) > ok);
 			assert_int_equal(order(&l.t, ORDER_DEL, kind, 0).rc, 0);
 			order(&l.t, ORDER_FILL, kind, k);
-			usleep(k % 4 * 300); /* a late write would have time to land */
+			dawdle(k % 4 * 300); /* a late write would have time to land */
 			assert_int_equal(order(&l.t, ORDER_COUNT, kind, k).val, 0);
 			rr[k + 1] = order(&l.t, ORDER_ADD, kind, 0).rr;
 			for (int i = 0; i < THREADS; i++)
