@@ -115,11 +115,17 @@ static inline void fix_on_chunk(struct mc_rpc_req *req, const void *data, size_t
 		(void)mc_rpc_reply(req, rc, "end", 3, NULL, 0);
 }
 
+static inline void fix_stream_cancel(struct mc_rpc_req *req)
+{
+	(void)mc_rpc_reply(req, -MC_E_CANCELED, NULL, 0, NULL, 0);
+}
+
 static inline void fix_stream(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
 	(void)msg;
 	req->user = user;
 	req->on_chunk = fix_on_chunk;
+	req->on_cancel = fix_stream_cancel;
 	if (!req->is_stream)
 		(void)mc_rpc_reply(req, -MC_E_INVAL, NULL, 0, NULL, 0);
 }
