@@ -155,7 +155,7 @@ static int batch_submit(struct mc_engine *eng, struct mc_capi_batch *batch,
 	    .n = (uint32_t)n,
 	    .priority = MC_PRIO_NORMAL,
 	};
-	struct mc_transfer *transfers;
+	struct mc_transfer *transfers = NULL;
 	void *array = batch->group;
 	uint64_t id;
 	int rc;
