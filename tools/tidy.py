@@ -29,7 +29,7 @@ BANNED = {
 PRINTING = {"printf", "fprintf", "vprintf", "vfprintf", "puts", "putchar", "perror", "dprintf"}
 SLEEPING = {"sleep", "usleep", "nanosleep", "clock_nanosleep"}
 LABELS = {"fail", "out", "retry"}
-PROGRAMS = ("src/cli/", "bench/", "tests/", "tools/")  # may print: they are not libraries
+PROGRAMS = ("examples/", "src/cli/", "bench/", "tests/", "tools/")  # may print: they are not libraries
 UPSTREAM_ABI = ("transfer_engine_c.h", "src/capi/")  # upstream's names and typedefs
 ENTRY_POINTS = re.compile(r"^(main|LLVMFuzzer\w+|PyInit_\w+|__\w+)$")
 
