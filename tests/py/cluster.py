@@ -83,6 +83,22 @@ class Node:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(30)
 
+    def stop(self) -> None:
+        """SIGSTOP, and wait until every thread stands still: those that run still answer for a while."""
+        self.process.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 30
+        while any(state != "T" for state in self._states()):
+            if time.monotonic() > end:
+                raise TimeoutError("the process does not stop")
+            time.sleep(0.001)
+
+    def _states(self) -> list[str]:
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.stdin.close()

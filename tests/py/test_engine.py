@@ -4,7 +4,6 @@ import ctypes
 import gc
 import os
 import random
-import signal
 import subprocess
 import sys
 import textwrap
@@ -248,7 +247,7 @@ def test_waiting_leaves_python_running(engine: TransferEngine, memory: tuple[int
     b = node(env={"MC_FORCE_TCP": "0"}).start()
     there = b.memory(4096, 1)
     assert engine.transfer_sync_write(b.name, memory[0], there, 4096) == 0, engine.last_error()
-    b.process.send_signal(signal.SIGSTOP)
+    b.stop()
     try:
         waiting = threading.Thread(target=engine.send_probe, args=(b.name,))
         waiting.start()
@@ -257,9 +256,31 @@ def test_waiting_leaves_python_running(engine: TransferEngine, memory: tuple[int
             turns += 1
         assert turns == 1000
     finally:
-        b.process.send_signal(signal.SIGCONT)
+        b.resume()
     waiting.join(60)
     assert not waiting.is_alive()
+
+
+def test_stopped_peer_costs_the_deadline_and_no_more(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    here, there = a.memory(1 << 20, 1), b.memory(1 << 20, 2)
+    assert a.call("transfer_sync_write", b.name, here, there, 4096) == 0, a.tail()
+    b.stop()
+    try:
+        started = time.monotonic()
+        batch = a.call("batch_transfer_async_read", b.name, [here], [there], [1 << 20])
+        rc = a.call("transfer_sync_write", b.name, here, there, 1 << 20)
+        took = time.monotonic() - started
+        ended = a.do("poll", batch, 30) if batch else -1
+    finally:
+        b.resume()
+    # One host's memory can be read and written while its owner stands still; a socket cannot.
+    assert rc == 0 or (rc == -1 and b.name in a.call("last_error"))
+    assert ended in (1, -1, -2) and took < 15, "MC_TRANSFER_TIMEOUT is 5 s"
+    end = time.monotonic() + 20
+    while (rc := a.call("transfer_sync_write", b.name, here, there + 65536, 4096)) != 0 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert rc == 0, a.tail()
 
 
 # ---- registration ----
