@@ -1,12 +1,21 @@
 /*
- * spin.c: the process-wide bound on threads that poll. The rest of the policy is inline and pure.
+ * spin.c: the bounds on threads that poll: seats in this process, runnable threads on the machine.
+ * The rest of the policy is inline and pure.
  */
 #include "base/spin.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define LOOK_NS 10000000u /* how old a look at the machine's load may be */
 
 static _Atomic int seats_taken;
+static _Atomic uint64_t looked_ns;
+static _Atomic bool is_crowded;
 
 /* Cores this process may use, read once; a later change of affinity only makes the bound less
  * exact. */
@@ -23,10 +32,43 @@ static int cores(void)
 	return n;
 }
 
-bool mc_spin_enter(void)
+/* Threads that run or want to, of the whole machine: "0.10 0.20 0.30 2/345 6789". 0: unknown. */
+static long runnable(void)
+{
+	int fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+	char text[128], *at = text;
+	ssize_t n;
+
+	if (fd < 0)
+		return 0;
+	n = read(fd, text, sizeof(text) - 1);
+	(void)close(fd);
+	text[n > 0 ? n : 0] = '\0';
+	for (int i = 0; i < 3 && at; i++) {
+		at = strchr(at, ' ');
+		at = at ? at + 1 : NULL;
+	}
+	return at ? strtol(at, NULL, 10) : 0;
+}
+
+/* A look costs microseconds and is shared by all waiters of the process for LOOK_NS. */
+static bool crowded(uint64_t now_ns)
+{
+	uint64_t last = atomic_load_explicit(&looked_ns, memory_order_relaxed);
+
+	if (now_ns - last > LOOK_NS &&
+	    atomic_compare_exchange_strong_explicit(&looked_ns, &last, now_ns, memory_order_relaxed,
+						    memory_order_relaxed))
+		atomic_store_explicit(&is_crowded, runnable() > cores(), memory_order_relaxed);
+	return atomic_load_explicit(&is_crowded, memory_order_relaxed);
+}
+
+bool mc_spin_enter(uint64_t now_ns)
 {
 	int taken = atomic_load_explicit(&seats_taken, memory_order_relaxed);
 
+	if (crowded(now_ns))
+		return false;
 	while (taken < cores() - 1)
 		/* relaxed: the count guards nothing but itself */
 		if (atomic_compare_exchange_weak_explicit(&seats_taken, &taken, taken + 1,

@@ -1,12 +1,13 @@
 /*
- * spin.h: how long to poll before sleeping. Pure: times in, budget out.
+ * spin.h: whether to poll before sleeping. Pure but for the seats: times in, decision out.
  *
- * Waking a sleeper costs tens of microseconds on an idle virtual core; polling for an answer that
- * comes sooner than that is cheaper than sleeping, polling for one that comes later only burns the
- * core. A waiter therefore learns how long its waits last and polls only when the expected wait is
- * shorter than a wake-up. A waiter that finds itself descheduled while polling (more runnable
- * threads than cores) stops polling for a while. The bound on pollers per process is kept by
- * mc_spin_enter().
+ * Waking a sleeper costs tens of microseconds on an idle virtual core and few on a busy one;
+ * polling is cheaper than that only for answers that come soon, and only while there is a core to
+ * spare. So a waiter measures how long its waits last both ways, when it polled first and when it
+ * slept at once, and does what has been shorter; now and then it tries the other way. Waits that
+ * would be polled for longer than a wake-up costs are never polled for: that bounds the burnt time.
+ * A waiter that finds itself descheduled while polling stops for a while, and nobody polls while
+ * more threads are runnable than there are cores.
  */
 #ifndef MC_BASE_SPIN_H
 #define MC_BASE_SPIN_H
@@ -14,50 +15,57 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define MC_SPIN_WAKE_NS 50000u	  /* assumed cost of a sleep and wake-up */
-#define MC_SPIN_BUDGET_NS 120000u /* never poll longer than this in one wait */
-#define MC_SPIN_STALL_NS 300000u  /* a gap between two polls that means "descheduled" */
-#define MC_SPIN_BAN_NS 20000000u  /* no polling for this long after a stall */
+#define MC_SPIN_WAIT_MAX_NS 50000u /* longest expected wait that is polled for */
+#define MC_SPIN_STALL_NS 300000u   /* a gap between two polls that means "descheduled" */
+#define MC_SPIN_BAN_NS 20000000u   /* no polling for this long after a stall */
+#define MC_SPIN_TRY_EVERY 64u	   /* waits between two tries of the other way */
+#define MC_SPIN_LEARN 4u	   /* waits of a kind before its mean counts */
 
-/** What one waiter has learnt. Zeroed is a valid start: the first waits poll, hoping. One thread at
- * a time. */
+/** What one waiter has learnt. Zeroed is a valid start. One thread at a time. */
 struct mc_spin {
-	uint32_t wait_ns; /* smoothed length of waits; 0: none seen */
-	uint32_t samples;
+	uint32_t polled_ns, slept_ns; /* smoothed waits, by how they began */
+	uint16_t polled, slept;	      /* how many of them, up to MC_SPIN_LEARN */
+	uint32_t since;		      /* waits since the other way was tried */
 	uint64_t ban_until_ns;
 };
 
-/** Nanoseconds worth polling in a wait that begins now; 0: sleep at once. */
-static inline uint32_t mc_spin_budget(const struct mc_spin *s, uint64_t now_ns)
+/** Nanoseconds to poll in a wait that begins now; 0: sleep at once. Once for each wait. */
+static inline uint32_t mc_spin_budget(struct mc_spin *s, uint64_t now_ns)
 {
+	bool is_better;
 	uint32_t want;
 
 	if (now_ns < s->ban_until_ns)
 		return 0;
-	if (s->wait_ns > 2 * MC_SPIN_WAKE_NS)
+	if (s->polled < MC_SPIN_LEARN)
+		return MC_SPIN_WAIT_MAX_NS;
+	if (s->slept < MC_SPIN_LEARN)
 		return 0;
-	want = s->samples ? 2 * s->wait_ns + 10000 : MC_SPIN_WAKE_NS;
-	return want < MC_SPIN_BUDGET_NS ? want : MC_SPIN_BUDGET_NS;
+	is_better = s->polled_ns < MC_SPIN_WAIT_MAX_NS && s->polled_ns < s->slept_ns;
+	if (++s->since >= MC_SPIN_TRY_EVERY) {
+		s->since = 0;
+		is_better = !is_better;
+	}
+	if (!is_better)
+		return 0;
+	want = 2 * s->polled_ns + 10000;
+	return want < MC_SPIN_WAIT_MAX_NS ? want : MC_SPIN_WAIT_MAX_NS;
 }
 
-/** A wait ended after waited_ns; slept: the thread was asleep at the end, so a wake-up is part of
- * that time. */
-static inline void mc_spin_note(struct mc_spin *s, uint64_t waited_ns, bool slept)
+/** The wait ended after waited_ns; has_polled: it began with polling, whether or not that was
+ * enough. */
+static inline void mc_spin_note(struct mc_spin *s, uint64_t waited_ns, bool has_polled)
 {
 	uint32_t w = waited_ns > 10000000u ? 10000000u : (uint32_t)waited_ns;
+	uint32_t *mean = has_polled ? &s->polled_ns : &s->slept_ns;
+	uint16_t *n = has_polled ? &s->polled : &s->slept;
 
-	if (slept)
-		w = w > MC_SPIN_WAKE_NS ? w - MC_SPIN_WAKE_NS : w / 4;
-	/* Half of a long wait is believed at once, an eighth of a short one: a burst must prove
-	 * itself before it is polled for. */
-	if (s->samples == 0)
-		s->wait_ns = w;
-	else if (w > s->wait_ns)
-		s->wait_ns += (w - s->wait_ns) / 4;
+	if (*n == 0)
+		*mean = w;
 	else
-		s->wait_ns -= (s->wait_ns - w) / 8;
-	if (s->samples < 1000)
-		s->samples++;
+		*mean += (uint32_t)(((int64_t)w - (int64_t)*mean) / 8);
+	if (*n < MC_SPIN_LEARN)
+		++*n;
 }
 
 /** Two polls of one wait were gap_ns apart. @return false: descheduled, stop polling */
@@ -69,9 +77,11 @@ static inline bool mc_spin_gap_ok(struct mc_spin *s, uint64_t now_ns, uint64_t g
 	return false;
 }
 
-/** Claim one of this process's polling seats (cores - 1, at least one where there are two cores).
- * Any thread. */
-bool mc_spin_enter(void);
+/**
+ * Claim one of this process's polling seats (cores - 1; none on a single core, none while the
+ * machine has more runnable threads than cores). Any thread.
+ */
+bool mc_spin_enter(uint64_t now_ns);
 void mc_spin_leave(void);
 
 #endif

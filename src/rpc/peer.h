@@ -75,7 +75,7 @@ struct mc_rpc_server {
 	uint64_t idle_since_ns; /* 0: busy */
 	uint64_t polled_ns;
 	uint32_t spin_budget_ns;
-	bool has_spin_seat, has_slept, is_closing;
+	bool has_spin_seat, has_polled, is_closing;
 	struct {
 		_Atomic uint64_t accepted, refused, lost, calls, bad_frames;
 		_Atomic uint32_t conns;

@@ -24,7 +24,7 @@ void mc_rpc_server_busy(struct mc_rpc_server *server)
 {
 	if (server->idle_since_ns)
 		mc_spin_note(&server->spin, mc_loop_now(server->loop) - server->idle_since_ns,
-			     server->has_slept);
+			     server->has_polled);
 	server->idle_since_ns = 0;
 }
 
@@ -36,10 +36,10 @@ static uint64_t server_poll(struct mc_idler *id, uint64_t now_ns)
 
 	if (!server->idle_since_ns) {
 		server->idle_since_ns = now_ns;
-		server->has_slept = false;
 		server->spin_budget_ns = mc_spin_budget(&server->spin, now_ns);
 		if (server->spin_budget_ns && !server->has_spin_seat)
-			server->has_spin_seat = mc_spin_enter();
+			server->has_spin_seat = mc_spin_enter(now_ns);
+		server->has_polled = server->spin_budget_ns && server->has_spin_seat;
 		server->polled_ns = now_ns;
 	}
 	idle_ns = now_ns - server->idle_since_ns;
@@ -51,7 +51,6 @@ static uint64_t server_poll(struct mc_idler *id, uint64_t now_ns)
 	if (server->has_spin_seat)
 		mc_spin_leave();
 	server->has_spin_seat = false;
-	server->has_slept = true;
 	return 0;
 }
 

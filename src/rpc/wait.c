@@ -37,7 +37,7 @@ struct drive {
 	uint64_t start_ns, last_ns;
 	uint32_t budget_ns; /* polling left when the wait began; 0: no more */
 	bool has_seat;	    /* one of the process's polling seats */
-	bool has_slept;
+	bool has_polled, has_slept;
 };
 
 static void drive_begin(struct drive *d, struct mc_rpc_conn *conn)
@@ -47,7 +47,7 @@ static void drive_begin(struct drive *d, struct mc_rpc_conn *conn)
 	if (conn->env.net->can_spin)
 		d->budget_ns = mc_spin_budget(&conn->spin, d->start_ns);
 	if (d->budget_ns) {
-		d->has_seat = mc_spin_enter();
+		d->has_seat = d->has_polled = mc_spin_enter(d->start_ns);
 		if (!d->has_seat)
 			d->budget_ns = 0;
 	}
@@ -66,7 +66,7 @@ static void drive_end(struct drive *d)
 	drive_stop_spinning(d);
 	if (d->conn->env.net->can_spin)
 		mc_spin_note(&d->conn->spin, mc_clock_now(d->conn->env.clk) - d->start_ns,
-			     d->has_slept);
+			     d->has_polled);
 }
 
 /* Nothing was there: poll once more, or sleep. @return -MC_E_TIMEDOUT after the deadline */

@@ -428,24 +428,46 @@ static void pump_again(struct mc_timer *t)
 	}
 }
 
+/* The next request is waited for: decide how. */
+static void settled(struct mc_tcp_conn *c)
+{
+	struct mc_tcp_shard *sh = c->shard;
+
+	sh->idle_since_ns = sh->polled_ns = mc_now_ns();
+	sh->budget_ns = mc_spin_budget(&sh->spin, sh->idle_since_ns);
+	sh->has_polled = false;
+	if (mc_list_is_empty(&c->hot_link))
+		mc_list_push_back(&sh->hot, &c->hot_link);
+}
+
+/* A request came that was waited for. */
+static void unsettled(struct mc_tcp_shard *sh, uint64_t now_ns)
+{
+	if (sh->idle_since_ns)
+		mc_spin_note(&sh->spin, now_ns - sh->idle_since_ns, sh->has_polled);
+	sh->idle_since_ns = 0;
+}
+
+/* @return as pump(); the connection is gone when < 0 */
+static int serve(struct mc_tcp_conn *c)
+{
+	int rc = pump(c);
+
+	if (rc < 0)
+		conn_close(c);
+	else if (rc > 0 && c->step == STEP_HEAD)
+		settled(c);
+	return rc;
+}
+
 static void on_event(struct mc_watch *w, uint32_t events)
 {
 	struct mc_tcp_conn *c = mc_container_of(w, struct mc_tcp_conn, watch);
-	struct mc_tcp_shard *sh = c->shard;
-	uint64_t now_ns = mc_now_ns();
-	int rc;
 
 	(void)events;
-	if (sh->spin_last_ns)
-		mc_spin_note(&sh->spin, now_ns - sh->spin_last_ns, !sh->is_spinning);
-	rc = pump(c);
-	if (rc < 0) {
-		conn_close(c);
-		return;
-	}
-	sh->spin_last_ns = sh->spin_from_ns = mc_now_ns();
-	if (mc_list_is_empty(&c->hot_link))
-		mc_list_push_back(&sh->hot, &c->hot_link);
+	if (c->step == STEP_HEAD)
+		unsettled(c->shard, mc_now_ns());
+	(void)serve(c);
 }
 
 /* ---- polling before sleep ---- */
@@ -463,30 +485,30 @@ static uint64_t cool(struct mc_tcp_shard *sh)
 static uint64_t idle_poll(struct mc_idler *id, uint64_t now_ns)
 {
 	struct mc_tcp_shard *sh = mc_container_of(id, struct mc_tcp_shard, idler);
-	uint32_t budget_ns;
 	struct mc_tcp_conn *c;
 
 	if (mc_list_is_empty(&sh->hot))
 		return 0;
-	budget_ns = mc_spin_budget(&sh->spin, now_ns);
-	if (now_ns - sh->spin_from_ns >= budget_ns)
+	now_ns = mc_now_ns();
+	if (sh->idle_since_ns == 0 || now_ns - sh->idle_since_ns >= sh->budget_ns ||
+	    !mc_spin_gap_ok(&sh->spin, now_ns, now_ns - sh->polled_ns))
 		return cool(sh);
-	if (!sh->is_spinning) {
-		if (!mc_spin_enter())
-			return cool(sh);
-		sh->is_spinning = true;
-	}
+	if (!sh->is_spinning)
+		sh->is_spinning = mc_spin_enter(now_ns);
+	if (!sh->is_spinning)
+		return cool(sh);
+	sh->has_polled = true;
+	sh->polled_ns = now_ns;
 	mc_list_each (c, &sh->hot, hot_link) {
-		int rc = pump(c);
+		uint64_t since_ns = sh->idle_since_ns;
 
-		if (rc < 0) {
-			conn_close(c);
-		} else if (rc > 0) {
-			mc_spin_note(&sh->spin, now_ns - sh->spin_last_ns, false);
-			sh->spin_last_ns = sh->spin_from_ns = mc_now_ns();
+		/* Payload under way comes in larger pieces when it is waited for. */
+		if (c->step == STEP_HEAD && serve(c) > 0 && since_ns) {
+			mc_spin_note(&sh->spin, now_ns - since_ns, true);
+			break;
 		}
 	}
-	return budget_ns;
+	return sh->budget_ns ? sh->budget_ns : 1;
 }
 
 /* ---- life ---- */

@@ -391,8 +391,6 @@ static int spin(struct tcp_lane *l, uint64_t from_ns, uint32_t budget_ns,
 	uint64_t last_ns = from_ns, now_ns = from_ns;
 	int rc = 0;
 
-	if (!mc_spin_enter())
-		return 0;
 	while (now_ns - from_ns < budget_ns) {
 		rc = pump(l, ret_done, max, false);
 		now_ns = mc_now_ns();
@@ -406,31 +404,42 @@ static int spin(struct tcp_lane *l, uint64_t from_ns, uint32_t budget_ns,
 	return rc;
 }
 
-/* Nothing was ready: poll a little, then sleep. */
+/* Much is still to move: sleep until there is much to do, polling would only do it in small pieces.
+ */
+static int wait_bulk(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
+		     unsigned max)
+{
+	if (mc_list_is_empty(&l->txq)) {
+		if (block_ns >= RECV_BLOCK_MS * MC_NS_PER_MS)
+			return pump(l, ret_done, max, true);
+		(void)mc_tcp_wait(l->fd, POLLIN, block_ns);
+	} else {
+		(void)mc_tcp_wait(l->fd, POLLIN | POLLOUT, block_ns);
+	}
+	return pump(l, ret_done, max, false);
+}
+
+/* Nothing was ready: poll a little where that pays, then sleep. */
 static int wait_pump(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
 		     unsigned max)
 {
-	uint64_t from_ns = mc_now_ns();
-	uint32_t budget_ns = mc_spin_budget(&l->spin, from_ns);
-	int rc;
+	uint64_t from_ns;
+	uint32_t budget_ns;
+	bool has_polled;
+	int rc = 0;
 
-	if (budget_ns > 0) {
+	if (!mc_list_is_empty(&l->txq) || (l->is_rx_ready && l->rx.left >= RECV_BLOCK_MIN_BYTES))
+		return wait_bulk(l, block_ns, ret_done, max);
+	from_ns = mc_now_ns();
+	budget_ns = mc_spin_budget(&l->spin, from_ns);
+	has_polled = budget_ns > 0 && mc_spin_enter(from_ns);
+	if (has_polled)
 		rc = spin(l, from_ns, budget_ns, ret_done, max);
-		if (rc != 0) {
-			mc_spin_note(&l->spin, mc_now_ns() - from_ns, false);
-			return rc;
-		}
-	}
-	if (mc_list_is_empty(&l->txq) && l->rxs && l->rx.left >= RECV_BLOCK_MIN_BYTES &&
-	    block_ns >= RECV_BLOCK_MS * MC_NS_PER_MS)
-		rc = pump(l, ret_done, max, true);
-	else {
-		short events = (short)(POLLIN | (mc_list_is_empty(&l->txq) ? 0 : POLLOUT));
-
-		(void)mc_tcp_wait(l->fd, events, block_ns);
+	if (rc == 0) {
+		(void)mc_tcp_wait(l->fd, POLLIN, block_ns);
 		rc = pump(l, ret_done, max, false);
 	}
-	mc_spin_note(&l->spin, mc_now_ns() - from_ns, true);
+	mc_spin_note(&l->spin, mc_now_ns() - from_ns, has_polled);
 	return rc;
 }
 

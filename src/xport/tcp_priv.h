@@ -47,7 +47,10 @@ struct mc_tcp_shard {
 	struct mc_task revoke_task;
 	_Atomic bool is_revoke_posted;
 	struct mc_spin spin;
-	uint64_t spin_from_ns, spin_last_ns;
+	bool has_polled; /* in the wait that goes on */
+	uint32_t budget_ns;
+	uint64_t idle_since_ns; /* begin of that wait; 0: none */
+	uint64_t polled_ns;
 };
 
 struct mc_tcp_dev {
