@@ -183,6 +183,7 @@ struct mc_session {
 	pthread_mutex_t ctl_mu; /* guards ctl; held while it connects */
 	struct mc_rpc_conn *ctl;
 	unsigned ctl_users;
+	_Atomic bool is_ctl_lost; /* look whether the process still is the one we knew */
 
 	pthread_mutex_t mu;
 	struct mc_list lanes;

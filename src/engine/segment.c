@@ -87,7 +87,8 @@ void mc_peers_close(struct mc_engine *eng)
 	mc_free(eng->peers);
 	eng->peers = NULL;
 	eng->npeers = 0;
-	mc_map_fini(&eng->peers_by_name);
+	if (eng->peers_by_name.max > 0) /* else opening failed before it was made */
+		mc_map_fini(&eng->peers_by_name);
 }
 
 int mc_peer_by_id(struct mc_engine *eng, int32_t id, struct mc_peer **ret_peer)

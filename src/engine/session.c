@@ -102,6 +102,8 @@ static void on_ctl_down(void *user, int rc)
 {
 	struct mc_session *s = user;
 
+	/* release: pairs with the acquire in is_usable() */
+	atomic_store_explicit(&s->is_ctl_lost, true, memory_order_release);
 	mc_log_debug("control connection lost", "peer=%s cause=\"%s\"", s->peer->name,
 		     mc_err_text(rc));
 }
@@ -166,8 +168,12 @@ static int ctl_get(struct mc_session *s, uint64_t deadline_ns, struct mc_rpc_con
 	}
 	if (old)
 		mc_rpc_conn_close(old);
-	if (!s->ctl)
+	if (!s->ctl) {
+		atomic_store_explicit(&s->is_ctl_lost, false, memory_order_relaxed);
 		rc = ctl_reconnect(s, deadline_ns, &s->ctl);
+		if (rc < 0)
+			atomic_store_explicit(&s->is_ctl_lost, true, memory_order_relaxed);
+	}
 	if (rc == 0) {
 		s->ctl_users++;
 		*ret_conn = s->ctl;
@@ -524,9 +530,17 @@ static int session_open(struct mc_peer *peer, uint64_t deadline_ns, struct mc_di
 	return 0;
 }
 
-/* Still the one to use? */
-static bool is_usable(struct mc_session *s)
+/* Still the one to use? A lost control connection may mean that the process is another one by now.
+ */
+static bool is_usable(struct mc_session *s, uint64_t deadline_ns)
 {
+	struct mc_rpc_conn *conn;
+
+	if (atomic_load_explicit(&s->is_dead, memory_order_acquire))
+		return false;
+	if (atomic_load_explicit(&s->is_ctl_lost, memory_order_acquire) &&
+	    ctl_get(s, deadline_ns, &conn) == 0)
+		ctl_put(s, false);
 	if (atomic_load_explicit(&s->is_dead, memory_order_acquire))
 		return false;
 	return !s->shm || !mc_shm_peer_is_dead(s->shm);
@@ -539,7 +553,7 @@ int mc_session_get(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *d
 	int rc = 0;
 
 	pthread_mutex_lock(&peer->mu);
-	if (peer->session && !is_usable(peer->session)) {
+	if (peer->session && !is_usable(peer->session, deadline_ns)) {
 		old = peer->session;
 		peer->session = NULL;
 		mc_session_kill(old);
