@@ -260,6 +260,7 @@ int mc_tcp_conn_want(struct mc_tcp_conn *c, size_t need)
 		n = mc_tcp_recv(c->fd, &c->rx);
 		if (n <= 0)
 			return (int)n;
+		c->is_drained = c->rx.left > 0;
 		c->have += (size_t)n;
 		c->last_ns = mc_now_ns();
 	}
@@ -352,6 +353,7 @@ static int step_body(struct mc_tcp_conn *c)
 			body_lowat(c);
 		if (n <= 0)
 			return (int)n;
+		c->is_drained = c->rx.left > 0;
 		tail = mc_min((size_t)MC_TCP_RXBUF_BYTES, c->rx.left);
 		c->body_left = c->rx.left - tail;
 		if (c->body_left == 0)
@@ -400,8 +402,13 @@ static int pump(struct mc_tcp_conn *c)
 			rc = step_reply(c);
 		if (rc < 0)
 			return rc;
-		if (rc > 0 && c->step == STEP_HEAD)
+		if (rc > 0 && c->step == STEP_HEAD) {
 			answered++;
+			/* The socket gave less than was asked for: another look would find nothing.
+			 */
+			if (c->at == c->have && c->is_drained)
+				rc = 0;
+		}
 	} while (rc > 0 && answered < MSGS_PER_TURN && ++steps < STEPS_PER_TURN);
 	mc_loop_rewatch(c->shard->loop, &c->watch,
 			c->tx.left > 0 && c->step == STEP_REPLY ? EPOLLOUT : EPOLLIN);

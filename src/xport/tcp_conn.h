@@ -41,7 +41,8 @@ struct mc_tcp_conn {
 	int refusal; /* 0 or why the request is refused */
 	uint32_t bad_frag;
 	uint64_t body_left;
-	bool is_tail; /* rx ends with buf */
+	bool is_tail;	 /* rx ends with buf */
+	bool is_drained; /* the last receive emptied the socket */
 	size_t lowat;
 	void *signal; /* pinned, or NULL */
 	uint64_t signal_value;

@@ -300,9 +300,8 @@ static int rx_pump(struct tcp_lane *l, struct mc_slice **ret_done, unsigned max,
 
 		if (!l->is_rx_ready)
 			rx_load(l);
-		n = may_block && l->rx.left >= RECV_BLOCK_MIN_BYTES
-			? mc_tcp_recv_block(l->fd, &l->rx)
-			: mc_tcp_recv(l->fd, &l->rx);
+		n = may_block ? mc_tcp_recv_block(l->fd, &l->rx, l->rx.left >= RECV_BLOCK_MIN_BYTES)
+			      : mc_tcp_recv(l->fd, &l->rx);
 		rc = n < 0 ? (int)n : 0;
 		if (n <= 0)
 			break;
@@ -406,7 +405,7 @@ static int spin(struct tcp_lane *l, uint64_t from_ns, uint32_t budget_ns,
 
 /* Much is still to move: sleep until there is much to do, polling would only do it in small pieces.
  */
-static int wait_bulk(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
+static int wait_long(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
 		     unsigned max)
 {
 	if (mc_list_is_empty(&l->txq)) {
@@ -429,16 +428,14 @@ static int wait_pump(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **re
 	int rc = 0;
 
 	if (!mc_list_is_empty(&l->txq) || (l->is_rx_ready && l->rx.left >= RECV_BLOCK_MIN_BYTES))
-		return wait_bulk(l, block_ns, ret_done, max);
+		return wait_long(l, block_ns, ret_done, max);
 	from_ns = mc_now_ns();
 	budget_ns = mc_spin_budget(&l->spin, from_ns);
 	has_polled = budget_ns > 0 && mc_spin_enter(from_ns);
 	if (has_polled)
 		rc = spin(l, from_ns, budget_ns, ret_done, max);
-	if (rc == 0) {
-		(void)mc_tcp_wait(l->fd, POLLIN, block_ns);
-		rc = pump(l, ret_done, max, false);
-	}
+	if (rc == 0)
+		rc = wait_long(l, block_ns, ret_done, max);
 	mc_spin_note(&l->spin, mc_now_ns() - from_ns, has_polled);
 	return rc;
 }

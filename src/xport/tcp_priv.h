@@ -117,8 +117,8 @@ ssize_t mc_tcp_send(int fd, struct mc_iovq *q);
 /** As recvmsg into q, which is eaten. @return bytes; 0: would block; -MC_E_RESET at end of stream
  */
 ssize_t mc_tcp_recv(int fd, struct mc_iovq *q);
-/** Blocks until q is full or the socket's receive timeout passes. */
-ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q);
+/** Blocks until something came, with is_all until q is full, or the socket's receive timeout. */
+ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q, bool is_all);
 /** Wait in the kernel. @return revents, 0: time is up */
 int mc_tcp_wait(int fd, short events, uint64_t block_ns);
 /** Wake the receiver only for at least `bytes`. */

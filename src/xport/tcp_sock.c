@@ -48,9 +48,9 @@ ssize_t mc_tcp_recv(int fd, struct mc_iovq *q)
 	return receive(fd, q, MSG_DONTWAIT);
 }
 
-ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q)
+ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q, bool is_all)
 {
-	return receive(fd, q, MSG_WAITALL);
+	return receive(fd, q, is_all ? MSG_WAITALL : 0);
 }
 
 int mc_tcp_wait(int fd, short events, uint64_t block_ns)
