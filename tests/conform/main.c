@@ -1,0 +1,95 @@
+/*
+ * main.c: conform TRANSPORT [--long] [--seed N] [--case TEXT] runs the suite over one transport;
+ * without arguments it lists them. CONFORM_LONG=1 is --long.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "conform.h"
+
+static const struct transport *find(const char *name)
+{
+	for (size_t i = 0; i < transports_n; i++)
+		if (strcmp(transports[i].name, name) == 0)
+			return &transports[i];
+	return NULL;
+}
+
+static bool fits(const struct conform_case *c, const struct transport *tr, uint32_t caps)
+{
+	if (((tr->flags & T_LOSSY) != 0) != ((c->needs & T_LOSSY) != 0))
+		return false;
+	return (tr->flags & c->needs) == c->needs && (tr->flags & c->not ) == 0 &&
+	       (caps & c->caps) == c->caps;
+}
+
+static uint32_t lane_caps(void)
+{
+	struct mc_xlane *lane = lane_open();
+	uint32_t caps = lane->ops->caps;
+
+	lane_close(lane);
+	return caps;
+}
+
+static int run(const struct transport *tr, uint64_t seed, bool is_long, const char *only)
+{
+	const struct conform_case *all[] = {cases_data, cases_refuse, cases_life, cases_storm};
+	struct CMUnitTest tests[64];
+	char name[64];
+	size_t n = 0;
+	uint32_t caps;
+	int failed;
+
+	if (env_open(tr, seed, is_long) < 0) {
+		fprintf(stderr, "%s: cannot be opened here\n", tr->name);
+		return 1;
+	}
+	caps = lane_caps();
+	for (size_t g = 0; g < MC_ARRAY_LEN(all); g++) {
+		for (const struct conform_case *c = all[g]; c->name; c++) {
+			if (!fits(c, tr, caps) || (only && !strstr(c->name, only)))
+				continue;
+			mc_assert(n < MC_ARRAY_LEN(tests));
+			tests[n++] = (struct CMUnitTest){.name = c->name, .test_func = c->run};
+		}
+	}
+	mc_rand_seed(&env.rand, seed);
+	(void)snprintf(name, sizeof(name), "conform %s seed %llu", tr->name,
+		       (unsigned long long)seed);
+	failed = _cmocka_run_group_tests(name, tests, n, NULL, NULL);
+	if (failed == 0)
+		env_close();
+	shm_dir_remove();
+	return failed;
+}
+
+int main(int argc, char **argv)
+{
+	const struct transport *tr = argc > 1 ? find(argv[1]) : NULL;
+	bool is_long = getenv("CONFORM_LONG") != NULL;
+	const char *only = NULL;
+	uint64_t seed = 1;
+
+	if (argc == 4 && strcmp(argv[1], "--target") == 0 && find(argv[2]))
+		return target_main(find(argv[2]), atoi(argv[3])); /* NOLINT: we wrote it */
+	if (argc == 4 && strcmp(argv[1], "--initiator") == 0)
+		return initiator_main(argv[2], atoi(argv[3])); /* NOLINT: we wrote it */
+	for (int i = 2; i < argc && tr; i++) {
+		if (strcmp(argv[i], "--long") == 0)
+			is_long = true;
+		else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
+			seed = strtoull(argv[++i], NULL, 0);
+		else if (strcmp(argv[i], "--case") == 0 && i + 1 < argc)
+			only = argv[++i];
+		else
+			tr = NULL;
+	}
+	if (!tr) {
+		fprintf(stderr, "usage: conform TRANSPORT [--long] [--seed N] [--case TEXT]\n");
+		for (size_t i = 0; i < transports_n; i++)
+			fprintf(stderr, "  %s\n", transports[i].name);
+		return 2;
+	}
+	return run(tr, seed, is_long, only) ? 1 : 0;
+}

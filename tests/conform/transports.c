@@ -1,0 +1,217 @@
+/*
+ * transports.c: how to open each transport, and the table of what runs.
+ */
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "conform.h"
+#include "xport/self.h"
+#include "xport/shm.h"
+#include "xport/tcp.h"
+
+#define PORT_MIN 20000
+#define PORT_MAX 32000
+
+static struct mc_xdev_env env_of(struct side *s)
+{
+	return (struct mc_xdev_env){.loops = s->loops,
+				    .nloops = s->nloops,
+				    .regions = s->regions,
+				    .clk = &mc_clock_real,
+				    .epoch = s->epoch,
+				    .nonce = s->nonce};
+}
+
+static int tcp_dev_open(struct side *s)
+{
+	struct mc_xdev_env e = env_of(s);
+	struct mc_tcp_opts o = {.naddrs = 1, .port_min = PORT_MIN, .port_max = PORT_MAX};
+	int rc = mc_addr_parse("127.0.0.1", 0, &o.addrs[0]);
+
+	return rc < 0 ? rc : mc_tcp_dev_open(&e, &o, &s->dev);
+}
+
+static void tcp_hello(struct side *s, struct hello *ret_hello)
+{
+	ret_hello->port = mc_tcp_dev_port(s->inner);
+}
+
+static int self_dev_open(struct side *s)
+{
+	struct mc_xdev_env e = env_of(s);
+
+	return mc_self_dev_open(&e, &s->dev);
+}
+
+/* All processes of one run share a directory, made by the first. */
+static const char *shm_dir(void)
+{
+	static char dir[64];
+	const char *given = getenv("CONFORM_DIR");
+
+	if (given)
+		return given;
+	if (!dir[0]) {
+		(void)snprintf(dir, sizeof(dir), "/tmp/mc-conform-XXXXXX");
+		if (!mkdtemp(dir) || setenv("CONFORM_DIR", dir, 1) != 0)
+			return NULL;
+	}
+	return dir;
+}
+
+void shm_dir_remove(void)
+{
+	const char *path = getenv("CONFORM_DIR");
+	struct dirent *entry;
+	DIR *dir = path ? opendir(path) : NULL;
+
+	while (dir && (entry = readdir(dir)))
+		(void)unlinkat(dirfd(dir), entry->d_name, 0); /* of processes that were killed */
+	if (dir)
+		(void)closedir(dir);
+	if (path)
+		(void)rmdir(path);
+}
+
+static int shm_dev_open(struct side *s)
+{
+	struct mc_xdev_env e = env_of(s);
+	struct mc_shm_opts o = {.dir = shm_dir()};
+	struct mc_diag diag = {""};
+	int rc = mc_shm_dev_open(&e, &o, &s->dev, &diag);
+
+	if (rc < 0)
+		print_error("%s\n", diag.text);
+	return rc;
+}
+
+static void shm_hello(struct side *s, struct hello *ret_hello)
+{
+	strncpy(ret_hello->shm_path, mc_shm_dev_socket_path(s->inner),
+		sizeof(ret_hello->shm_path) - 1);
+}
+
+static int shm_attach(struct side *s, const struct hello *h, void **ret_peer)
+{
+	struct mc_shm_peer_id id = {h->shm_path, h->nonce, h->epoch, "target"};
+	struct mc_shm_peer *p;
+	int rc;
+
+	rc = mc_shm_peer_attach(s->inner, &id, mc_now_ns() + WAIT_NS, &p, NULL);
+	if (rc == 0)
+		*ret_peer = p;
+	return rc;
+}
+
+static void shm_detach(void *peer)
+{
+	mc_shm_peer_detach(peer);
+}
+
+static uint8_t *shm_mem_alloc(struct side *s, size_t len)
+{
+	void *p;
+
+	return mc_shm_alloc(s->inner, len, &p) == 0 ? p : NULL;
+}
+
+static void shm_desc_fill(struct side *s, struct mc_region_desc *desc)
+{
+	mc_shm_desc_fill(s->inner, desc);
+}
+
+#define TCP .dev_open = tcp_dev_open, .hello = tcp_hello
+#define SHM                                                                                        \
+	.dev_open = shm_dev_open, .hello = shm_hello, .attach = shm_attach, .detach = shm_detach,  \
+	.desc_fill = shm_desc_fill
+/* Nothing is lost, but nothing comes in order or at once either. */
+#define UNRULY                                                                                     \
+	{                                                                                          \
+		.seed = 11, .refuse = 300, .idle = 300, .hold = 300, .hold_polls = 5               \
+	}
+#define SMALL_PIECES                                                                               \
+	{                                                                                          \
+		.seed = 12, .tiny = 400, .piece_max = 9000                                         \
+	}
+
+const struct transport transports[] = {
+    {.name = "self", .flags = T_GEN, .dev_open = self_dev_open},
+    {.name = "self-fault", .flags = T_GEN, .fault = UNRULY, .dev_open = self_dev_open},
+    {.name = "shm-memfd", .flags = T_REMOTE | T_GEN, SHM, .mem_alloc = shm_mem_alloc},
+    {.name = "shm-vm", .flags = T_REMOTE | T_GEN, SHM},
+    {.name = "shm-fault",
+     .flags = T_REMOTE | T_GEN,
+     .fault = UNRULY,
+     SHM,
+     .mem_alloc = shm_mem_alloc},
+    {.name = "tcp", .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH, TCP},
+    {.name = "tcp-v2", .flags = T_REMOTE | T_ALIVE | T_ADDR, .classic = 2, TCP},
+    {.name = "tcp-v1", .flags = T_REMOTE | T_ALIVE | T_ADDR | T_MUTE, .classic = 1, TCP},
+    {.name = "tcp-fault", .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH, .fault = UNRULY, TCP},
+    {.name = "tcp-relay",
+     .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH | T_SLOW | T_RELAY,
+     .relay = SMALL_PIECES,
+     TCP},
+    {.name = "tcp-v2-relay",
+     .flags = T_REMOTE | T_ALIVE | T_ADDR | T_SLOW | T_RELAY,
+     .classic = 2,
+     .relay = SMALL_PIECES,
+     TCP},
+    /* Everything at once, and lanes that break: only the storm can end well here. */
+    {.name = "tcp-storm",
+     .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH | T_SLOW | T_RELAY | T_LOSSY,
+     .fault = {.seed = 13,
+	       .refuse = 200,
+	       .idle = 100,
+	       .hold = 200,
+	       .hold_polls = 4,
+	       .drop = 10,
+	       .lane_break = 4,
+	       .corrupt = 10},
+     .relay = {.seed = 14,
+	       .tiny = 40,
+	       .piece_max = 30000,
+	       .reset_bytes = 1u << 20,
+	       .delay_ns = MC_NS_PER_MS / 2,
+	       .buffer_bytes = 8u << 20},
+     TCP},
+};
+const size_t transports_n = MC_ARRAY_LEN(transports);
+
+int side_open(struct side *s, const struct transport *tr)
+{
+	int rc;
+
+	memset(s, 0, sizeof(*s));
+	s->tr = tr;
+	s->nloops = 2;
+	rc = mc_rand_bytes(s->nonce, sizeof(s->nonce));
+	if (rc == 0)
+		rc = mc_rand_bytes(&s->epoch, sizeof(s->epoch));
+	s->epoch |= 1;
+	for (unsigned i = 0; i < s->nloops && rc == 0; i++) {
+		rc = mc_loop_open("conform", &mc_clock_real, &s->loops[i]);
+		if (rc == 0)
+			rc = mc_loop_start(s->loops[i]);
+	}
+	if (rc == 0)
+		rc = mc_region_table_open(&s->regions);
+	if (rc == 0)
+		rc = tr->dev_open(s);
+	s->inner = s->dev;
+	if (rc == 0 && tr->fault.seed)
+		rc = mc_fault_dev_open(s->inner, &tr->fault, &s->dev);
+	return rc;
+}
+
+void side_close(struct side *s)
+{
+	if (s->dev)
+		s->dev->ops->dev_close(s->dev);
+	mc_region_table_close(s->regions);
+	for (unsigned i = 0; i < s->nloops; i++)
+		mc_loop_close(s->loops[i]);
+	memset(s, 0, sizeof(*s));
+}
