@@ -6,8 +6,6 @@
 #include "base/log.h"
 #include "engine/pump.h"
 
-#define TICK_NS (50 * MC_NS_PER_MS)
-
 static void on_lane(struct mc_watch *w, uint32_t events)
 {
 	struct mc_elane *lane = mc_container_of(w, struct mc_elane, watch);
@@ -61,7 +59,7 @@ void mc_async_kick(struct mc_pump *p)
 	watch_lanes(p);
 	if (!p->tick.is_set) {
 		p->tick.on_time = on_tick;
-		mc_loop_timer_set(p->loop, &p->tick, mc_time_after(now_ns, TICK_NS));
+		mc_loop_timer_set(p->loop, &p->tick, mc_time_after(now_ns, mc_pump_check_ns(p)));
 	}
 	/* A copying transport makes progress only when called: come back at once, but let the loop
 	 * breathe. */

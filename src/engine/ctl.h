@@ -21,6 +21,19 @@ struct mc_ctl_peer {
 	unsigned nrails;
 };
 
+/* ctlconn.c */
+struct mc_ctl_conn;
+/** The session's first connection, to its control address. */
+int mc_ctlconn_open(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_peer *ret_hello);
+/** Borrow a connection, made anew if need be. @return 0; -MC_E_PEER_DEAD or -MC_E_PEER_RESTARTED
+ * (the session is given up); connection errors. Blocks. */
+int mc_ctlconn_get(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_conn **ret_conn);
+/** Give it back. @param is_bad  it gave no answer: the next call uses another */
+void mc_ctlconn_put(struct mc_session *s, struct mc_ctl_conn *conn, bool is_bad);
+/** Nobody uses it any more. */
+void mc_ctlconn_free(struct mc_ctl_conn *conn);
+
+/* ctl.c */
 /** Introduce ourselves on a fresh connection. @return 0; -MC_E_VERSION; -MC_E_PROTO; connection
  * errors */
 int mc_ctl_hello(struct mc_engine *eng, struct mc_rpc_conn *conn, uint64_t deadline_ns,

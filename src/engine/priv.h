@@ -47,6 +47,7 @@
 #define MC_UNFENCED_MAX 1024u /* quarantined ranges of one session */
 
 struct mc_session;
+struct mc_ctl_conn;
 struct mc_peer;
 struct mc_pump;
 struct mc_gop;
@@ -142,7 +143,10 @@ struct mc_elane {
 	struct mc_list flying; /* mc_eslice.flying */
 	uint64_t flying_bytes;
 	unsigned flying_n;
-	uint64_t seen_progress, seen_ns; /* watchdog */
+	uint64_t seen_progress; /* watchdog: as of its last look */
+	uint64_t seen_ns;	/* bytes moved, or there was nothing to move, until here */
+	uint64_t moved_ns;	/* bytes moved */
+	struct mc_rail_meter meter;
 	struct mc_pump *pump;
 	struct mc_rail_stats *stats;
 	struct mc_watch watch; /* loop pumps only */
@@ -154,6 +158,8 @@ struct mc_rail {
 	struct mc_rail_health health; /* session.mu */
 	unsigned nlanes;	      /* session.mu */
 	struct mc_rail_stats *stats;  /* of the engine, by local address and transport */
+	struct mc_session *session;   /* the probe's */
+	struct mc_worker_job probe_job;
 };
 
 /** A write that could not be fenced: no new write there until it is. */
@@ -180,9 +186,9 @@ struct mc_session {
 
 	struct mc_addr ctl_addr; /* the peer's control port */
 	struct mc_worker_job end_job;
-	pthread_mutex_t ctl_mu; /* guards ctl; held while it connects */
-	struct mc_rpc_conn *ctl;
-	unsigned ctl_users;
+	pthread_mutex_t ctl_mu; /* guards ctl and its users; held while it connects; > mu */
+	struct mc_ctl_conn *ctl;
+	int ctl_bad_rail;	  /* -1: none; its last call got no answer */
 	_Atomic bool is_ctl_lost; /* look whether the process still is the one we knew */
 
 	pthread_mutex_t mu;

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/sync.h"
+#include "engine/rails.h"
 
 #define DONE_MAX 32u
 #define LANE_BYTES_MIN (4u << 20) /* in flight on a lane before the next lane is considered */
@@ -67,36 +68,15 @@ static struct mc_eslice *todo_first(struct mc_pump *p)
 
 /* ---- rails ---- */
 
-static bool rail_may_use(struct mc_pump *p, unsigned rail, uint64_t now_ns)
-{
-	struct mc_session *s = p->session;
-	bool may;
-
-	if (s->nrails == 1)
-		return true; /* nowhere else to go */
-	pthread_mutex_lock(&s->mu);
-	may = mc_rail_may_use(&s->rails[rail].health, now_ns);
-	pthread_mutex_unlock(&s->mu);
-	return may;
-}
-
-static void rail_failed(struct mc_pump *p, unsigned rail, uint64_t now_ns)
+static void rail_worked(struct mc_pump *p, struct mc_elane *lane, uint64_t bytes, uint64_t now_ns)
 {
 	struct mc_session *s = p->session;
 
-	pthread_mutex_lock(&s->mu);
-	mc_rail_failed(&s->rails[rail].health, now_ns);
-	pthread_mutex_unlock(&s->mu);
-}
-
-static void rail_worked(struct mc_pump *p, unsigned rail, uint64_t bytes, uint64_t took_ns)
-{
-	struct mc_session *s = p->session;
-
-	if (s->nrails == 1)
+	lane->moved_ns = lane->seen_ns = now_ns;
+	if (s->nrails == 1 || lane->route != MC_ROUTE_TCP)
 		return;
 	pthread_mutex_lock(&s->mu);
-	mc_rail_worked(&s->rails[rail].health, bytes, took_ns);
+	mc_rail_meter_done(&lane->meter, &s->rails[lane->rail].health, bytes, now_ns);
 	pthread_mutex_unlock(&s->mu);
 }
 
@@ -157,37 +137,98 @@ static bool has_room(const struct mc_elane *lane, const struct mc_eslice *es)
 	return lane->flying_n < LANE_SLICES_MAX && lane->flying_bytes + es->s.len <= LANE_BYTES_MIN;
 }
 
-/* When `bytes` more would be through on this rail, by what has been learnt. */
-static double finish_ns(const struct mc_pump *p, unsigned rail, uint64_t flying, uint64_t bytes)
+/* Lanes worth having on one rail. */
+static unsigned lanes_wanted(const struct mc_pump *p, double rate)
 {
-	double rate = p->session->rails[rail].health.rate;
-
-	return rate > 0 ? (double)(flying + bytes) / rate : 0;
-}
-
-static unsigned lanes_on(const struct mc_pump *p, enum mc_route route, unsigned rail,
-			 uint64_t *ret_flying)
-{
-	unsigned n = 0;
-
-	*ret_flying = 0;
-	for (unsigned i = 0; i < p->nlanes; i++)
-		if (p->lanes[i]->route == route && p->lanes[i]->rail == rail) {
-			n++;
-			*ret_flying += p->lanes[i]->flying_bytes;
-		}
-	return n;
-}
-
-/* Lanes worth having on one rail: one, and another for each LANE_BYTES_MIN that waits behind it. */
-static unsigned lanes_wanted(const struct mc_pump *p)
-{
+	const struct mc_session *s = p->session;
+	unsigned most = (unsigned)s->eng->conf.lanes;
 	unsigned want = 1 + (unsigned)(p->todo_bytes / LANE_BYTES_MIN);
-	unsigned most = (unsigned)p->session->eng->conf.lanes;
 
-	if (p->session->kind == MC_PEER_CLASSIC)
+	if (s->nrails > 1)
+		return mc_rail_lanes(rate, p->todo_bytes, most);
+	if (s->kind == MC_PEER_CLASSIC)
 		want = 1 + p->ntodo / 4;
 	return want < most ? want : most;
+}
+
+/* The lane for this slice on one rail: the least busy one with room, or a new one. @return NULL:
+ * none; *ret_rc says why when it is not for being busy */
+static struct mc_elane *lane_on(struct mc_pump *p, const struct mc_eslice *es, unsigned rail,
+				double rate, int *ret_rc)
+{
+	unsigned n = 0, want = lanes_wanted(p, rate);
+	struct mc_elane *mine = NULL, *lane;
+	int rc;
+
+	for (unsigned i = 0; i < p->nlanes; i++) {
+		lane = p->lanes[i];
+		if (lane->route != es->route || lane->rail != rail)
+			continue;
+		n++;
+		if (has_room(lane, es) && (!mine || lane->flying_bytes < mine->flying_bytes))
+			mine = lane;
+	}
+	if ((mine && mine->flying_n == 0) || (n > 0 && n >= want))
+		return mine;
+	lane = lane_add(p, es->route, rail, &rc);
+	if (lane)
+		return lane;
+	if (rc != -MC_E_AGAIN) {
+		*ret_rc = rc;
+		if (es->route == MC_ROUTE_TCP)
+			mc_rails_failed(p->session, rail, mc_now_ns());
+	}
+	return mine;
+}
+
+static uint64_t flying_on(const struct mc_pump *p, enum mc_route route, unsigned rail)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < p->nlanes; i++)
+		if (p->lanes[i]->route == route && p->lanes[i]->rail == rail)
+			sum += p->lanes[i]->flying_bytes;
+	return sum;
+}
+
+/* The rail that would be through with the slice first, of those with room for it. */
+static struct mc_elane *choose_rail(struct mc_pump *p, struct mc_eslice *es, uint64_t now_ns,
+				    int *ret_rc)
+{
+	unsigned nrails = p->session->nrails;
+	uint64_t left = p->todo_bytes, flying[MC_RAILS_MAX];
+	struct mc_elane *best = NULL, *lane;
+	struct mc_rails_view v;
+	double best_ns = 0, rates = 0;
+	bool is_rated = true;
+
+	mc_rails_look(p->session, now_ns, &v);
+	for (unsigned r = 0; r < nrails; r++) {
+		flying[r] = flying_on(p, es->route, r);
+		left += flying[r];
+		if (v.usable & (1u << r)) {
+			rates += v.rate[r];
+			is_rated &= v.rate[r] > 0;
+		}
+	}
+	for (unsigned r = 0; r < nrails; r++) {
+		/* Until all are known, all count as equals. */
+		double rate = is_rated ? v.rate[r] : 1;
+		double at_ns = (double)(flying[r] + es->s.len) / rate;
+
+		if (!(v.usable & (1u << r)))
+			continue;
+		if (best && at_ns >= best_ns)
+			continue;
+		if (is_rated && !mc_rail_is_worth(at_ns, left, rates - rate))
+			continue;
+		lane = lane_on(p, es, r, v.rate[r], ret_rc);
+		if (lane) {
+			best = lane;
+			best_ns = at_ns;
+		}
+	}
+	return best;
 }
 
 /* The lane for this slice: an owned one with room, least busy first, or a new one. NULL with
@@ -195,43 +236,10 @@ static unsigned lanes_wanted(const struct mc_pump *p)
 static struct mc_elane *choose(struct mc_pump *p, struct mc_eslice *es, uint64_t now_ns,
 			       int *ret_rc)
 {
-	unsigned nrails = es->route == MC_ROUTE_TCP ? p->session->nrails : 1;
-	struct mc_elane *best = NULL, *lane;
-	double best_ns = 0;
-	int rc, last_rc = -MC_E_AGAIN;
-
-	for (unsigned r = 0; r < nrails; r++) {
-		uint64_t flying;
-		unsigned n = lanes_on(p, es->route, r, &flying);
-		double at_ns = finish_ns(p, r, flying, es->s.len);
-		struct mc_elane *mine = NULL;
-
-		for (unsigned i = 0; i < p->nlanes; i++) {
-			lane = p->lanes[i];
-			if (lane->route == es->route && lane->rail == r && has_room(lane, es) &&
-			    (!mine || lane->flying_bytes < mine->flying_bytes))
-				mine = lane;
-		}
-		if ((!mine || (mine->flying_n > 0 && n < lanes_wanted(p))) &&
-		    (n == 0 || n < lanes_wanted(p)) && rail_may_use(p, r, now_ns)) {
-			lane = lane_add(p, es->route, r, &rc);
-			if (lane)
-				mine = lane;
-			else if (rc != -MC_E_AGAIN) {
-				rail_failed(p, r, now_ns);
-				last_rc = rc;
-			}
-		}
-		if (!mine)
-			continue;
-		if (!best || at_ns < best_ns ||
-		    (at_ns == best_ns && mine->flying_bytes < best->flying_bytes)) {
-			best = mine;
-			best_ns = at_ns;
-		}
-	}
-	*ret_rc = best ? 0 : last_rc;
-	return best;
+	*ret_rc = -MC_E_AGAIN;
+	if (es->route == MC_ROUTE_TCP && p->session->nrails > 1)
+		return choose_rail(p, es, now_ns, ret_rc);
+	return lane_on(p, es, 0, 0, ret_rc);
 }
 
 /* ---- posting ---- */
@@ -239,8 +247,12 @@ static struct mc_elane *choose(struct mc_pump *p, struct mc_eslice *es, uint64_t
 static void flying_add(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
 		       uint64_t now_ns)
 {
-	if (lane->flying_n == 0)
+	if (lane->flying_n == 0) {
 		lane->seen_ns = now_ns;
+		mc_rail_meter_begin(&lane->meter, now_ns);
+		if (p->session->nrails > 1)
+			lane->seen_progress = lane->x->ops->progress(lane->x);
+	}
 	mc_list_push_back(&lane->flying, &es->flying);
 	lane->flying_n++;
 	lane->flying_bytes += es->s.len;
@@ -335,7 +347,7 @@ static void slice_done(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 	int status = es->s.status;
 
 	if (status == 0) {
-		rail_worked(p, lane->rail, es->s.len, now_ns - es->posted_ns);
+		rail_worked(p, lane, es->s.len, now_ns);
 		mc_counter_add(&lane->stats->bytes[es->s.op], es->s.len);
 		mc_counter_add(&lane->stats->ops[es->s.op], es->s.nfrags);
 	} else if (status == -MC_E_STALE && refresh(p, es)) {
@@ -365,7 +377,7 @@ void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now
 		 mc_err_scope(rc) == MC_SCOPE_RAIL)
 		rc = -MC_E_PEER_DEAD;
 	else if (mc_retry_next(&es->retry, rc, (unsigned)p->session->eng->conf.tries, &wait_ns)) {
-		if (wait_ns && p->session->nrails == 1)
+		if (wait_ns && (p->session->nrails == 1 || mc_rails_up(p->session) == 0))
 			p->wait_until_ns = mc_time_after(now_ns, wait_ns);
 		todo_front(p, es);
 		return;
@@ -388,7 +400,7 @@ void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t no
 		    p->session->peer->name, mc_route_name(lane->route), mc_err_text(rc),
 		    lane->flying_n);
 	if (lane->route == MC_ROUTE_TCP && mc_err_scope(rc) != MC_SCOPE_OP)
-		rail_failed(p, lane->rail, now_ns);
+		mc_rails_failed(p->session, lane->rail, now_ns);
 	mc_counter_add(&lane->stats->retries, 1);
 	mc_list_each (s, &left, link) {
 		struct mc_eslice *es = mc_eslice_of(s);
@@ -496,10 +508,47 @@ void mc_pump_poll(struct mc_pump *p, uint64_t block_ns)
 
 /* ---- deadlines and stalls ---- */
 
-/* Why this lane should be given up now; 0: it should not. */
-static int verdict(struct mc_pump *p, struct mc_elane *lane, uint64_t now_ns, bool others_move)
+/* Note what moved since the last look. */
+static void watch(struct mc_pump *p, uint64_t now_ns)
 {
-	uint64_t progress = lane->x->ops->progress(lane->x);
+	for (unsigned i = 0; i < p->nlanes; i++) {
+		struct mc_elane *lane = p->lanes[i];
+		uint64_t progress;
+
+		if (lane->flying_n == 0)
+			continue;
+		progress = lane->x->ops->progress(lane->x);
+		if (progress == lane->seen_progress)
+			continue;
+		lane->seen_progress = progress;
+		lane->seen_ns = lane->moved_ns = now_ns;
+	}
+}
+
+/* Is the lane's rail lost, by what the others did meanwhile? */
+static bool is_lost(struct mc_pump *p, const struct mc_elane *lane, uint32_t up, uint64_t now_ns)
+{
+	struct mc_rail_watch w = {.silent_ns = now_ns - lane->seen_ns,
+				  .has_others_up = (up & ~(1u << lane->rail)) != 0};
+
+	if (w.silent_ns < MC_RAIL_LINK_NS || !w.has_others_up)
+		return false;
+	for (unsigned i = 0; i < p->nlanes; i++) {
+		const struct mc_elane *other = p->lanes[i];
+		/* What this lane did last was noticed up to a look late, so one that was through
+		 * with everything a look before counts, too. */
+		uint64_t late_ns = other->flying_n == 0 ? 2 * mc_pump_check_ns(p) : 0;
+
+		w.has_others_done |= other->rail != lane->rail &&
+				     mc_time_after(other->moved_ns, late_ns) > lane->seen_ns;
+	}
+	w.is_link_down = mc_rails_is_link_down(p->session, lane->rail);
+	return mc_rail_is_lost(&w);
+}
+
+/* Why this lane should be given up now; 0: it should not. */
+static int verdict(struct mc_pump *p, struct mc_elane *lane, uint32_t up, uint64_t now_ns)
+{
 	struct mc_eslice *es;
 
 	mc_list_each (es, &lane->flying, flying) {
@@ -508,21 +557,14 @@ static int verdict(struct mc_pump *p, struct mc_elane *lane, uint64_t now_ns, bo
 		if (rc < 0)
 			return rc;
 	}
-	if (progress != lane->seen_progress) {
-		lane->seen_progress = progress;
-		lane->seen_ns = now_ns;
-	}
-	if (lane->route != MC_ROUTE_TCP || p->session->nrails == 1)
-		return 0;
-	if (now_ns - lane->seen_ns > (others_move ? MC_RAIL_STALL_NS : MC_RAIL_STALL_ALONE_NS))
+	if (lane->route == MC_ROUTE_TCP && p->session->nrails > 1 && is_lost(p, lane, up, now_ns))
 		return -MC_E_STALLED;
 	return 0;
 }
 
 void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 {
-	bool is_moving[MC_RAILS_MAX] = {0};
-	unsigned nmoving = 0;
+	struct mc_rails_view v;
 
 	for (int prio = 0; prio < MC_PRIO_COUNT; prio++) {
 		struct mc_slice *s;
@@ -537,15 +579,8 @@ void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 			mc_gop_slice_end(es, rc, mc_route_name(es->route));
 		}
 	}
-	for (unsigned i = 0; i < p->nlanes; i++) {
-		struct mc_elane *lane = p->lanes[i];
-
-		if (lane->flying_n > 0 && lane->route == MC_ROUTE_TCP && !is_moving[lane->rail] &&
-		    lane->x->ops->progress(lane->x) != lane->seen_progress) {
-			is_moving[lane->rail] = true;
-			nmoving++;
-		}
-	}
+	mc_rails_look(p->session, now_ns, &v);
+	watch(p, now_ns);
 	for (unsigned i = p->nlanes; i-- > 0;) {
 		struct mc_elane *lane;
 		int rc;
@@ -553,7 +588,7 @@ void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 		if (i >= p->nlanes || p->lanes[i]->flying_n == 0)
 			continue;
 		lane = p->lanes[i];
-		rc = verdict(p, lane, now_ns, nmoving > (is_moving[lane->rail] ? 1u : 0u));
+		rc = verdict(p, lane, v.up, now_ns);
 		if (rc < 0)
 			mc_pump_break(p, lane, rc, now_ns);
 	}

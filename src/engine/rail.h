@@ -1,10 +1,12 @@
 /*
- * rail.h: the health of one rail. Pure: times and outcomes in, decisions out.
+ * rail.h: what to do with the rails of one peer: which may carry slices, which is lost, which is
+ * worth waiting for, how many lanes it deserves. Pure: times, counts and outcomes in, decisions
+ * out; rails.c and pump.c obey.
  *
- * A rail that fails is ejected for a pause that doubles with each failure; then one probe may use
- * it (half-open). Success closes the breaker, but the memory of failures decays by half each DECAY,
- * so a flapping link is not trusted at once. The pause is short (a probe is one connection
- * attempt), because an operator expects a repaired link to be used within a second.
+ * A rail that fails is ejected. After a pause that doubles with each failure one probe (a fresh
+ * connection that shows the peer's nonce, never a slice) may try it; success closes the breaker,
+ * but the memory of failures halves only each DECAY, so a flapping link is not trusted at once. The
+ * pause is short, because an operator expects a repaired link to be used within a second.
  */
 #ifndef MC_ENGINE_RAIL_H
 #define MC_ENGINE_RAIL_H
@@ -15,15 +17,19 @@
 #include "base/clock.h"
 
 #define MC_RAIL_PAUSE_FIRST_NS (50 * MC_NS_PER_MS)
-#define MC_RAIL_PAUSE_MAX_NS (400 * MC_NS_PER_MS)
+#define MC_RAIL_PAUSE_MAX_NS (300 * MC_NS_PER_MS)
 #define MC_RAIL_DECAY_NS (10 * MC_NS_PER_S)
-#define MC_RAIL_STALL_NS (120 * MC_NS_PER_MS)	    /* silent while other rails move */
+#define MC_RAIL_LINK_NS (30 * MC_NS_PER_MS)	    /* silent: ask the kernel for the link */
+#define MC_RAIL_STALL_NS (100 * MC_NS_PER_MS)	    /* silent while other rails moved */
 #define MC_RAIL_STALL_ALONE_NS (700 * MC_NS_PER_MS) /* silent, nothing else to compare with */
+#define MC_RAIL_METER_NS (2 * MC_NS_PER_MS)	    /* shortest interval that tells a rate */
+#define MC_RAIL_LINK_BOUND 0.6	      /* bytes/ns; below it the link, not a core, is the limit */
+#define MC_RAIL_LANE_BYTES (4u << 20) /* waiting bytes that are worth one more lane */
 
 enum mc_rail_state {
 	MC_RAIL_UP,
 	MC_RAIL_EJECTED,
-	MC_RAIL_PROBING, /* one user is trying it */
+	MC_RAIL_PROBING, /* one probe is under way and will report */
 };
 
 /** Zeroed: up. */
@@ -31,8 +37,13 @@ struct mc_rail_health {
 	enum mc_rail_state state;
 	uint32_t failures; /* recent ones, decaying */
 	uint64_t last_ns;  /* of the last failure or decay step */
-	uint64_t until_ns; /* end of the pause; a probe that never reports ends here, too */
+	uint64_t until_ns; /* end of the pause */
 	double rate;	   /* learnt bytes per nanosecond, 0: unknown */
+};
+
+/** Bytes that one lane completes, from the moment it has something to do. Zeroed: idle. */
+struct mc_rail_meter {
+	uint64_t from_ns, bytes;
 };
 
 static inline void mc_rail_decay(struct mc_rail_health *h, uint64_t now_ns)
@@ -43,23 +54,13 @@ static inline void mc_rail_decay(struct mc_rail_health *h, uint64_t now_ns)
 	}
 }
 
-/** May it be used now? Turns an ejected rail whose pause is over into one that is being probed by
- * the caller. */
-static inline bool mc_rail_may_use(struct mc_rail_health *h, uint64_t now_ns)
-{
-	if (h->state == MC_RAIL_UP)
-		return true;
-	if (now_ns < h->until_ns)
-		return false;
-	h->state = MC_RAIL_PROBING;
-	h->until_ns = now_ns + MC_RAIL_PAUSE_MAX_NS;
-	return true;
-}
-
 static inline void mc_rail_failed(struct mc_rail_health *h, uint64_t now_ns)
 {
 	uint64_t pause_ns;
 
+	/* What ends while a probe is under way, or after it was ejected, is the same failure. */
+	if (h->state != MC_RAIL_UP)
+		return;
 	mc_rail_decay(h, now_ns);
 	if (h->failures < 16)
 		h->failures++;
@@ -69,14 +70,87 @@ static inline void mc_rail_failed(struct mc_rail_health *h, uint64_t now_ns)
 	h->until_ns = now_ns + (pause_ns < MC_RAIL_PAUSE_MAX_NS ? pause_ns : MC_RAIL_PAUSE_MAX_NS);
 }
 
-/** `bytes` were acknowledged, `took_ns` after they were posted behind `ahead` other bytes. */
-static inline void mc_rail_worked(struct mc_rail_health *h, uint64_t bytes, uint64_t took_ns)
+/** Is it time to probe an ejected rail? Yes makes it the caller's to probe and to report. */
+static inline bool mc_rail_wants_probe(struct mc_rail_health *h, uint64_t now_ns)
 {
-	double rate = took_ns ? (double)bytes / (double)took_ns : 0;
+	if (h->state != MC_RAIL_EJECTED || now_ns < h->until_ns)
+		return false;
+	h->state = MC_RAIL_PROBING;
+	return true;
+}
 
+static inline void mc_rail_probed(struct mc_rail_health *h, bool is_good, uint64_t now_ns)
+{
 	h->state = MC_RAIL_UP;
-	if (bytes >= 65536 && rate > 0)
-		h->rate = h->rate > 0 ? h->rate * 0.8 + rate * 0.2 : rate;
+	if (!is_good)
+		mc_rail_failed(h, now_ns);
+}
+
+/** `bytes` more were completed on a lane that was busy since the last call or
+ * mc_rail_meter_begin(). */
+static inline void mc_rail_meter_done(struct mc_rail_meter *m, struct mc_rail_health *h,
+				      uint64_t bytes, uint64_t now_ns)
+{
+	uint64_t took_ns = now_ns - m->from_ns;
+	double rate;
+
+	m->bytes += bytes;
+	if (took_ns < MC_RAIL_METER_NS)
+		return;
+	rate = (double)m->bytes / (double)took_ns;
+	h->rate = h->rate > 0 ? h->rate * 0.8 + rate * 0.2 : rate;
+	*m = (struct mc_rail_meter){.from_ns = now_ns};
+}
+
+static inline void mc_rail_meter_begin(struct mc_rail_meter *m, uint64_t now_ns)
+{
+	*m = (struct mc_rail_meter){.from_ns = now_ns};
+}
+
+/** A lane with slices on it, as the watchdog sees it. */
+struct mc_rail_watch {
+	uint64_t silent_ns;   /* no byte moved for this long */
+	bool has_others_up;   /* another rail may be used */
+	bool has_others_done; /* another rail moved bytes since this lane last did */
+	bool is_link_down;    /* the kernel says so; asked for from MC_RAIL_LINK_NS on */
+};
+
+/** Should what is on the lane go elsewhere? With nowhere to go it stays: the kernel resends. */
+static inline bool mc_rail_is_lost(const struct mc_rail_watch *w)
+{
+	if (!w->has_others_up)
+		return false;
+	if (w->is_link_down)
+		return w->silent_ns >= MC_RAIL_LINK_NS;
+	return w->silent_ns >= (w->has_others_done ? MC_RAIL_STALL_NS : MC_RAIL_STALL_ALONE_NS);
+}
+
+/**
+ * Lanes worth having on one of several rails. One stream fills a link; more only compete for it,
+ * unless a core is what limits the stream.
+ */
+static inline unsigned mc_rail_lanes(double rate, uint64_t waiting_bytes, unsigned most)
+{
+	uint64_t want = 1 + waiting_bytes / MC_RAIL_LANE_BYTES;
+
+	if (rate < MC_RAIL_LINK_BOUND)
+		return 1;
+	return want < most ? (unsigned)want : most;
+}
+
+/**
+ * Is it worth giving a slow rail its next slice? Not if the other rails would be through with
+ * everything, this slice included, long before.
+ *
+ * @param at_ns   when this rail would finish the slice
+ * @param left_bytes  what waits and what is under way on all rails
+ * @param rate_others  bytes per nanosecond of the other usable rails, 0: unknown
+ */
+static inline bool mc_rail_is_worth(double at_ns, uint64_t left_bytes, double rate_others)
+{
+	if (rate_others <= 0)
+		return true;
+	return at_ns <= 1.5 * (double)left_bytes / rate_others + (double)MC_NS_PER_MS;
 }
 
 #endif

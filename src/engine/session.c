@@ -8,7 +8,6 @@
  * its last reference; what it knew of the peer (regions) lives as long, so groups under way never
  * dangle.
  */
-#include <netinet/in.h>
 #include <string.h>
 #include <time.h>
 
@@ -16,10 +15,10 @@
 #include "disco/segdesc.h"
 #include "engine/ctl.h"
 #include "engine/pump.h"
+#include "engine/rails.h"
 #include "xport/file.h"
 #include "xport/shm.h"
 
-#define CTL_USER_TIMEOUT_MS 5000u
 #define SHM_ATTACH_NS (2 * MC_NS_PER_S)
 #define REGIONS_MAX 1000000u
 
@@ -53,7 +52,7 @@ static void session_free(struct mc_worker_job *job)
 	mc_session_pumps_close(s);
 	mc_lane_drop_idle(s);
 	mc_assert(mc_list_is_empty(&s->lanes));
-	mc_rpc_conn_close(s->ctl);
+	mc_ctlconn_free(s->ctl);
 	mc_shm_peer_detach(s->shm);
 	mc_file_seg_close(s->file);
 	regions_free(s);
@@ -86,6 +85,7 @@ static struct mc_session *session_new(struct mc_peer *peer, enum mc_peer_kind ki
 	s->peer = peer;
 	s->kind = kind;
 	s->nrails = 1;
+	s->ctl_bad_rail = -1;
 	atomic_init(&s->refs, 1);
 	pthread_mutex_init(&s->mu, NULL);
 	pthread_mutex_init(&s->ctl_mu, NULL);
@@ -94,140 +94,6 @@ static struct mc_session *session_new(struct mc_peer *peer, enum mc_peer_kind ki
 	mc_list_init(&s->unfenced);
 	atomic_fetch_add_explicit(&s->eng->sessions_live, 1, memory_order_relaxed);
 	return s;
-}
-
-/* ---- the control connection ---- */
-
-static void on_ctl_down(void *user, int rc)
-{
-	struct mc_session *s = user;
-
-	/* release: pairs with the acquire in is_usable() */
-	atomic_store_explicit(&s->is_ctl_lost, true, memory_order_release);
-	mc_log_debug("control connection lost", "peer=%s cause=\"%s\"", s->peer->name,
-		     mc_err_text(rc));
-}
-
-static int ctl_connect(struct mc_session *s, const struct mc_addr *to, uint64_t deadline_ns,
-		       struct mc_rpc_conn **ret_conn, struct mc_ctl_peer *ret_hello)
-{
-	struct mc_rpc_conn_opts opts = {
-	    .user_timeout_ms = CTL_USER_TIMEOUT_MS, .on_down = on_ctl_down, .user = s};
-	int rc = mc_rpc_conn_open(&mc_env_real, s->eng->loops[0], to, &opts, ret_conn);
-
-	if (rc < 0)
-		return rc;
-	rc = mc_ctl_hello(s->eng, *ret_conn, deadline_ns, ret_hello);
-	if (rc < 0) {
-		mc_rpc_conn_close(*ret_conn);
-		*ret_conn = NULL;
-	}
-	return rc;
-}
-
-/* A lost control connection is made anew, over any rail: its data port takes control connections,
- * too. */
-static int ctl_reconnect(struct mc_session *s, uint64_t deadline_ns, struct mc_rpc_conn **ret_conn)
-{
-	uint64_t share_ns = MC_NS_PER_MS * 150;
-	struct mc_ctl_peer hello;
-	int rc = -MC_E_TIMEDOUT;
-
-	for (unsigned i = 0; i <= s->nrails; i++) {
-		const struct mc_addr *to = i == 0 ? &s->ctl_addr : &s->rails[i - 1].remote;
-		uint64_t now_ns = mc_now_ns();
-
-		if (now_ns >= deadline_ns)
-			break;
-		rc = ctl_connect(
-		    s, to, s->nrails > 1 ? mc_min(deadline_ns, now_ns + share_ns) : deadline_ns,
-		    ret_conn, &hello);
-		if (rc == -MC_E_REFUSED && i == 0)
-			return -MC_E_PEER_DEAD; /* the host answers, nobody listens: the process is
-						   gone */
-		if (rc < 0)
-			continue;
-		if (hello.epoch == s->epoch)
-			return 0;
-		mc_rpc_conn_close(*ret_conn);
-		return -MC_E_PEER_RESTARTED;
-	}
-	return rc;
-}
-
-/* Borrow the connection. The caller ends with ctl_put(). */
-static int ctl_get(struct mc_session *s, uint64_t deadline_ns, struct mc_rpc_conn **ret_conn)
-{
-	struct mc_rpc_conn *old = NULL;
-	int rc = 0;
-
-	pthread_mutex_lock(&s->ctl_mu);
-	if (s->ctl && mc_rpc_conn_status(s->ctl) < 0 && s->ctl_users == 0) {
-		old = s->ctl;
-		s->ctl = NULL;
-	}
-	if (old)
-		mc_rpc_conn_close(old);
-	if (!s->ctl) {
-		atomic_store_explicit(&s->is_ctl_lost, false, memory_order_relaxed);
-		rc = ctl_reconnect(s, deadline_ns, &s->ctl);
-		if (rc < 0)
-			atomic_store_explicit(&s->is_ctl_lost, true, memory_order_relaxed);
-	}
-	if (rc == 0) {
-		s->ctl_users++;
-		*ret_conn = s->ctl;
-	} else {
-		s->ctl = NULL;
-	}
-	pthread_mutex_unlock(&s->ctl_mu);
-	if (rc == -MC_E_PEER_DEAD || rc == -MC_E_PEER_RESTARTED)
-		mc_session_kill(s);
-	return rc;
-}
-
-static void ctl_put(struct mc_session *s, bool is_bad)
-{
-	struct mc_rpc_conn *old = NULL;
-
-	pthread_mutex_lock(&s->ctl_mu);
-	s->ctl_users--;
-	/* A connection that gave no answer in time may hang on a dead link: the next call makes
-	 * another. */
-	if (is_bad && s->ctl_users == 0) {
-		old = s->ctl;
-		s->ctl = NULL;
-	}
-	pthread_mutex_unlock(&s->ctl_mu);
-	mc_rpc_conn_close(old);
-}
-
-int mc_session_call(struct mc_session *s, uint16_t method, const void *req, size_t req_len,
-		    uint64_t deadline_ns, void *reply, size_t reply_cap, size_t *ret_len)
-{
-	struct mc_rpc_conn *conn;
-	int rc = -MC_E_UNSUPPORTED;
-
-	if (s->kind != MC_PEER_OURS)
-		return rc;
-	for (int i = 0; i < 2; i++) { /* once more on a fresh connection if the old one was dead */
-		struct mc_rpc_call call = {.method = method,
-					   .req = req,
-					   .req_len = req_len,
-					   .deadline_ns = deadline_ns,
-					   .reply_buf = reply,
-					   .reply_cap = reply_cap};
-
-		rc = ctl_get(s, deadline_ns, &conn);
-		if (rc < 0)
-			return rc;
-		rc = mc_rpc_sync(conn, &call);
-		*ret_len = call.reply_len;
-		ctl_put(s, rc < 0 && !call.is_answered);
-		if (rc == 0 || call.is_answered || mc_err_scope(rc) != MC_SCOPE_RAIL)
-			return rc;
-	}
-	return rc;
 }
 
 /* ---- regions ---- */
@@ -373,78 +239,6 @@ int mc_session_resolve(struct mc_session *s, const struct mc_iov *ranges, size_t
 
 /* ---- opening ---- */
 
-static unsigned common_bits(const struct mc_addr *a, const struct mc_addr *b)
-{
-	const uint8_t *x, *y;
-	unsigned n, i;
-
-	if (a->sa.sa_family != b->sa.sa_family)
-		return 0;
-	if (a->sa.sa_family == AF_INET) {
-		x = (const uint8_t *)&((const struct sockaddr_in *)&a->ss)->sin_addr;
-		y = (const uint8_t *)&((const struct sockaddr_in *)&b->ss)->sin_addr;
-		n = 4;
-	} else {
-		x = (const uint8_t *)&((const struct sockaddr_in6 *)&a->ss)->sin6_addr;
-		y = (const uint8_t *)&((const struct sockaddr_in6 *)&b->ss)->sin6_addr;
-		n = 16;
-	}
-	for (i = 0; i < n && x[i] == y[i]; i++)
-		;
-	return i < n ? 1 + i * 8 + (unsigned)__builtin_clz((uint32_t)(x[i] ^ y[i]) << 24)
-		     : 1 + n * 8;
-}
-
-/* The local address of a rail: with several, the one nearest to the remote one by prefix. */
-static void rail_pair(struct mc_session *s, struct mc_rail *rail)
-{
-	struct mc_engine *eng = s->eng;
-	unsigned best = 0, bits = 0;
-	char text[MC_ADDR_TEXT_MAX];
-
-	rail->local.len = 0;
-	if (eng->nrail_addrs > 1) {
-		for (unsigned i = 0; i < eng->nrail_addrs; i++) {
-			unsigned b = common_bits(&eng->rail_addrs[i], &rail->remote);
-
-			if (b > bits) {
-				bits = b;
-				best = i;
-			}
-		}
-		rail->local = eng->rail_addrs[best];
-		mc_addr_port_set(&rail->local, 0);
-	}
-	rail->stats = mc_stats_rail(
-	    eng, "tcp", rail->local.len ? mc_addr_format_host(&rail->local, text) : "any",
-	    s->peer->name);
-}
-
-static int set_rails(struct mc_session *s, const struct mc_ctl_peer *hello)
-{
-	s->nrails = 0;
-	for (unsigned i = 0; i < hello->nrails; i++) {
-		struct mc_rail *rail = &s->rails[s->nrails];
-
-		if (mc_addr_parse(hello->rails[i], 0, &rail->remote) < 0 ||
-		    mc_addr_port(&rail->remote) == 0)
-			return -MC_E_PROTO;
-		/* A peer that listens on every address is reached where its control port was. */
-		if (mc_addr_is_any(&rail->remote)) {
-			uint16_t port = mc_addr_port(&rail->remote);
-
-			rail->remote = s->ctl_addr;
-			mc_addr_port_set(&rail->remote, port);
-		}
-		rail_pair(s, rail);
-		s->nrails++;
-	}
-	/* With one address of ours, further ones of the peer are not further rails. */
-	if (s->eng->nrail_addrs <= 1 && s->nrails > 1)
-		s->nrails = 1;
-	return s->nrails > 0 ? 0 : -MC_E_PROTO;
-}
-
 static void try_shm(struct mc_session *s, const struct mc_ctl_peer *hello, uint64_t deadline_ns)
 {
 	struct mc_shm_peer_id id = {
@@ -469,7 +263,7 @@ static int open_ours(struct mc_session *s, uint64_t deadline_ns, struct mc_diag 
 {
 	struct mc_ctl_peer hello;
 	char text[MC_ADDR_TEXT_MAX];
-	int rc = ctl_connect(s, &s->ctl_addr, deadline_ns, &s->ctl, &hello);
+	int rc = mc_ctlconn_open(s, deadline_ns, &hello);
 
 	if (rc < 0) {
 		mc_diag_set(diag, "control connection to %s: %s",
@@ -482,7 +276,7 @@ static int open_ours(struct mc_session *s, uint64_t deadline_ns, struct mc_diag 
 		s->kind = MC_PEER_SELF;
 		return 0;
 	}
-	rc = set_rails(s, &hello);
+	rc = mc_rails_set(s, &hello);
 	if (rc < 0) {
 		mc_diag_set(diag, "%s names no usable data address", s->peer->name);
 		return rc;
@@ -534,13 +328,13 @@ static int session_open(struct mc_peer *peer, uint64_t deadline_ns, struct mc_di
  */
 static bool is_usable(struct mc_session *s, uint64_t deadline_ns)
 {
-	struct mc_rpc_conn *conn;
+	struct mc_ctl_conn *conn;
 
 	if (atomic_load_explicit(&s->is_dead, memory_order_acquire))
 		return false;
 	if (atomic_load_explicit(&s->is_ctl_lost, memory_order_acquire) &&
-	    ctl_get(s, deadline_ns, &conn) == 0)
-		ctl_put(s, false);
+	    mc_ctlconn_get(s, deadline_ns, &conn) == 0)
+		mc_ctlconn_put(s, conn, false);
 	if (atomic_load_explicit(&s->is_dead, memory_order_acquire))
 		return false;
 	return !s->shm || !mc_shm_peer_is_dead(s->shm);

@@ -6,8 +6,6 @@
 #include "base/fork.h"
 #include "engine/pump.h"
 
-#define BLOCK_NS (40 * MC_NS_PER_MS) /* longest sleep before deadlines and stalls are looked at */
-
 static bool is_one_session(const struct mc_gop *op)
 {
 	for (size_t i = 1; i < op->nslices; i++)
@@ -18,15 +16,15 @@ static bool is_one_session(const struct mc_gop *op)
 
 static void drive(struct mc_gop *op)
 {
-	uint64_t now_ns = op->begin_ns, check_ns = mc_time_after(now_ns, BLOCK_NS);
+	uint64_t now_ns = op->begin_ns, block_ns, check_ns;
 	struct mc_pump p;
 
 	mc_pump_init(&p, op->slices[0].session, NULL, 0);
+	block_ns = mc_pump_check_ns(&p);
+	check_ns = mc_time_after(now_ns, block_ns);
 	for (size_t i = 0; i < op->nslices; i++)
 		mc_pump_add(&p, &op->slices[i]);
 	for (;;) {
-		uint64_t block_ns = BLOCK_NS;
-
 		mc_pump_feed(&p, now_ns);
 		if (op->slices_left == 0)
 			break;
@@ -42,7 +40,7 @@ static void drive(struct mc_gop *op)
 		now_ns = mc_now_ns();
 		if (now_ns >= check_ns || now_ns >= op->soft_ns) {
 			mc_pump_check(&p, now_ns);
-			check_ns = mc_time_after(now_ns, BLOCK_NS);
+			check_ns = mc_time_after(now_ns, block_ns);
 			if (op->slices_left == 0)
 				break;
 		}

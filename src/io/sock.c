@@ -373,6 +373,23 @@ bool mc_addr_is_local(const struct mc_addr *addr)
 	return found;
 }
 
+bool mc_addr_is_running(const struct mc_addr *addr)
+{
+	struct ifaddrs *list = NULL;
+	struct mc_addr own;
+	bool is_running = false;
+
+	if (mc_addr_is_loopback(addr))
+		return true;
+	if (getifaddrs(&list) != 0)
+		return true;
+	for (struct ifaddrs *it = list; it && !is_running; it = it->ifa_next)
+		is_running = ifa_addr(it, &own) && ip_is_equal(&own, addr) &&
+			     (it->ifa_flags & IFF_UP) && (it->ifa_flags & IFF_RUNNING);
+	freeifaddrs(list);
+	return is_running;
+}
+
 /* 2: what a peer on the network can use; 1: link-local (needs a scope at the peer); 0: loopback. */
 static int ifa_rank(const struct ifaddrs *ifa, const struct mc_addr *addr)
 {

@@ -43,6 +43,9 @@ bool mc_addr_is_loopback(const struct mc_addr *addr);
 bool mc_addr_is_any(const struct mc_addr *addr);
 /** True when the address belongs to an interface of this network namespace. */
 bool mc_addr_is_local(const struct mc_addr *addr);
+/** True when the address is on an interface that is up and has its link; also when the kernel does
+ * not tell. */
+bool mc_addr_is_running(const struct mc_addr *addr);
 /** First address of an UP, non-loopback interface (loopback when there is no other). @param family
  * AF_INET or AF_INET6 */
 int mc_addr_default(int family, struct mc_addr *ret_addr);

@@ -2,6 +2,8 @@
  * tcp_sock.c: the socket calls of the TCP transport.
  */
 #include <errno.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -69,4 +71,12 @@ void mc_tcp_lowat(int fd, size_t bytes)
 
 	/* A hint: without it the receiver only wakes more often. */
 	(void)setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &v, sizeof(v));
+}
+
+uint64_t mc_tcp_acked(int fd)
+{
+	struct tcp_info info = {0};
+	socklen_t len = sizeof(info);
+
+	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 ? info.tcpi_bytes_acked : 0;
 }

@@ -1,0 +1,29 @@
+/*
+ * rails.h: the rails of a session: pairs of a local and a remote address, their health, their
+ * probes. Decisions are rail.h's.
+ */
+#ifndef MC_ENGINE_RAILS_H
+#define MC_ENGINE_RAILS_H
+
+#include "engine/ctl.h"
+
+/** What a pump must know of all rails to choose one. */
+struct mc_rails_view {
+	uint32_t usable; /* bit a rail; never 0: with all rails lost, all of them */
+	uint32_t up;	 /* bit a rail */
+	double rate[MC_RAILS_MAX];
+};
+
+/** From what the peer says of itself. @return 0; -MC_E_PROTO: no usable address */
+int mc_rails_set(struct mc_session *s, const struct mc_ctl_peer *hello);
+/** The rail that goes to this host, whatever the port; -1: none does. */
+int mc_rails_of(const struct mc_session *s, const struct mc_addr *remote);
+/** Bit a rail that is up. Any thread. */
+uint32_t mc_rails_up(struct mc_session *s);
+/** Look, and start the probes that are due. Any thread. */
+void mc_rails_look(struct mc_session *s, uint64_t now_ns, struct mc_rails_view *ret);
+void mc_rails_failed(struct mc_session *s, unsigned rail, uint64_t now_ns);
+/** Has the local end of the rail lost its link, as far as the kernel knows? */
+bool mc_rails_is_link_down(const struct mc_session *s, unsigned rail);
+
+#endif
