@@ -168,3 +168,9 @@ void mc_lane_drop_idle(struct mc_session *s)
 		lane_free(lane);
 	}
 }
+
+unsigned mc_session_lanes(const struct mc_session *s)
+{
+	/* Several loops are served by several threads over there; two lanes use them. */
+	return mc_min((unsigned)s->eng->conf.lanes, 2u);
+}

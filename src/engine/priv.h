@@ -28,6 +28,7 @@
 #include "disco/control.h"
 #include "disco/handshake.h"
 #include "disco/meta.h"
+#include "engine/climb.h"
 #include "engine/conf.h"
 #include "engine/rail.h"
 #include "engine/retry.h"
@@ -198,6 +199,7 @@ struct mc_session {
 	struct mc_itree regions; /* mc_eregion.node */
 	struct mc_list stale;	 /* regions that were found stale; freed with the session */
 	size_t nregions;
+	struct mc_climb climb[MC_OP_COUNT]; /* under mu */
 	struct mc_list unfenced;
 	struct mc_itree unfenced_ranges;
 	unsigned nunfenced;
@@ -231,6 +233,7 @@ struct mc_pump {
 	unsigned nlanes;
 	unsigned nflying;	/* slices posted */
 	unsigned nfencing;	/* slices at a worker */
+	unsigned lanes_max;	/* on one rail that a core limits; see climb.h */
 	uint64_t wait_until_ns; /* back-off of retries */
 	struct mc_timer tick;
 	struct mc_task kick;
@@ -360,6 +363,9 @@ void mc_lane_release(struct mc_elane *lane);
 void mc_lane_drop(struct mc_elane *lane);
 /** Close the lanes that nobody owns. */
 void mc_lane_drop_idle(struct mc_session *s);
+
+/** Lanes for transfers that are not measured. */
+unsigned mc_session_lanes(const struct mc_session *s);
 
 /* ---- pump.c ---- */
 void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,

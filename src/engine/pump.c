@@ -17,7 +17,8 @@
 #include "engine/rails.h"
 
 #define DONE_MAX 32u
-#define LANE_BYTES_MIN (4u << 20) /* in flight on a lane before the next lane is considered */
+#define LANE_BYTES_MAX (4u << 20) /* in flight on a lane that has several slices */
+#define LANE_SHARE_MIN (1u << 20) /* a lane more is considered for this much more to move */
 #define LANE_SLICES_MAX 16u
 
 void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,
@@ -26,6 +27,7 @@ void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,
 	p->session = s;
 	p->loop = loop;
 	p->loop_index = loop_index;
+	p->lanes_max = mc_session_lanes(s);
 	for (int i = 0; i < MC_PRIO_COUNT; i++)
 		mc_list_init(&p->todo[i]);
 	p->ntodo = p->nlanes = p->nflying = p->nfencing = 0;
@@ -134,21 +136,21 @@ static bool has_room(const struct mc_elane *lane, const struct mc_eslice *es)
 {
 	if (lane->flying_n == 0)
 		return true;
-	return lane->flying_n < LANE_SLICES_MAX && lane->flying_bytes + es->s.len <= LANE_BYTES_MIN;
+	return lane->flying_n < LANE_SLICES_MAX && lane->flying_bytes + es->s.len <= LANE_BYTES_MAX;
 }
 
 /* Lanes worth having on one rail. */
 static unsigned lanes_wanted(const struct mc_pump *p, double rate)
 {
 	const struct mc_session *s = p->session;
-	unsigned most = (unsigned)s->eng->conf.lanes;
-	unsigned want = 1 + (unsigned)(p->todo_bytes / LANE_BYTES_MIN);
+	unsigned most = (unsigned)s->eng->conf.lanes, want;
 
 	if (s->nrails > 1)
 		return mc_rail_lanes(rate, p->todo_bytes, most);
 	if (s->kind == MC_PEER_CLASSIC)
-		want = 1 + p->ntodo / 4;
-	return want < most ? want : most;
+		return mc_min(1 + p->ntodo / 4, most);
+	want = 1 + (unsigned)(p->todo_bytes / LANE_SHARE_MIN);
+	return mc_min(want, p->lanes_max);
 }
 
 /* The lane for this slice on one rail: the least busy one with room, or a new one. @return NULL:

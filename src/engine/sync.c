@@ -6,6 +6,8 @@
 #include "base/fork.h"
 #include "engine/pump.h"
 
+#define CLIMB_BYTES_MIN (4u << 20) /* shorter transfers tell little */
+
 static bool is_one_session(const struct mc_gop *op)
 {
 	for (size_t i = 1; i < op->nslices; i++)
@@ -14,12 +16,48 @@ static bool is_one_session(const struct mc_gop *op)
 	return true;
 }
 
+/* Bulk over one rail: which width is it to be measured with? @return MC_CLIMB_WIDTHS: not measured
+ */
+static unsigned climb_begin(struct mc_pump *p, const struct mc_gop *op)
+{
+	struct mc_session *s = p->session;
+	uint64_t bytes = 0;
+	unsigned width;
+
+	if (s->kind != MC_PEER_OURS || s->nrails > 1 || op->slices[0].route != MC_ROUTE_TCP)
+		return MC_CLIMB_WIDTHS;
+	for (size_t i = 0; i < op->nslices && bytes < CLIMB_BYTES_MIN; i++)
+		bytes += op->slices[i].s.len;
+	if (bytes < CLIMB_BYTES_MIN)
+		return MC_CLIMB_WIDTHS;
+	pthread_mutex_lock(&s->mu);
+	width = mc_climb_width(&s->climb[op->op], (unsigned)s->eng->conf.lanes);
+	pthread_mutex_unlock(&s->mu);
+	p->lanes_max = mc_climb_lanes(width);
+	return width;
+}
+
+static void climb_end(struct mc_pump *p, const struct mc_gop *op, unsigned width)
+{
+	struct mc_session *s = p->session;
+
+	if (width == MC_CLIMB_WIDTHS || op->status < 0)
+		return;
+	pthread_mutex_lock(&s->mu);
+	mc_climb_note(&s->climb[op->op], width,
+		      atomic_load_explicit(&op->bytes, memory_order_relaxed),
+		      mc_now_ns() - op->begin_ns);
+	pthread_mutex_unlock(&s->mu);
+}
+
 static void drive(struct mc_gop *op)
 {
 	uint64_t now_ns = op->begin_ns, block_ns, check_ns;
 	struct mc_pump p;
+	unsigned width;
 
 	mc_pump_init(&p, op->slices[0].session, NULL, 0);
+	width = climb_begin(&p, op);
 	block_ns = mc_pump_check_ns(&p);
 	check_ns = mc_time_after(now_ns, block_ns);
 	for (size_t i = 0; i < op->nslices; i++)
@@ -45,6 +83,7 @@ static void drive(struct mc_gop *op)
 				break;
 		}
 	}
+	climb_end(&p, op, width);
 	mc_pump_release(&p);
 	mc_assert(p.nlanes == 0);
 }
