@@ -44,7 +44,7 @@ int mc_tcp_classic_head(struct mc_tcp_conn *c)
 	c->signal = NULL;
 	mc_iovq_reset(&c->rx);
 	mc_iovq_reset(&c->tx);
-	c->tx.v[0] = (struct iovec){0};
+	c->tx.v[0] = (struct iovec){c->txhead, 0}; /* the status's */
 	c->tx.n = h.op == MC_OP_READ ? 1 : 0;
 	c->refusal = 0;
 	if (h.len > 0)

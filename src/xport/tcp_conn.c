@@ -184,7 +184,7 @@ static int req_begin(struct mc_tcp_conn *c)
 	mc_iovq_reset(&c->tx);
 	mc_iovq_reset(&c->rx);
 	if (c->req.op == MC_OP_READ) {
-		c->tx.v[0] = (struct iovec){0}; /* room for the head, filled by answer() */
+		c->tx.v[0] = (struct iovec){c->txhead, 0}; /* the head's, filled by answer() */
 		c->tx.n = 1;
 	}
 	c->refusal = req_pin(c, &rd, &c->bad_frag);
