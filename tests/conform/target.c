@@ -216,7 +216,7 @@ void target_obey(struct target *t, const struct order *o, struct reply *r)
 	uint8_t *at = t->mem[o->i].at;
 
 	memset(r, 0, sizeof(*r));
-	if (o->op != ORDER_SIGNAL)
+	if (o->op != ORDER_SIGNAL) /* whose word alone must order the data */
 		loops_settle(t);
 	switch (o->op) {
 	case ORDER_FILL:
@@ -249,6 +249,7 @@ void target_obey(struct target *t, const struct order *o, struct reply *r)
 	case ORDER_QUIT:
 		break;
 	}
+	loops_settle(t);
 }
 
 int target_main(const struct transport *tr, int ctl)
