@@ -12,7 +12,7 @@ int mc_submit(struct mc_engine *eng, const struct mc_group *group, uint64_t *ret
 	if (mc_engine_is_forked(eng))
 		return -MC_E_FORKED;
 	if (group->cq) {
-		rc = mc_cq_begin(group->cq);
+		rc = mc_cq_begin(group->cq, eng);
 		if (rc < 0)
 			return rc;
 	}

@@ -9,14 +9,24 @@
 static void on_lane(struct mc_watch *w, uint32_t events)
 {
 	struct mc_elane *lane = mc_container_of(w, struct mc_elane, watch);
+	struct mc_pump *p = lane->pump;
 
 	(void)events;
-	mc_async_kick(lane->pump);
+	if (lane->flying_n == 0) {
+		/* Nothing is asked of it: all that it can say is that it is over. Nobody would read
+		 * that, and it would be said again for ever. */
+		mc_loop_unwatch(p->loop, &lane->watch);
+		lane->is_watched = false;
+		return;
+	}
+	mc_async_kick(p);
 }
 
-/* Watch what is busy, stop watching what is not. */
-static void watch_lanes(struct mc_pump *p)
+/* Watch what is busy. @return true: something busy cannot be watched, and has to be called again */
+static bool watch_lanes(struct mc_pump *p)
 {
+	bool is_deaf = false;
+
 	for (unsigned i = 0; i < p->nlanes; i++) {
 		struct mc_elane *lane = p->lanes[i];
 		struct mc_xarm arm;
@@ -24,6 +34,7 @@ static void watch_lanes(struct mc_pump *p)
 		if (lane->flying_n == 0)
 			continue;
 		lane->x->ops->arm(lane->x, &arm);
+		is_deaf |= arm.fd < 0;
 		if (arm.fd < 0)
 			continue;
 		if (!lane->is_watched) {
@@ -34,6 +45,7 @@ static void watch_lanes(struct mc_pump *p)
 			(void)mc_loop_rewatch(p->loop, &lane->watch, (uint32_t)arm.events);
 		}
 	}
+	return is_deaf;
 }
 
 static void on_tick(struct mc_timer *t);
@@ -43,6 +55,7 @@ void mc_async_kick(struct mc_pump *p)
 {
 	uint64_t now_ns = mc_now_ns();
 	unsigned before;
+	bool is_deaf;
 
 	do {
 		before = p->nflying;
@@ -56,15 +69,14 @@ void mc_async_kick(struct mc_pump *p)
 		mc_pump_release(p);
 		return;
 	}
-	watch_lanes(p);
+	is_deaf = watch_lanes(p);
 	if (!p->tick.is_set) {
 		p->tick.on_time = on_tick;
 		mc_loop_timer_set(p->loop, &p->tick, mc_time_after(now_ns, mc_pump_check_ns(p)));
 	}
 	/* A copying transport makes progress only when called: come back at once, but let the loop
 	 * breathe. */
-	if (p->nflying > 0 && p->ntodo > 0 && p->lanes[0]->route != MC_ROUTE_TCP &&
-	    !p->is_kick_queued) {
+	if (is_deaf && !p->is_kick_queued) {
 		p->is_kick_queued = true;
 		mc_loop_post(p->loop, &p->kick);
 	}
@@ -152,6 +164,7 @@ static void pump_close(void *arg)
 	struct close_call *c = arg;
 	struct mc_pump *p = c->s->pumps[c->index];
 
+	mc_assert(mc_pump_is_idle(p));
 	if (p->tick.is_set)
 		mc_loop_timer_cancel(p->loop, &p->tick);
 	mc_pump_release(p);
@@ -164,7 +177,6 @@ void mc_session_pumps_close(struct mc_session *s)
 
 		if (!s->pumps[i])
 			continue;
-		mc_assert(mc_pump_is_idle(s->pumps[i]));
 		mc_loop_call(s->pumps[i]->loop, pump_close, &c);
 		mc_free(s->pumps[i]);
 		s->pumps[i] = NULL;

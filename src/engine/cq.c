@@ -49,10 +49,12 @@ int mc_cq_open(struct mc_engine *eng, uint32_t depth, struct mc_cq **ret_cq)
 	return 0;
 }
 
-int mc_cq_begin(struct mc_cq *q)
+int mc_cq_begin(struct mc_cq *q, const struct mc_engine *eng)
 {
 	int rc = 0;
 
+	if (q->eng != eng)
+		return -MC_E_INVAL;
 	pthread_mutex_lock(&q->mu);
 	if (atomic_load_explicit(&q->is_closing, memory_order_relaxed))
 		rc = -MC_E_CLOSED;
@@ -139,15 +141,15 @@ void mc_cq_close(struct mc_cq *q)
 	struct mc_completion c[64];
 	uint32_t begun;
 
-	if (!q)
-		return;
+	if (!q || mc_engine_is_forked(q->eng))
+		return; /* a child's copy: the lock may be held by a thread that it has not */
 	atomic_store_explicit(&q->is_closing, true, memory_order_relaxed);
 	do {
 		(void)mc_cq_wait(q, c, MC_ARRAY_LEN(c), 10 * MC_NS_PER_MS);
 		pthread_mutex_lock(&q->mu);
 		begun = q->begun;
 		pthread_mutex_unlock(&q->mu);
-	} while (begun > 0 && !mc_engine_is_forked(q->eng));
+	} while (begun > 0);
 	mc_fd_close(&q->fd);
 	pthread_mutex_destroy(&q->mu);
 	mc_engine_close(q->eng);

@@ -4,6 +4,7 @@
  * there (all calls may be repeated: notifications carry an id).
  */
 #include "base/log.h"
+#include "base/sync.h"
 #include "engine/ctl.h"
 #include "engine/rails.h"
 
@@ -95,8 +96,8 @@ static unsigned ways(struct mc_session *s, struct way *ret)
 	return n;
 }
 
-/* Under ctl_mu. */
-static int reconnect(struct mc_session *s, uint64_t deadline_ns)
+/* By the one caller that is_ctl_opening makes it the task of. */
+static int reconnect(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_conn **ret_conn)
 {
 	struct way w[2 * (MC_RAILS_MAX + 1)];
 	unsigned n = ways(s, w);
@@ -120,7 +121,7 @@ static int reconnect(struct mc_session *s, uint64_t deadline_ns)
 		if (rc < 0)
 			continue;
 		if (hello.epoch == s->epoch) {
-			s->ctl = c;
+			*ret_conn = c;
 			return 0;
 		}
 		mc_ctlconn_free(c);
@@ -142,12 +143,38 @@ static bool is_stranded(struct mc_session *s, const struct mc_ctl_conn *c)
 	return up != 0 && !(up & (1u << rail));
 }
 
+/* Under ctl_mu, which is let go while another caller connects: none waits longer than it has time.
+ */
+static int turn_wait(struct mc_session *s, uint64_t deadline_ns)
+{
+	while (s->is_ctl_opening) {
+		uint32_t seq = atomic_load_explicit(&s->ctl_seq, memory_order_relaxed);
+		int rc;
+
+		pthread_mutex_unlock(&s->ctl_mu);
+		rc = mc_futex_wait(&s->ctl_seq, seq, deadline_ns);
+		pthread_mutex_lock(&s->ctl_mu);
+		if (rc == -MC_E_TIMEDOUT && s->is_ctl_opening)
+			return rc;
+		if (atomic_load_explicit(&s->is_gone, memory_order_acquire))
+			return -MC_E_PEER_DEAD;
+	}
+	return 0;
+}
+
 int mc_ctlconn_get(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_conn **ret_conn)
 {
-	struct mc_ctl_conn *old = NULL;
-	int rc = 0;
+	struct mc_ctl_conn *old = NULL, *fresh = NULL;
+	int rc;
 
+	if (atomic_load_explicit(&s->is_gone, memory_order_acquire))
+		return -MC_E_PEER_DEAD;
 	pthread_mutex_lock(&s->ctl_mu);
+	rc = turn_wait(s, deadline_ns);
+	if (rc < 0) {
+		pthread_mutex_unlock(&s->ctl_mu);
+		return rc;
+	}
 	atomic_store_explicit(&s->is_ctl_lost, false, memory_order_relaxed);
 	if (s->ctl && (mc_rpc_conn_status(s->ctl->rpc) < 0 || is_stranded(s, s->ctl))) {
 		s->ctl->is_out = true;
@@ -155,9 +182,18 @@ int mc_ctlconn_get(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_con
 		s->ctl = NULL;
 	}
 	if (!s->ctl) {
-		rc = reconnect(s, deadline_ns);
+		s->is_ctl_opening = true;
+		pthread_mutex_unlock(&s->ctl_mu);
+		rc = reconnect(s, deadline_ns, &fresh);
 		if (rc < 0)
 			atomic_store_explicit(&s->is_ctl_lost, true, memory_order_relaxed);
+		if (rc == -MC_E_PEER_DEAD || rc == -MC_E_PEER_RESTARTED)
+			mc_session_gone(s);
+		pthread_mutex_lock(&s->ctl_mu);
+		s->ctl = fresh;
+		s->is_ctl_opening = false;
+		atomic_fetch_add_explicit(&s->ctl_seq, 1, memory_order_relaxed);
+		mc_futex_wake(&s->ctl_seq, UINT32_MAX);
 	}
 	if (rc == 0) {
 		s->ctl->users++;
@@ -165,8 +201,6 @@ int mc_ctlconn_get(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_con
 	}
 	pthread_mutex_unlock(&s->ctl_mu);
 	mc_ctlconn_free(old);
-	if (rc == -MC_E_PEER_DEAD || rc == -MC_E_PEER_RESTARTED)
-		mc_session_kill(s);
 	return rc;
 }
 

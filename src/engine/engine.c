@@ -18,6 +18,7 @@
 
 #define META_NS (10 * MC_NS_PER_S)
 #define NAME_MAX_BYTES 256u
+#define FENCE_CLOSE_NS MC_NS_PER_S /* a closing engine asks stopped peers no longer than this */
 
 const char *mc_version(void)
 {
@@ -244,6 +245,8 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 	if (rc == 0)
 		rc = choose_rails(eng, &place.bind, opts->devices, diag);
 	if (rc == 0)
+		rc = mc_work_open(eng);
+	if (rc == 0)
 		rc = open_loops(eng);
 	if (rc == 0)
 		rc = mc_region_table_open(&eng->regions);
@@ -282,8 +285,9 @@ static void leave_metadata(struct mc_engine *eng)
 
 static void wait_groups(struct mc_engine *eng)
 {
-	/* acquire: pairs with the release of the last mc_gop_put() */
-	while (atomic_load_explicit(&eng->gops_live, memory_order_acquire) > 0) {
+	/* seq_cst: a group that did not see is_closing is seen here; it pairs with the release of
+	 * the last mc_gop_put(), too */
+	while (atomic_load(&eng->gops_live) > 0) {
 		struct timespec ts = {.tv_nsec = 500000};
 
 		(void)nanosleep(&ts, NULL);
@@ -300,6 +304,7 @@ static void dev_close(struct mc_xdev **dev)
 /* Allows for any part not to be there. */
 static void engine_free(struct mc_engine *eng)
 {
+	atomic_store(&eng->fence_end_ns, mc_now_ns() + FENCE_CLOSE_NS);
 	atomic_store(&eng->is_closing, true);
 	mc_metrics_unserve(eng);
 	if (eng->meta)
@@ -307,10 +312,11 @@ static void engine_free(struct mc_engine *eng)
 	mc_ids_close(eng->groups);
 	wait_groups(eng);
 	mc_peers_close(eng);
-	mc_serve_close(eng);
-	mc_work_close(eng);
+	/* Peers take a control port that refuses them as proof that nothing lands here any more. */
 	if (eng->regions)
 		mc_mem_drop_all(eng);
+	mc_serve_close(eng);
+	mc_work_close(eng);
 	dev_close(&eng->tcp);
 	dev_close(&eng->shm);
 	dev_close(&eng->file);
@@ -322,6 +328,7 @@ static void engine_free(struct mc_engine *eng)
 	mc_stats_close(eng);
 	mc_inbox_fini(eng);
 	mc_gop_pool_fini(eng);
+	mc_quarantine_fini(&eng->quarantine);
 	pthread_mutex_destroy(&eng->publish_mu);
 	pthread_mutex_destroy(&eng->plain_mu);
 	pthread_mutex_destroy(&eng->peers_mu);
@@ -365,6 +372,7 @@ int mc_engine_open(const struct mc_engine_opts *opts, struct mc_diag *diag,
 	mc_list_init(&eng->inbox);
 	mc_list_init(&eng->work);
 	mc_list_init(&eng->plain);
+	mc_quarantine_init(&eng->quarantine);
 	raise_nofile();
 	rc = engine_open(eng, &o, &mine);
 	if (rc < 0) {

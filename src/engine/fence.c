@@ -4,8 +4,9 @@
  * more, or its incarnation is gone.
  *
  * A synchronous pump fences in its caller's thread, a loop's pump through a worker. What cannot be
- * fenced by the group's deadline ends as MC_E_UNFENCED, and its range is kept: no new write goes
- * there before the fence has succeeded.
+ * fenced by the group's deadline ends as MC_E_UNFENCED, and its range is kept in the engine's
+ * quarantine: no new write goes there before the fence has succeeded, whatever becomes of the
+ * session.
  */
 #include <string.h>
 
@@ -13,7 +14,8 @@
 #include "engine/ctl.h"
 #include "engine/pump.h"
 
-#define ATTEMPT_NS (200 * MC_NS_PER_MS) /* one try on one control connection */
+#define ATTEMPT_NS (200 * MC_NS_PER_MS) /* first wait for an answer, and of a new write */
+#define ATTEMPT_MAX_NS (2 * MC_NS_PER_S)
 #define PAUSE_NS (20 * MC_NS_PER_MS)
 
 enum fence_result {
@@ -29,108 +31,216 @@ static void pause_ns(uint64_t ns)
 	(void)nanosleep(&ts, NULL);
 }
 
+/* A closing engine does not wait for peers that stand still. */
+static uint64_t end_of(const struct mc_session *s, uint64_t deadline_ns)
+{
+	uint64_t end_ns = atomic_load(&s->eng->fence_end_ns);
+
+	return end_ns ? mc_min(end_ns, deadline_ns) : deadline_ns;
+}
+
 /* Blocks until fenced, gone, or deadline. */
 static enum fence_result fence_run(struct mc_session *s, const uint8_t *token, size_t token_len,
 				   uint64_t deadline_ns)
 {
+	uint64_t attempt_ns = ATTEMPT_NS;
+
 	for (;;) {
-		uint64_t now_ns = mc_now_ns();
+		uint64_t now_ns = mc_now_ns(), end_ns = end_of(s, deadline_ns);
 		int rc;
 
-		if (now_ns >= deadline_ns)
+		if (atomic_load_explicit(&s->is_gone, memory_order_acquire))
+			return FENCE_GONE;
+		if (now_ns >= end_ns)
 			return FENCE_NONE;
 		rc = mc_ctl_retire(s, "tcp", token, token_len,
-				   mc_min(deadline_ns, now_ns + ATTEMPT_NS));
+				   mc_min(end_ns, mc_time_after(now_ns, attempt_ns)));
 		if (rc == 0)
 			return FENCE_OK;
 		if (rc == -MC_E_PEER_RESTARTED || rc == -MC_E_PEER_DEAD || rc == -MC_E_REFUSED)
 			return FENCE_GONE;
+		/* A slow host gets more patience, not more connections. */
+		attempt_ns = mc_min(attempt_ns * 2, ATTEMPT_MAX_NS);
 		pause_ns(PAUSE_NS);
 	}
 }
 
 /* ---- quarantine ---- */
 
-static void quarantine(struct mc_session *s, const struct mc_slice *sl, const uint8_t *token,
-		       size_t token_len)
+void mc_quarantine_init(struct mc_quarantine *q)
 {
-	for (uint32_t i = 0; i < sl->nfrags; i++) {
-		const struct mc_frag *f = &sl->frags[i];
-		struct mc_unfenced *u;
-
-		u = s->nunfenced < MC_UNFENCED_MAX ? mc_calloc(1, sizeof(*u)) : NULL;
-		if (!u) {
-			/* Nothing may be forgotten: the session as a whole is given up instead. */
-			mc_session_kill(s);
-			return;
-		}
-		u->token_len = token_len;
-		memcpy(u->token, token, token_len);
-		pthread_mutex_lock(&s->mu);
-		mc_list_push_back(&s->unfenced, &u->link);
-		mc_itree_insert(&s->unfenced_ranges, &u->node, f->raddr, f->raddr + f->len);
-		s->nunfenced++;
-		pthread_mutex_unlock(&s->mu);
-	}
+	pthread_mutex_init(&q->mu, NULL);
+	mc_list_init(&q->list);
 }
 
-static void quarantine_drop(struct mc_session *s, const uint8_t *token, size_t token_len)
+/* Under q->mu. */
+static void count(struct mc_quarantine *q)
+{
+	/* relaxed: who must see a range was told of it by a group's end, which orders */
+	atomic_store_explicit(&q->n,
+			      (unsigned)q->ranges.len + q->nblocked + (q->is_all_blocked ? 1 : 0),
+			      memory_order_relaxed);
+}
+
+/* Under q->mu. */
+static void drop(struct mc_quarantine *q, struct mc_unfenced *u)
+{
+	mc_list_del(&u->link);
+	mc_itree_del(&q->ranges, &u->node);
+	mc_free(u);
+}
+
+void mc_quarantine_forget(struct mc_quarantine *q, uint64_t owner)
 {
 	struct mc_unfenced *u;
 
-	pthread_mutex_lock(&s->mu);
-	mc_list_each (u, &s->unfenced, link) {
-		if (u->token_len != token_len || memcmp(u->token, token, token_len) != 0)
-			continue;
-		mc_list_del(&u->link);
-		mc_itree_del(&s->unfenced_ranges, &u->node);
-		s->nunfenced--;
+	if (atomic_load_explicit(&q->n, memory_order_relaxed) == 0)
+		return;
+	pthread_mutex_lock(&q->mu);
+	mc_list_each (u, &q->list, link)
+		if (u->owner == owner)
+			drop(q, u);
+	for (unsigned i = q->nblocked; i-- > 0;)
+		if (q->blocked[i] == owner)
+			q->blocked[i] = q->blocked[--q->nblocked];
+	count(q);
+	pthread_mutex_unlock(&q->mu);
+}
+
+void mc_quarantine_fini(struct mc_quarantine *q)
+{
+	struct mc_unfenced *u;
+
+	mc_list_each (u, &q->list, link)
+		drop(q, u);
+	pthread_mutex_destroy(&q->mu);
+}
+
+/* Under q->mu: there is no memory for its ranges, and nothing may be forgotten. */
+static void block(struct mc_quarantine *q, uint64_t owner)
+{
+	for (unsigned i = 0; i < q->nblocked; i++)
+		if (q->blocked[i] == owner)
+			return;
+	if (q->nblocked < MC_BLOCKED_MAX)
+		q->blocked[q->nblocked++] = owner;
+	else
+		q->is_all_blocked = true;
+}
+
+static void quarantine(struct mc_session *s, const struct mc_slice *sl, const uint8_t *token,
+		       size_t token_len)
+{
+	struct mc_quarantine *q = &s->eng->quarantine;
+
+	for (uint32_t i = 0; i < sl->nfrags; i++) {
+		const struct mc_frag *f = &sl->frags[i];
+		struct mc_unfenced *u = mc_calloc(1, sizeof(*u));
+
+		pthread_mutex_lock(&q->mu);
+		if (u && q->ranges.len < MC_UNFENCED_MAX) {
+			u->owner = s->fence_key;
+			u->token_len = token_len;
+			memcpy(u->token, token, token_len);
+			mc_list_push_back(&q->list, &u->link);
+			mc_itree_insert(&q->ranges, &u->node, f->raddr, f->raddr + f->len);
+			u = NULL;
+		} else {
+			block(q, s->fence_key);
+		}
+		count(q);
+		pthread_mutex_unlock(&q->mu);
 		mc_free(u);
 	}
-	pthread_mutex_unlock(&s->mu);
+}
+
+static void quarantine_drop(struct mc_quarantine *q, const uint8_t *token, size_t token_len)
+{
+	struct mc_unfenced *u;
+
+	if (atomic_load_explicit(&q->n, memory_order_relaxed) == 0)
+		return;
+	pthread_mutex_lock(&q->mu);
+	mc_list_each (u, &q->list, link)
+		if (u->token_len == token_len && memcmp(u->token, token, token_len) == 0)
+			drop(q, u);
+	count(q);
+	pthread_mutex_unlock(&q->mu);
+}
+
+/* @return 0: nothing is in the way; 1: *ret is; -MC_E_UNFENCED: the whole incarnation is blocked */
+static int quarantine_find(struct mc_session *s, uint64_t addr, uint64_t len,
+			   struct mc_unfenced *ret)
+{
+	struct mc_quarantine *q = &s->eng->quarantine;
+	struct mc_inode *n;
+	int rc;
+
+	pthread_mutex_lock(&q->mu);
+	rc = q->is_all_blocked ? -MC_E_UNFENCED : 0;
+	for (unsigned i = 0; i < q->nblocked; i++)
+		if (q->blocked[i] == s->fence_key)
+			rc = -MC_E_UNFENCED;
+	for (n = mc_itree_overlap_first(&q->ranges, addr, addr + len); n && rc == 0;
+	     n = mc_itree_overlap_next(n, addr, addr + len)) {
+		const struct mc_unfenced *u = mc_container_of(n, struct mc_unfenced, node);
+
+		if (u->owner == s->fence_key) {
+			*ret = *u;
+			rc = 1;
+		}
+	}
+	pthread_mutex_unlock(&q->mu);
+	return rc;
 }
 
 int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns)
 {
-	uint8_t token[MC_XPORT_TOKEN_MAX];
-	size_t token_len;
+	struct mc_quarantine *q = &s->eng->quarantine;
+	struct mc_unfenced u;
 
+	if (atomic_load_explicit(&q->n, memory_order_relaxed) == 0)
+		return 0;
 	for (;;) {
-		struct mc_inode *n;
+		int rc = quarantine_find(s, addr, len, &u);
+		enum fence_result result = FENCE_NONE;
 
-		pthread_mutex_lock(&s->mu);
-		n = mc_itree_overlap_first(&s->unfenced_ranges, addr, addr + len);
-		if (n) {
-			struct mc_unfenced *u = mc_container_of(n, struct mc_unfenced, node);
-
-			token_len = u->token_len;
-			memcpy(token, u->token, token_len);
-		}
-		pthread_mutex_unlock(&s->mu);
-		if (!n)
-			return 0;
-		if (token_len == 0 ||
-		    fence_run(s, token, token_len, mc_min(deadline_ns, mc_now_ns() + ATTEMPT_NS)) ==
-			FENCE_NONE)
+		if (rc <= 0)
+			return rc;
+		if (u.token_len > 0)
+			result = fence_run(s, u.token, u.token_len,
+					   mc_min(deadline_ns, mc_now_ns() + ATTEMPT_NS));
+		if (result == FENCE_NONE)
 			return -MC_E_UNFENCED;
-		quarantine_drop(s, token, token_len);
+		if (result == FENCE_GONE) {
+			mc_session_gone(s);
+			return -MC_E_PEER_DEAD;
+		}
+		quarantine_drop(q, u.token, u.token_len);
 	}
 }
 
 /* ---- deciding ---- */
 
-/* The slices get their verdict; owner's thread. */
+/* Slices whose outcome is known leave `maybe`; what stays has time left. Owner's thread. */
 static void decide(struct mc_pump *p, struct mc_list *maybe, enum fence_result result, int cause,
 		   const uint8_t *token, size_t token_len)
 {
+	struct mc_session *s = p->session;
 	uint64_t now_ns = mc_now_ns();
 	struct mc_slice *sl;
 
 	if (result == FENCE_GONE)
-		mc_session_kill(p->session);
+		mc_session_gone(s);
+	if (result == FENCE_OK)
+		quarantine_drop(&s->eng->quarantine, token, token_len);
 	mc_list_each (sl, maybe, link) {
 		struct mc_eslice *es = mc_eslice_of(sl);
 
+		/* The fence was given up for another group's deadline. */
+		if (result == FENCE_NONE && token_len > 0 &&
+		    now_ns < end_of(s, es->op->deadline_ns))
+			continue;
 		mc_list_del(&sl->link);
 		if (result == FENCE_OK) {
 			/* Applied or not, sending it again changes nothing any more. */
@@ -138,19 +248,22 @@ static void decide(struct mc_pump *p, struct mc_list *maybe, enum fence_result r
 		} else if (result == FENCE_GONE) {
 			mc_gop_slice_end(es, -MC_E_PEER_DEAD, mc_route_name(es->route));
 		} else {
-			quarantine(p->session, sl, token, token_len);
+			quarantine(s, sl, token, token_len);
 			mc_gop_slice_end(es, -MC_E_UNFENCED, mc_route_name(es->route));
 		}
 	}
 }
 
-static uint64_t deadline_of(struct mc_list *maybe)
+static uint64_t deadline_of(struct mc_list *maybe, unsigned *ret_n)
 {
 	uint64_t deadline_ns = MC_TIME_NEVER;
 	struct mc_slice *sl;
 
-	mc_list_each (sl, maybe, link)
+	*ret_n = 0;
+	mc_list_each (sl, maybe, link) {
 		deadline_ns = mc_min(deadline_ns, mc_eslice_of(sl)->op->deadline_ns);
+		++*ret_n;
+	}
 	return deadline_ns;
 }
 
@@ -167,6 +280,14 @@ struct fence_job {
 	enum fence_result result;
 };
 
+/* To a worker; the pump's session stays referenced meanwhile. */
+static void job_post(struct fence_job *j)
+{
+	j->deadline_ns = deadline_of(&j->maybe, &j->n);
+	j->pump->nfencing += j->n;
+	mc_work_post(j->pump->session->eng, &j->job);
+}
+
 static void job_back(struct mc_task *task)
 {
 	struct fence_job *j = mc_container_of(task, struct fence_job, back);
@@ -175,9 +296,14 @@ static void job_back(struct mc_task *task)
 
 	p->nfencing -= j->n;
 	decide(p, &j->maybe, j->result, j->cause, j->token, j->token_len);
+	if (!mc_list_is_empty(&j->maybe)) {
+		job_post(j);
+		mc_async_kick(p);
+		return;
+	}
+	mc_free(j);
 	mc_async_kick(p);
 	mc_session_put(s);
-	mc_free(j);
 }
 
 static void job_run(struct mc_worker_job *job)
@@ -185,44 +311,49 @@ static void job_run(struct mc_worker_job *job)
 	struct fence_job *j = mc_container_of(job, struct fence_job, job);
 
 	j->result = fence_run(j->pump->session, j->token, j->token_len, j->deadline_ns);
-	j->back.run = job_back;
 	mc_loop_post(j->pump->loop, &j->back);
+}
+
+/* In the caller's own thread. */
+static void fence_here(struct mc_pump *p, struct mc_list *maybe, const uint8_t *token,
+		       size_t token_len, int cause)
+{
+	unsigned n;
+
+	/* Each round decides at least the slice with the first deadline. */
+	while (!mc_list_is_empty(maybe))
+		decide(p, maybe, fence_run(p->session, token, token_len, deadline_of(maybe, &n)),
+		       cause, token, token_len);
 }
 
 void mc_fence(struct mc_pump *p, struct mc_list *maybe, const uint8_t *token, size_t token_len,
 	      int cause)
 {
-	enum fence_result result = FENCE_NONE;
 	struct fence_job *j;
-	struct mc_slice *sl;
 
 	if (token_len == 0) { /* a peer that knows no fence */
-		if (atomic_load_explicit(&p->session->is_dead, memory_order_relaxed))
-			result = FENCE_GONE;
-		decide(p, maybe, result, cause, token, 0);
+		bool is_gone = atomic_load_explicit(&p->session->is_gone, memory_order_acquire);
+
+		decide(p, maybe, is_gone ? FENCE_GONE : FENCE_NONE, cause, token, 0);
 		return;
 	}
 	if (!p->loop) {
-		result = fence_run(p->session, token, token_len, deadline_of(maybe));
-		decide(p, maybe, result, cause, token, token_len);
+		fence_here(p, maybe, token, token_len, cause);
 		return;
 	}
 	j = mc_calloc(1, sizeof(*j));
-	if (!j) {
-		decide(p, maybe, FENCE_NONE, cause, token, token_len);
+	if (!j) { /* the loop blocks: rarer and better than to leave the range unfenced */
+		fence_here(p, maybe, token, token_len, cause);
 		return;
 	}
 	j->job.run = job_run;
+	j->back.run = job_back;
 	j->pump = p;
-	j->deadline_ns = deadline_of(maybe);
 	j->cause = cause;
 	memcpy(j->token, token, token_len);
 	j->token_len = token_len;
 	mc_list_init(&j->maybe);
-	mc_list_each (sl, maybe, link)
-		j->n++;
 	mc_list_splice_back(&j->maybe, maybe);
-	p->nfencing += j->n;
 	mc_session_ref(p->session);
-	mc_work_post(p->session->eng, &j->job);
+	job_post(j);
 }

@@ -13,12 +13,12 @@
 #define CLASSIC_LEN_MAX (1ull << 47) /* a buffer's length that we believe */
 
 static int find_p2p(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *diag,
-		    char **ret_json, size_t *ret_len)
+		    struct mc_addr *ret_ctl_addr, char **ret_json, size_t *ret_len)
 {
 	struct mc_engine *eng = s->eng;
 	char *mine;
 	size_t mine_len;
-	int rc = mc_addr_resolve(s->peer->name, (uint16_t)eng->hs.port_default, &s->ctl_addr, diag);
+	int rc = mc_addr_resolve(s->peer->name, (uint16_t)eng->hs.port_default, ret_ctl_addr, diag);
 
 	if (rc < 0)
 		return rc;
@@ -32,7 +32,7 @@ static int find_p2p(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *
 }
 
 static int find_meta(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *diag,
-		     char **ret_json, size_t *ret_len)
+		     struct mc_addr *ret_ctl_addr, char **ret_json, size_t *ret_len)
 {
 	struct mc_meta_rpc rpc;
 	int rc =
@@ -42,21 +42,21 @@ static int find_meta(struct mc_session *s, uint64_t deadline_ns, struct mc_diag 
 		return rc;
 	rc = mc_meta_rpc_get(s->eng->meta, s->peer->name, deadline_ns, &rpc, diag);
 	if (rc == 0)
-		rc = mc_addr_resolve(rpc.host, rpc.port, &s->ctl_addr, diag);
+		rc = mc_addr_resolve(rpc.host, rpc.port, ret_ctl_addr, diag);
 	if (rc == 0)
-		mc_addr_port_set(&s->ctl_addr, rpc.port);
+		mc_addr_port_set(ret_ctl_addr, rpc.port);
 	if (rc < 0)
 		mc_free(*ret_json);
 	return rc;
 }
 
 int mc_find_peer(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *diag,
-		 struct mc_segdesc **ret_desc)
+		 struct mc_addr *ret_ctl_addr, struct mc_segdesc **ret_desc)
 {
 	char *json = NULL;
 	size_t len;
-	int rc = s->eng->meta ? find_meta(s, deadline_ns, diag, &json, &len)
-			      : find_p2p(s, deadline_ns, diag, &json, &len);
+	int rc = s->eng->meta ? find_meta(s, deadline_ns, diag, ret_ctl_addr, &json, &len)
+			      : find_p2p(s, deadline_ns, diag, ret_ctl_addr, &json, &len);
 
 	if (rc < 0)
 		return rc;
@@ -120,7 +120,8 @@ int mc_classic_refresh(struct mc_session *s, uint64_t addr, uint64_t deadline_ns
 {
 	struct mc_segdesc *desc;
 	struct mc_inode *n;
-	int rc = mc_find_peer(s, deadline_ns, NULL, &desc);
+	struct mc_addr at;
+	int rc = mc_find_peer(s, deadline_ns, NULL, &at, &desc);
 
 	if (rc < 0)
 		return rc;
@@ -132,7 +133,7 @@ int mc_classic_refresh(struct mc_session *s, uint64_t addr, uint64_t deadline_ns
 	mc_segdesc_free(desc);
 	if (rc < 0) {
 		if (rc == -MC_E_PEER_RESTARTED)
-			mc_session_kill(s);
+			mc_session_gone(s);
 		return rc;
 	}
 	pthread_mutex_lock(&s->mu);

@@ -172,9 +172,26 @@ static int frag_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr,
 	return 0;
 }
 
+static int fence_check(struct build *b, uint64_t raddr, uint64_t len)
+{
+	int rc = mc_fence_check(b->session, raddr, len, b->op->soft_ns);
+
+	if (rc < 0)
+		mc_diag_set(b->diag, "%s: an earlier write to [0x%llx, +%llu) may still land: %s",
+			    b->session->peer->name, (unsigned long long)raddr,
+			    (unsigned long long)len, mc_err_text(rc));
+	return rc;
+}
+
 /* Find the region(s) of [raddr, raddr + len) and append. */
 static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
 {
+	if (b->op->op == MC_OP_WRITE) {
+		int rc = fence_check(b, raddr, len);
+
+		if (rc < 0)
+			return rc;
+	}
 	while (len > 0) {
 		uint64_t n = len;
 		int rc;
@@ -188,18 +205,6 @@ static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr
 					    b->session->peer->name, (unsigned long long)raddr,
 					    (unsigned long long)len);
 				return rc;
-			}
-			if (b->op->op == MC_OP_WRITE && b->session->nunfenced > 0) {
-				rc = mc_fence_check(b->session, raddr, len, b->op->soft_ns);
-				if (rc < 0) {
-					mc_diag_set(b->diag,
-						    "%s: an earlier write to [0x%llx, +%llu) may "
-						    "still land",
-						    b->session->peer->name,
-						    (unsigned long long)raddr,
-						    (unsigned long long)len);
-					return rc;
-				}
 			}
 			b->route = mc_route_choose(b->session, b->rr);
 			b->frags_max = mc_route_frags_max(b->session, b->route);

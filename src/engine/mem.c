@@ -176,8 +176,11 @@ int mc_mem_free(struct mc_engine *eng, void *addr)
 		return -MC_E_FORKED;
 	if (!addr)
 		return -MC_E_NOENT;
-	rc = mc_mem_unreg(eng, addr);
-	if (rc < 0)
+	/* All registrations that begin there, the user's own too; he may also have ended ours. */
+	do {
+		rc = mc_mem_unreg(eng, addr);
+	} while (rc == 0);
+	if (rc != -MC_E_NOENT)
 		return rc;
 	return eng->shm ? mc_shm_free(eng->shm, addr) : plain_free(eng, addr);
 }

@@ -9,8 +9,7 @@
  * acquired it mc_gop       a group under way; its numbers are written by the pump's owner only, its
  * state word is for waiters
  *
- * Lock order: peers_mu > peer.mu > session.mu > leaf locks. No lock is held across I/O but peer.mu
- * while a session opens.
+ * Lock order: peers_mu > peer.mu > session.mu > leaf locks. No lock is held across I/O.
  */
 #ifndef MC_ENGINE_PRIV_H
 #define MC_ENGINE_PRIV_H
@@ -45,7 +44,8 @@
 #define MC_PUMP_LANES_MAX 16u /* of one pump */
 #define MC_INBOX_MAX 65536u   /* notices waiting */
 #define MC_INBOX_BYTES_MAX (64u << 20)
-#define MC_UNFENCED_MAX 1024u /* quarantined ranges of one session */
+#define MC_UNFENCED_MAX 65536u /* quarantined ranges */
+#define MC_BLOCKED_MAX 8u      /* incarnations whose every range is quarantined */
 
 struct mc_session;
 struct mc_ctl_conn;
@@ -167,17 +167,32 @@ struct mc_rail {
 struct mc_unfenced {
 	struct mc_list link;
 	struct mc_inode node; /* remote addresses */
+	uint64_t owner;	      /* mc_session.fence_key */
 	uint8_t token[MC_XPORT_TOKEN_MAX];
 	size_t token_len;
+};
+
+/** Of the whole engine: it outlives sessions, which come and go while an incarnation lives. */
+struct mc_quarantine {
+	pthread_mutex_t mu; /* a leaf; guards what follows but n */
+	struct mc_list list;
+	struct mc_itree ranges;
+	uint64_t blocked[MC_BLOCKED_MAX]; /* owners of ranges that there was no memory for */
+	unsigned nblocked;
+	bool is_all_blocked; /* and no room for their owner either */
+	_Atomic unsigned n;  /* ranges and blocked; 0: no write needs to look */
 };
 
 struct mc_session {
 	struct mc_engine *eng;
 	struct mc_peer *peer; /* outlives the session */
 	_Atomic uint32_t refs;
-	_Atomic bool is_dead; /* the incarnation is gone, or was given up: open anew */
+	_Atomic bool is_dead;	/* given up: open anew */
+	_Atomic bool is_gone;	/* the incarnation is proven gone: nothing of ours lands any more */
+	_Atomic bool is_closed; /* the segment was closed: groups under way end */
 	enum mc_peer_kind kind;
 	uint64_t epoch;
+	uint64_t fence_key; /* epoch; of peers without one: the session's own number */
 	uint8_t nonce[MC_NONCE_BYTES];
 	int classic_proto;
 	struct mc_rail rails[MC_RAILS_MAX];
@@ -187,7 +202,9 @@ struct mc_session {
 
 	struct mc_addr ctl_addr; /* the peer's control port */
 	struct mc_worker_job end_job;
-	pthread_mutex_t ctl_mu; /* guards ctl and its users; held while it connects; > mu */
+	pthread_mutex_t ctl_mu;	  /* guards ctl, its users, is_ctl_opening; > mu */
+	bool is_ctl_opening;	  /* one caller connects, the others wait for ctl_seq */
+	_Atomic uint32_t ctl_seq; /* futex word: an attempt is over */
 	struct mc_ctl_conn *ctl;
 	int ctl_bad_rail;	  /* -1: none; its last call got no answer */
 	_Atomic bool is_ctl_lost; /* look whether the process still is the one we knew */
@@ -198,11 +215,8 @@ struct mc_session {
 	_Atomic uint32_t lane_waiters;
 	struct mc_itree regions; /* mc_eregion.node */
 	struct mc_list stale;	 /* regions that were found stale; freed with the session */
-	size_t nregions;
-	struct mc_climb climb[MC_OP_COUNT]; /* under mu */
-	struct mc_list unfenced;
-	struct mc_itree unfenced_ranges;
-	unsigned nunfenced;
+	_Atomic size_t nregions; /* ever learnt */
+	struct mc_climb climb[MC_OP_COUNT];  /* under mu */
 	struct mc_pump *pumps[MC_LOOPS_MAX]; /* each its loop's */
 };
 
@@ -216,9 +230,10 @@ struct mc_peer {
 	struct mc_engine *eng;
 	char *name;
 	int32_t id;
-	pthread_mutex_t
-	    mu; /* guards session; held while one opens, so that callers wait for one attempt */
+	pthread_mutex_t mu; /* guards session and is_opening */
 	struct mc_session *session;
+	bool is_opening;	   /* one caller opens, the others wait for open_seq */
+	_Atomic uint32_t open_seq; /* futex word: an attempt is over */
 	_Atomic bool is_closed;
 };
 
@@ -232,7 +247,7 @@ struct mc_pump {
 	struct mc_elane *lanes[MC_PUMP_LANES_MAX];
 	unsigned nlanes;
 	unsigned nflying;	/* slices posted */
-	unsigned nfencing;	/* slices at a worker */
+	unsigned nfencing;	/* slices at a worker: being fenced, or their regions looked up */
 	unsigned lanes_max;	/* on one rail that a core limits; see climb.h */
 	uint64_t wait_until_ns; /* back-off of retries */
 	struct mc_timer tick;
@@ -279,6 +294,8 @@ struct mc_engine {
 	uint64_t desc_version;
 	pthread_mutex_t publish_mu; /* one update of the metadata service at a time */
 	_Atomic bool is_closing;
+	_Atomic uint64_t fence_end_ns; /* when a closing engine stops to wait for fences */
+	struct mc_quarantine quarantine;
 
 	pthread_mutex_t peers_mu;
 	struct mc_peer **peers; /* by id */
@@ -291,18 +308,18 @@ struct mc_engine {
 	unsigned pool_n;
 	_Atomic uint32_t gops_live;
 	_Atomic uint32_t sessions_live;
-	_Atomic uint32_t next_loop;
+	_Atomic uint64_t next_key; /* mc_session.fence_key of peers without an epoch */
 
 	pthread_mutex_t inbox_mu;
 	struct mc_list inbox; /* mc_notice_node.link */
 	size_t inbox_n, inbox_bytes;
-	uint64_t seen_notify[256]; /* ids of the last notifications, against doubles */
+	uint64_t seen_notify[2048]; /* ids of the last notifications, against doubles */
 	unsigned seen_at;
 
 	pthread_mutex_t work_mu;
 	pthread_cond_t work_cond;
-	struct mc_list work; /* mc_worker_job.link */
-	unsigned nworkers, nidle;
+	struct mc_list work;		 /* mc_worker_job.link */
+	unsigned nworkers, nidle, nwork; /* nwork: jobs in the list */
 	bool is_work_over;
 	pthread_t workers[MC_WORKERS_MAX];
 
@@ -325,6 +342,8 @@ void mc_session_ref(struct mc_session *s);
 void mc_session_put(struct mc_session *s);
 /** Give it up: the next mc_session_get() opens anew. */
 void mc_session_kill(struct mc_session *s);
+/** Its incarnation is proven gone: nothing of ours lands there any more. Any thread. */
+void mc_session_gone(struct mc_session *s);
 /** Regions for the ranges of a request. Blocks for one round trip per unknown batch. */
 int mc_session_region(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns,
 		      const struct mc_remote_region **ret_region);
@@ -345,7 +364,7 @@ int mc_session_call(struct mc_session *s, uint16_t method, const void *req, size
 struct mc_segdesc;
 /** Control address and descriptor of the session's peer. Blocks. */
 int mc_find_peer(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *diag,
-		 struct mc_segdesc **ret_desc);
+		 struct mc_addr *ret_ctl_addr, struct mc_segdesc **ret_desc);
 int mc_classic_open(struct mc_session *s, const struct mc_segdesc *desc, struct mc_diag *diag);
 /** An address that the upstream peer's last descriptor did not show: ask once more. */
 int mc_classic_refresh(struct mc_session *s, uint64_t addr, uint64_t deadline_ns,
@@ -395,6 +414,15 @@ void mc_fence(struct mc_pump *p, struct mc_list *maybe, const uint8_t *token, si
 	      int cause);
 /** -MC_E_UNFENCED while an earlier write to the range may still land. Tries to fence it first. */
 int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns);
+void mc_quarantine_init(struct mc_quarantine *q);
+/** Everything of this owner can be forgotten. */
+void mc_quarantine_forget(struct mc_quarantine *q, uint64_t owner);
+void mc_quarantine_fini(struct mc_quarantine *q);
+
+/* ---- refresh.c ---- */
+/** A refusal may only mean that what we know of the peer's ranges is old: look them up again, once.
+ * @return true: the slice comes back to the pump; false: it may not, or cannot */
+bool mc_refresh(struct mc_pump *p, struct mc_eslice *es);
 
 /* ---- group.c ---- */
 int mc_gop_open(struct mc_engine *eng, const struct mc_group *group, struct mc_diag *diag,
@@ -417,8 +445,8 @@ void mc_async_kick(struct mc_pump *p);
 void mc_session_pumps_close(struct mc_session *s);
 
 /* ---- cq.c ---- */
-/** Room for one more group. @return 0; -MC_E_AGAIN; -MC_E_CLOSED */
-int mc_cq_begin(struct mc_cq *cq);
+/** Room for one more group. @return 0; -MC_E_AGAIN; -MC_E_CLOSED; -MC_E_INVAL: another engine's */
+int mc_cq_begin(struct mc_cq *cq, const struct mc_engine *eng);
 void mc_cq_undo(struct mc_cq *cq);
 bool mc_cq_is_closing(struct mc_cq *cq);
 void mc_cq_push(struct mc_cq *cq, const struct mc_gop *op);
@@ -432,6 +460,8 @@ int mc_inbox_put(struct mc_engine *eng, uint64_t id, const void *name, size_t na
 void mc_inbox_fini(struct mc_engine *eng);
 
 /* ---- worker.c: threads for what blocks ---- */
+/** Start the first. @return 0; -MC_E_LIMIT */
+int mc_work_open(struct mc_engine *eng);
 void mc_work_post(struct mc_engine *eng, struct mc_worker_job *job);
 void mc_work_close(struct mc_engine *eng);
 

@@ -270,6 +270,36 @@ static void flying_del(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 	p->nflying--;
 }
 
+/* What a transport says of a lane is the path's failure, whatever the code: codes that condemn an
+ * operation are the engine's own verdicts (see mc_pump_again()). */
+static int lane_error(int rc)
+{
+	switch (rc) {
+	case -MC_E_TIMEDOUT:
+		return -MC_E_UNREACHABLE;
+	case -MC_E_AGAIN:
+	case -MC_E_CANCELED:
+	case -MC_E_CLOSED:
+	case -MC_E_STALE: /* it was retired before it had connected */
+		return -MC_E_RESET;
+	default:
+		return rc;
+	}
+}
+
+/* This route cannot carry the slice. @return true: it waits for another */
+static bool fall_back(struct mc_pump *p, struct mc_eslice *es, int rc)
+{
+	enum mc_route other = mc_route_fallback(p->session, es->route);
+
+	if (other == MC_ROUTE_COUNT ||
+	    (rc != -MC_E_UNSUPPORTED && rc != -MC_E_UNAVAILABLE && rc != -MC_E_LIMIT))
+		return false;
+	es->route = other;
+	todo_front(p, es);
+	return true;
+}
+
 void mc_pump_feed(struct mc_pump *p, uint64_t now_ns)
 {
 	struct mc_eslice *es;
@@ -285,7 +315,9 @@ void mc_pump_feed(struct mc_pump *p, uint64_t now_ns)
 			if (rc == -MC_E_AGAIN)
 				return;
 			todo_del(p, es);
-			mc_pump_again(p, es, rc, now_ns);
+			if (fall_back(p, es, rc))
+				continue;
+			mc_pump_again(p, es, lane_error(rc), now_ns);
 			if (now_ns < p->wait_until_ns)
 				return;
 			continue;
@@ -297,19 +329,28 @@ void mc_pump_feed(struct mc_pump *p, uint64_t now_ns)
 		if (rc == 1)
 			continue;
 		flying_del(p, lane, es);
-		todo_front(p, es);
-		if (rc == 0)
+		es->lane = NULL;
+		if (rc == 0) {
+			todo_front(p, es);
 			return;
+		}
+		rc = lane_error(rc);
 		mc_pump_break(p, lane, rc, now_ns);
+		mc_pump_again(p, es, rc, now_ns);
+		if (now_ns < p->wait_until_ns)
+			return;
 	}
 }
 
 /* ---- outcomes ---- */
 
-/* Why the group has to end now; 0: it goes on. */
-static int over(struct mc_gop *op, uint64_t now_ns)
+/* Why the slice has to end now; 0: it goes on. */
+static int over(const struct mc_eslice *es, uint64_t now_ns)
 {
-	if (atomic_load_explicit(&op->eng->is_closing, memory_order_relaxed))
+	struct mc_gop *op = es->op;
+
+	if (atomic_load_explicit(&op->eng->is_closing, memory_order_relaxed) ||
+	    atomic_load_explicit(&es->session->is_closed, memory_order_relaxed))
 		return -MC_E_CLOSED;
 	if (atomic_load_explicit(&op->is_canceled, memory_order_relaxed) ||
 	    (op->cq && mc_cq_is_closing(op->cq)))
@@ -317,30 +358,6 @@ static int over(struct mc_gop *op, uint64_t now_ns)
 	if (now_ns >= op->soft_ns)
 		op->is_expired = true;
 	return op->is_expired ? -MC_E_TIMEDOUT : 0;
-}
-
-/* A refusal may only mean that what we know of the peer's ranges is old. @return true: again */
-static bool refresh(struct mc_pump *p, struct mc_eslice *es)
-{
-	struct mc_gop *op = es->op;
-
-	if (es->is_refreshed || p->loop || p->session->kind != MC_PEER_OURS)
-		return false;
-	es->is_refreshed = true;
-	for (uint32_t i = 0; i < es->s.nfrags; i++) {
-		struct mc_frag *f = &es->s.frags[i];
-		const struct mc_remote_region *old = f->rr;
-
-		mc_session_forget(p->session, old);
-		if (mc_session_region(p->session, f->raddr, f->len, op->soft_ns, &f->rr) < 0) {
-			f->rr = old;
-			return false;
-		}
-		if (f->raddr - f->rr->addr > f->rr->len ||
-		    f->len > f->rr->len - (f->raddr - f->rr->addr))
-			return false;
-	}
-	return true;
 }
 
 static void slice_done(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
@@ -352,13 +369,9 @@ static void slice_done(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 		rail_worked(p, lane, es->s.len, now_ns);
 		mc_counter_add(&lane->stats->bytes[es->s.op], es->s.len);
 		mc_counter_add(&lane->stats->ops[es->s.op], es->s.nfrags);
-	} else if (status == -MC_E_STALE && refresh(p, es)) {
-		todo_front(p, es);
+	} else if (status == -MC_E_STALE && mc_refresh(p, es)) {
 		return;
-	} else if ((status == -MC_E_UNSUPPORTED || status == -MC_E_UNAVAILABLE) &&
-		   mc_route_fallback(p->session, es->route) != MC_ROUTE_COUNT) {
-		es->route = mc_route_fallback(p->session, es->route);
-		todo_front(p, es);
+	} else if (fall_back(p, es, status)) {
 		return;
 	}
 	mc_gop_slice_end(es, status, mc_route_name(lane->route));
@@ -366,16 +379,18 @@ static void slice_done(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 
 void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now_ns)
 {
-	struct mc_gop *op = es->op;
+	bool is_bystander = rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED || rc == -MC_E_CLOSED;
 	uint64_t wait_ns;
-	int why = over(op, now_ns);
+	int why = over(es, now_ns);
 
-	/* A lane that was given up for one group's sake costs the others on it nothing. */
-	if (why == 0 && (rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED || rc == -MC_E_CLOSED))
-		rc = -MC_E_RESET;
+	/* A lane that was given up for one group's sake costs the others on it no try. */
+	if (why == 0 && is_bystander) {
+		todo_front(p, es);
+		return;
+	}
 	if (why < 0)
 		rc = why;
-	else if (atomic_load_explicit(&p->session->is_dead, memory_order_relaxed) &&
+	else if (atomic_load_explicit(&p->session->is_gone, memory_order_relaxed) &&
 		 mc_err_scope(rc) == MC_SCOPE_RAIL)
 		rc = -MC_E_PEER_DEAD;
 	else if (mc_retry_next(&es->retry, rc, (unsigned)p->session->eng->conf.tries, &wait_ns)) {
@@ -384,6 +399,9 @@ void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now
 		todo_front(p, es);
 		return;
 	}
+	/* Nothing that leads there works any more: the next group looks for the peer anew. */
+	if (why == 0 && mc_err_scope(rc) != MC_SCOPE_OP && mc_err_scope(rc) != MC_SCOPE_LOCAL)
+		mc_session_kill(p->session);
 	mc_stats_error(p->session->eng, es->route, rc);
 	mc_gop_slice_end(es, rc, mc_route_name(es->route));
 }
@@ -397,6 +415,8 @@ void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t no
 
 	mc_list_init(&left);
 	mc_list_init(&maybe);
+	/* While its descriptor is open: a copy in a forked child would keep the watch alive. */
+	unwatch(p, lane);
 	token_len = lane->x->ops->abort(lane->x, &left, token);
 	mc_log_info("lane broke", "peer=%s transport=%s cause=\"%s\" slices=%u",
 		    p->session->peer->name, mc_route_name(lane->route), mc_err_text(rc),
@@ -421,7 +441,7 @@ void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t no
 	lane_forget(p, lane);
 	mc_lane_drop(lane);
 	if (rc == -MC_E_PEER_RESTARTED)
-		mc_session_kill(p->session);
+		mc_session_gone(p->session);
 	if (!mc_list_is_empty(&maybe))
 		mc_fence(p, &maybe, token, token_len, rc);
 }
@@ -438,7 +458,7 @@ static int poll_lane(struct mc_pump *p, struct mc_elane *lane, uint64_t block_ns
 		return 0;
 	now_ns = mc_now_ns();
 	if (n < 0) {
-		mc_pump_break(p, lane, n, now_ns);
+		mc_pump_break(p, lane, lane_error(n), now_ns);
 		return 1;
 	}
 	for (int i = 0; i < n; i++) {
@@ -554,7 +574,7 @@ static int verdict(struct mc_pump *p, struct mc_elane *lane, uint32_t up, uint64
 	struct mc_eslice *es;
 
 	mc_list_each (es, &lane->flying, flying) {
-		int rc = over(es->op, now_ns);
+		int rc = over(es, now_ns);
 
 		if (rc < 0)
 			return rc;
@@ -573,7 +593,7 @@ void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 
 		mc_list_each (s, &p->todo[prio], link) {
 			struct mc_eslice *es = mc_eslice_of(s);
-			int rc = over(es->op, now_ns);
+			int rc = over(es, now_ns);
 
 			if (rc == 0)
 				continue;

@@ -64,6 +64,7 @@ static void session_drop(struct mc_peer *p)
 	p->session = NULL;
 	pthread_mutex_unlock(&p->mu);
 	if (s) {
+		atomic_store_explicit(&s->is_closed, true, memory_order_relaxed);
 		mc_session_kill(s);
 		mc_session_put(s);
 	}
@@ -200,6 +201,7 @@ int mc_segment_first_addr(struct mc_engine *eng, int32_t segment, uint64_t *ret_
 {
 	struct mc_segdesc *desc;
 	struct mc_session *s;
+	struct mc_addr at;
 	struct mc_peer *p;
 	int rc;
 
@@ -213,8 +215,10 @@ int mc_segment_first_addr(struct mc_engine *eng, int32_t segment, uint64_t *ret_
 		return rc;
 	if (segment == MC_SEGMENT_LOCAL) {
 		rc = mc_mem_first(eng, ret_addr);
+	} else if (s->kind == MC_PEER_FILE) {
+		*ret_addr = 0;
 	} else {
-		rc = mc_find_peer(s, deadline_of(eng, 0), NULL, &desc);
+		rc = mc_find_peer(s, deadline_of(eng, 0), NULL, &at, &desc);
 		if (rc == 0) {
 			*ret_addr = desc->nbuffers ? desc->buffers[0].addr : 0;
 			mc_segdesc_free(desc);

@@ -61,7 +61,8 @@ int mc_serve_descriptor(struct mc_engine *eng, size_t bytes_max, char **ret_json
 	d.ext.nrails = eng->nrail_addrs;
 	d.buffers = l.bufs;
 	d.nbuffers = l.n;
-	rc = mc_segdesc_encode(&d, bytes_max, ret_json, ret_len, diag);
+	/* A frame's length counts its type byte, too. */
+	rc = mc_segdesc_encode(&d, bytes_max - 1, ret_json, ret_len, diag);
 	mc_free(l.bufs);
 	return rc;
 }
@@ -108,7 +109,8 @@ static void on_adopt(void *user, int fd, const void *bytes, size_t len, const st
 	struct mc_engine *eng = user;
 
 	(void)peer;
-	if (mc_rpc_server_adopt(eng->rpc, fd, bytes, len) < 0)
+	/* Not yet, or no longer: the data port opens before and closes after the control port. */
+	if (!eng->rpc || mc_rpc_server_adopt(eng->rpc, fd, bytes, len) < 0)
 		mc_fd_close(&fd);
 }
 
@@ -348,6 +350,21 @@ static const struct mc_control_ops control_ops = {
     .adopt = on_adopt,
 };
 
+/* eng->rpc is the first loop's. */
+struct rpc_swap {
+	struct mc_engine *eng;
+	struct mc_rpc_server *rpc;
+};
+
+static void rpc_swap(void *arg)
+{
+	struct rpc_swap *s = arg;
+	struct mc_rpc_server *old = s->eng->rpc;
+
+	s->eng->rpc = s->rpc;
+	s->rpc = old;
+}
+
 int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_diag *diag)
 {
 	const struct mc_rpc_method methods[] = {
@@ -363,10 +380,12 @@ int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_d
 				       .ops = &control_ops,
 				       .user = eng,
 				       .preface_len = MC_FRAME_PREFACE_LEN};
-	int rc = mc_rpc_server_open(&mc_env_real, eng->loops[0], &opts, &eng->rpc);
+	struct rpc_swap swap = {.eng = eng};
+	int rc = mc_rpc_server_open(&mc_env_real, eng->loops[0], &opts, &swap.rpc);
 
 	if (rc < 0)
 		return rc;
+	mc_loop_call(eng->loops[0], rpc_swap, &swap);
 	memcpy(conf.preface, MC_FRAME_PREFACE, MC_FRAME_PREFACE_LEN);
 	rc = mc_control_open(eng->loops[0], &conf, &eng->control, diag);
 	if (rc < 0)
@@ -377,10 +396,13 @@ int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_d
 
 void mc_serve_close(struct mc_engine *eng)
 {
+	struct rpc_swap swap = {.eng = eng};
+
 	mc_control_close(eng->control);
-	mc_rpc_server_close(eng->rpc);
+	if (eng->nloops > 0)
+		mc_loop_call(eng->loops[0], rpc_swap, &swap);
+	mc_rpc_server_close(swap.rpc);
 	mc_control_text_put(eng->desc_text);
 	eng->control = NULL;
-	eng->rpc = NULL;
 	eng->desc_text = NULL;
 }

@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "base/sync.h"
 #include "disco/segdesc.h"
 #include "engine/ctl.h"
 #include "engine/pump.h"
@@ -21,6 +22,8 @@
 
 #define SHM_ATTACH_NS (2 * MC_NS_PER_S)
 #define REGIONS_MAX 1000000u
+#define REGIONS_RENEW (REGIONS_MAX / 4 * 3)
+#define LOOK_NS MC_NS_PER_S /* for a lost control connection before its session is used again */
 
 void mc_session_ref(struct mc_session *s)
 {
@@ -31,7 +34,6 @@ static void regions_free(struct mc_session *s)
 {
 	struct mc_inode *n;
 	struct mc_eregion *r;
-	struct mc_unfenced *u;
 
 	while ((n = mc_itree_first(&s->regions))) {
 		mc_itree_del(&s->regions, n);
@@ -39,8 +41,6 @@ static void regions_free(struct mc_session *s)
 	}
 	mc_list_each (r, &s->stale, link)
 		mc_free(r);
-	mc_list_each (u, &s->unfenced, link)
-		mc_free(u);
 }
 
 /* Everything that blocks or touches loops; runs on a worker, because the last reference may end on
@@ -56,6 +56,10 @@ static void session_free(struct mc_worker_job *job)
 	mc_shm_peer_detach(s->shm);
 	mc_file_seg_close(s->file);
 	regions_free(s);
+	/* A peer without incarnations cannot be fenced, and who comes next under its name may be
+	 * another. */
+	if (s->kind == MC_PEER_CLASSIC)
+		mc_quarantine_forget(&s->eng->quarantine, s->fence_key);
 	pthread_mutex_destroy(&s->mu);
 	pthread_mutex_destroy(&s->ctl_mu);
 	atomic_fetch_sub_explicit(&s->eng->sessions_live, 1, memory_order_release);
@@ -75,6 +79,13 @@ void mc_session_kill(struct mc_session *s)
 	atomic_store_explicit(&s->is_dead, true, memory_order_release);
 }
 
+void mc_session_gone(struct mc_session *s)
+{
+	atomic_store_explicit(&s->is_gone, true, memory_order_release);
+	mc_quarantine_forget(&s->eng->quarantine, s->fence_key);
+	mc_session_kill(s);
+}
+
 static struct mc_session *session_new(struct mc_peer *peer, enum mc_peer_kind kind)
 {
 	struct mc_session *s = mc_calloc(1, sizeof(*s));
@@ -91,7 +102,6 @@ static struct mc_session *session_new(struct mc_peer *peer, enum mc_peer_kind ki
 	pthread_mutex_init(&s->ctl_mu, NULL);
 	mc_list_init(&s->lanes);
 	mc_list_init(&s->stale);
-	mc_list_init(&s->unfenced);
 	atomic_fetch_add_explicit(&s->eng->sessions_live, 1, memory_order_relaxed);
 	return s;
 }
@@ -109,7 +119,7 @@ static int region_add(struct mc_session *s, const struct mc_remote_region *r,
 		*ret = &e->r;
 		return 0;
 	}
-	if (s->nregions >= REGIONS_MAX)
+	if (atomic_load_explicit(&s->nregions, memory_order_relaxed) >= REGIONS_MAX)
 		return -MC_E_LIMIT;
 	e = mc_calloc(1, sizeof(*e));
 	if (!e)
@@ -123,7 +133,7 @@ static int region_add(struct mc_session *s, const struct mc_remote_region *r,
 	e->r = *r;
 	mc_list_init(&e->link);
 	mc_itree_insert(&s->regions, &e->node, r->addr, r->addr + r->len);
-	s->nregions++;
+	atomic_fetch_add_explicit(&s->nregions, 1, memory_order_relaxed);
 	*ret = &e->r;
 	return 0;
 }
@@ -199,8 +209,10 @@ int mc_session_region(struct mc_session *s, uint64_t addr, uint64_t len, uint64_
 		rc = resolve_self(s, addr, len, &r);
 	else if (s->kind == MC_PEER_OURS)
 		rc = mc_ctl_resolve(s, &range, 1, deadline_ns, &r);
-	else
+	else if (s->kind == MC_PEER_CLASSIC)
 		rc = mc_classic_refresh(s, addr, deadline_ns, ret_region);
+	else
+		rc = -MC_E_RANGE;
 	if (rc < 0 || s->kind == MC_PEER_CLASSIC)
 		return rc;
 	return r.gen == 0 ? -MC_E_RANGE : mc_session_learn(s, &r, ret_region);
@@ -270,7 +282,7 @@ static int open_ours(struct mc_session *s, uint64_t deadline_ns, struct mc_diag 
 			    mc_addr_format(&s->ctl_addr, text), mc_err_text(rc));
 		return rc;
 	}
-	s->epoch = hello.epoch;
+	s->epoch = s->fence_key = hello.epoch;
 	memcpy(s->nonce, hello.nonce, sizeof(s->nonce));
 	if (hello.epoch == s->eng->epoch && !s->eng->conf.is_tcp_only) {
 		s->kind = MC_PEER_SELF;
@@ -304,11 +316,13 @@ static int session_open(struct mc_peer *peer, uint64_t deadline_ns, struct mc_di
 	} else if (strncmp(peer->name, MC_FILE_SCHEME, strlen(MC_FILE_SCHEME)) == 0) {
 		rc = mc_session_open_file(s, diag);
 	} else if (!is_self) {
-		rc = mc_find_peer(s, deadline_ns, diag, &desc);
+		rc = mc_find_peer(s, deadline_ns, diag, &s->ctl_addr, &desc);
 		if (rc == 0 && desc->ext.version > 0) {
 			rc = open_ours(s, deadline_ns, diag);
 		} else if (rc == 0) {
 			s->kind = MC_PEER_CLASSIC;
+			s->fence_key =
+			    atomic_fetch_add_explicit(&eng->next_key, 1, memory_order_relaxed);
 			rc = mc_classic_open(s, desc, diag);
 		}
 	}
@@ -324,6 +338,17 @@ static int session_open(struct mc_peer *peer, uint64_t deadline_ns, struct mc_di
 	return 0;
 }
 
+/* Never blocks. */
+static bool is_alive(struct mc_session *s)
+{
+	if (atomic_load_explicit(&s->is_dead, memory_order_acquire))
+		return false;
+	/* What was learnt of regions that are no more is kept as long as the session. */
+	if (atomic_load_explicit(&s->nregions, memory_order_relaxed) >= REGIONS_RENEW)
+		return false;
+	return !s->shm || !mc_shm_peer_is_dead(s->shm);
+}
+
 /* Still the one to use? A lost control connection may mean that the process is another one by now.
  */
 static bool is_usable(struct mc_session *s, uint64_t deadline_ns)
@@ -335,35 +360,107 @@ static bool is_usable(struct mc_session *s, uint64_t deadline_ns)
 	if (atomic_load_explicit(&s->is_ctl_lost, memory_order_acquire) &&
 	    mc_ctlconn_get(s, deadline_ns, &conn) == 0)
 		mc_ctlconn_put(s, conn, false);
-	if (atomic_load_explicit(&s->is_dead, memory_order_acquire))
-		return false;
-	return !s->shm || !mc_shm_peer_is_dead(s->shm);
+	return is_alive(s);
+}
+
+/* Under peer->mu, which is let go while waiting. @return 0: it is our turn; -MC_E_TIMEDOUT */
+static int turn_wait(struct mc_peer *peer, uint64_t deadline_ns)
+{
+	while (peer->is_opening) {
+		uint32_t seq = atomic_load_explicit(&peer->open_seq, memory_order_relaxed);
+		int rc;
+
+		pthread_mutex_unlock(&peer->mu);
+		rc = mc_futex_wait(&peer->open_seq, seq, deadline_ns);
+		pthread_mutex_lock(&peer->mu);
+		if (rc == -MC_E_TIMEDOUT && peer->is_opening)
+			return rc;
+	}
+	return 0;
+}
+
+/* Look at, or replace, the session that peer->is_opening makes ours to care for; *ret has a
+ * reference. */
+static int session_renew(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *diag,
+			 struct mc_session *now, struct mc_session **ret)
+{
+	if (now && is_usable(now, mc_min(deadline_ns, mc_time_after(mc_now_ns(), LOOK_NS)))) {
+		mc_session_ref(now);
+		*ret = now;
+		return 0;
+	}
+	if (now)
+		mc_session_kill(now);
+	return session_open(peer, deadline_ns, diag, ret);
+}
+
+/* The turn is over: `s`, which may be NULL, is the peer's session from now on. */
+static int turn_end(struct mc_peer *peer, struct mc_session *s, struct mc_session **ret_old)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&peer->mu);
+	if (s && (atomic_load_explicit(&peer->is_closed, memory_order_relaxed) ||
+		  atomic_load_explicit(&s->is_closed, memory_order_relaxed))) {
+		rc = -MC_E_STALE;
+	} else if (s && s != peer->session) {
+		*ret_old = peer->session;
+		peer->session = s;
+		mc_session_ref(s);
+	} else if (!s && peer->session &&
+		   atomic_load_explicit(&peer->session->is_dead, memory_order_acquire)) {
+		*ret_old = peer->session;
+		peer->session = NULL;
+	}
+	peer->is_opening = false;
+	atomic_fetch_add_explicit(&peer->open_seq, 1, memory_order_relaxed);
+	pthread_mutex_unlock(&peer->mu);
+	mc_futex_wake(&peer->open_seq, UINT32_MAX);
+	return rc;
+}
+
+static bool needs_look(struct mc_session *s)
+{
+	return atomic_load_explicit(&s->is_ctl_lost, memory_order_acquire) || !is_alive(s);
 }
 
 int mc_session_get(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *diag,
 		   struct mc_session **ret_session)
 {
-	struct mc_session *old = NULL;
-	int rc = 0;
+	struct mc_session *now = NULL, *s = NULL, *old = NULL;
+	int rc;
 
 	pthread_mutex_lock(&peer->mu);
-	if (peer->session && !is_usable(peer->session, deadline_ns)) {
-		old = peer->session;
-		peer->session = NULL;
-		mc_session_kill(old);
-	}
-	if (atomic_load_explicit(&peer->is_closed, memory_order_relaxed)) {
-		mc_diag_set(diag, "segment %s was closed", peer->name);
+	rc = turn_wait(peer, deadline_ns);
+	if (rc == 0 && atomic_load_explicit(&peer->is_closed, memory_order_relaxed))
 		rc = -MC_E_STALE;
-	} else if (!peer->session) {
-		rc = session_open(peer, deadline_ns, diag, &peer->session);
-	}
 	if (rc == 0) {
-		mc_session_ref(peer->session);
-		*ret_session = peer->session;
+		now = peer->session;
+		if (now)
+			mc_session_ref(now);
+		if (!now || needs_look(now))
+			peer->is_opening = true;
+		else
+			s = now;
 	}
 	pthread_mutex_unlock(&peer->mu);
+	if (rc < 0)
+		mc_diag_set(diag, "segment %s: %s", peer->name, mc_err_text(rc));
+	if (s || rc < 0) {
+		*ret_session = s;
+		return rc;
+	}
+	rc = session_renew(peer, deadline_ns, diag, now, &s);
+	if (turn_end(peer, rc == 0 ? s : NULL, &old) < 0) {
+		mc_diag_set(diag, "segment %s was closed", peer->name);
+		mc_session_put(s);
+		rc = -MC_E_STALE;
+	}
+	if (now)
+		mc_session_put(now);
 	if (old)
 		mc_session_put(old);
+	if (rc == 0)
+		*ret_session = s;
 	return rc;
 }

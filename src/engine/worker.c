@@ -1,10 +1,10 @@
 /*
- * worker.c: a few threads for calls that block (fences, notifications of asynchronous groups).
- * Started when needed.
+ * worker.c: a few threads for calls that block (fences, notifications of asynchronous groups). The
+ * first is there from the start, so that a job always has somewhere to run; the others are started
+ * when needed.
  */
 #include <signal.h>
 
-#include "base/log.h"
 #include "engine/priv.h"
 
 static void *work(void *arg)
@@ -18,6 +18,7 @@ static void *work(void *arg)
 		if (n) {
 			struct mc_worker_job *job = mc_list_entry(n, struct mc_worker_job, link);
 
+			eng->nwork--;
 			pthread_mutex_unlock(&eng->work_mu);
 			job->run(job);
 			pthread_mutex_lock(&eng->work_mu);
@@ -51,24 +52,27 @@ static int start_worker(struct mc_engine *eng)
 	return 0;
 }
 
-void mc_work_post(struct mc_engine *eng, struct mc_worker_job *job)
+int mc_work_open(struct mc_engine *eng)
 {
-	int rc = 0;
+	int rc;
 
 	pthread_mutex_lock(&eng->work_mu);
+	rc = start_worker(eng);
+	pthread_mutex_unlock(&eng->work_mu);
+	return rc;
+}
+
+void mc_work_post(struct mc_engine *eng, struct mc_worker_job *job)
+{
+	pthread_mutex_lock(&eng->work_mu);
+	mc_assert(eng->nworkers > 0 && !eng->is_work_over);
 	mc_list_push_back(&eng->work, &job->link);
-	if (eng->nidle > 0)
-		pthread_cond_signal(&eng->work_cond);
-	else
-		rc = start_worker(eng);
-	if (rc < 0 && eng->nworkers == 0) {
-		/* No thread can be had at all: the caller's has to do, though it is a loop. */
-		mc_list_del(&job->link);
-		pthread_mutex_unlock(&eng->work_mu);
-		mc_log_warn("no worker thread: a loop blocks", "limit=%u", MC_WORKERS_MAX);
-		job->run(job);
-		return;
-	}
+	eng->nwork++;
+	pthread_cond_signal(&eng->work_cond);
+	/* A job may block for long: each gets a thread of its own while there are any to be had.
+	 * One that cannot be started leaves the job to those that are. */
+	if (eng->nwork > eng->nidle)
+		(void)start_worker(eng);
 	pthread_mutex_unlock(&eng->work_mu);
 }
 

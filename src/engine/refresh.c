@@ -1,0 +1,82 @@
+/*
+ * refresh.c: slices that the peer refused because the region they name was registered anew. What is
+ * known of the region is forgotten and asked for again, once a slice: by a synchronous caller
+ * itself, for a loop's pump by a worker.
+ */
+#include "engine/pump.h"
+
+struct refresh_job {
+	struct mc_worker_job job;
+	struct mc_task back;
+	struct mc_pump *pump;
+	struct mc_eslice *es; /* its group lives until the slice has ended */
+	bool is_ok;
+};
+
+/* @return true: every fragment lies in a region that is known now. Blocks. */
+static bool look_up(struct mc_session *s, struct mc_eslice *es)
+{
+	for (uint32_t i = 0; i < es->s.nfrags; i++) {
+		struct mc_frag *f = &es->s.frags[i];
+		const struct mc_remote_region *rr;
+
+		mc_session_forget(s, f->rr);
+		if (mc_session_region(s, f->raddr, f->len, es->op->soft_ns, &rr) < 0)
+			return false;
+		if (f->raddr - rr->addr > rr->len || f->len > rr->len - (f->raddr - rr->addr))
+			return false;
+		f->rr = rr;
+	}
+	return true;
+}
+
+static void job_back(struct mc_task *task)
+{
+	struct refresh_job *j = mc_container_of(task, struct refresh_job, back);
+	struct mc_pump *p = j->pump;
+	struct mc_session *s = p->session;
+
+	p->nfencing--;
+	if (j->is_ok)
+		mc_pump_add(p, j->es);
+	else
+		mc_gop_slice_end(j->es, -MC_E_STALE, mc_route_name(j->es->route));
+	mc_free(j);
+	mc_async_kick(p);
+	mc_session_put(s);
+}
+
+static void job_run(struct mc_worker_job *job)
+{
+	struct refresh_job *j = mc_container_of(job, struct refresh_job, job);
+
+	j->is_ok = look_up(j->pump->session, j->es);
+	mc_loop_post(j->pump->loop, &j->back);
+}
+
+bool mc_refresh(struct mc_pump *p, struct mc_eslice *es)
+{
+	struct refresh_job *j;
+
+	if (es->is_refreshed || p->session->kind == MC_PEER_CLASSIC ||
+	    p->session->kind == MC_PEER_FILE)
+		return false;
+	es->is_refreshed = true;
+	if (!p->loop) {
+		if (!look_up(p->session, es))
+			return false;
+		mc_pump_add(p, es);
+		return true;
+	}
+	j = mc_calloc(1, sizeof(*j));
+	if (!j)
+		return false;
+	j->job.run = job_run;
+	j->back.run = job_back;
+	j->pump = p;
+	j->es = es;
+	p->nfencing++;
+	mc_session_ref(p->session);
+	mc_work_post(p->session->eng, &j->job);
+	return true;
+}
