@@ -23,6 +23,8 @@ static const struct mc_opt conf_rows[] = {
     MC_OPT_STR(struct mc_meta_conf, redis_username, "MC_REDIS_USERNAME", "", "Redis user"),
     MC_OPT_STR(struct mc_meta_conf, redis_password, "MC_REDIS_PASSWORD", "", "Redis password"),
     MC_OPT_INT(struct mc_meta_conf, redis_db, "MC_REDIS_DB_INDEX", "0", 0, 255, "Redis database"),
+    MC_OPT_INT(struct mc_meta_conf, refresh_s, "MC_METADATA_REFRESH", "10", 0, 86400,
+	       "seconds between looks whether the service still lists this process; 0: never"),
 };
 
 void mc_meta_conf_load(struct mc_meta_conf *conf)

@@ -25,6 +25,7 @@ struct mc_meta_conf {
 	char redis_username[128]; /* MC_REDIS_USERNAME */
 	char redis_password[256]; /* MC_REDIS_PASSWORD */
 	int64_t redis_db;	  /* MC_REDIS_DB_INDEX */
+	int64_t refresh_s;	  /* MC_METADATA_REFRESH; 0: never */
 };
 void mc_meta_conf_load(struct mc_meta_conf *conf);
 

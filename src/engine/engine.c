@@ -16,7 +16,6 @@
 #include "xport/self.h"
 #include "xport/shm.h"
 
-#define META_NS (10 * MC_NS_PER_S)
 #define NAME_MAX_BYTES 256u
 #define FENCE_CLOSE_NS MC_NS_PER_S /* a closing engine asks stopped peers no longer than this */
 
@@ -163,23 +162,6 @@ static int open_transports(struct mc_engine *eng, struct mc_diag *diag)
 	return rc;
 }
 
-static int join_metadata(struct mc_engine *eng, const char *host, struct mc_diag *diag)
-{
-	struct mc_meta_rpc rpc = {.port = eng->port};
-	int rc;
-
-	if (!eng->meta)
-		return 0;
-	rc = mc_strlcpy(rpc.host, sizeof(rpc.host), host);
-	if (rc == 0)
-		rc = mc_meta_rpc_put(eng->meta, eng->name, &rpc, mc_now_ns() + META_NS, diag);
-	if (rc == 0) {
-		eng->is_joined = true;
-		rc = mc_mem_publish(eng, diag);
-	}
-	return rc;
-}
-
 static int set_names(struct mc_engine *eng, const char *opt_name, const char *host)
 {
 	char text[NAME_MAX_BYTES + 16];
@@ -261,7 +243,7 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 	if (rc == 0)
 		rc = mc_peers_open(eng);
 	if (rc == 0)
-		rc = join_metadata(eng, place.host, diag);
+		rc = mc_join(eng, place.host, diag);
 	if (rc == 0)
 		rc = mc_metrics_serve(
 		    eng, opts->metrics_port ? opts->metrics_port : (uint16_t)eng->conf.metrics_port,
@@ -270,18 +252,6 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 }
 
 /* ---- closing ---- */
-
-static void leave_metadata(struct mc_engine *eng)
-{
-	struct mc_diag diag = {0};
-	uint64_t deadline_ns = mc_now_ns() + META_NS / 4;
-
-	if (!eng->is_joined)
-		return;
-	if (mc_meta_segment_del(eng->meta, eng->name, deadline_ns, &diag) < 0 ||
-	    mc_meta_rpc_del(eng->meta, eng->name, deadline_ns, &diag) < 0)
-		mc_log_warn("metadata service still lists this process", "cause=\"%s\"", diag.text);
-}
 
 static void wait_groups(struct mc_engine *eng)
 {
@@ -307,8 +277,7 @@ static void engine_free(struct mc_engine *eng)
 	atomic_store(&eng->fence_end_ns, mc_now_ns() + FENCE_CLOSE_NS);
 	atomic_store(&eng->is_closing, true);
 	mc_metrics_unserve(eng);
-	if (eng->meta)
-		leave_metadata(eng);
+	mc_leave(eng);
 	mc_ids_close(eng->groups);
 	wait_groups(eng);
 	mc_peers_close(eng);
@@ -324,6 +293,7 @@ static void engine_free(struct mc_engine *eng)
 	for (unsigned i = 0; i < eng->nloops; i++)
 		mc_loop_close(eng->loops[i]);
 	mc_region_table_close(eng->regions);
+	mc_join_free(eng);
 	mc_meta_close(eng->meta);
 	mc_stats_close(eng);
 	mc_inbox_fini(eng);

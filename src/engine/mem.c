@@ -29,13 +29,14 @@ int mc_mem_publish(struct mc_engine *eng, struct mc_diag *diag)
 {
 	char *json;
 	size_t len;
-	int rc;
+	int rc = 0;
 
 	if (!eng->meta)
 		return 0;
 	pthread_mutex_lock(&eng->publish_mu);
-	rc = mc_serve_descriptor(eng, (size_t)eng->hs.bytes_max, &json, &len, diag);
-	if (rc == 0) {
+	if (eng->is_joined)
+		rc = mc_serve_descriptor(eng, (size_t)eng->hs.bytes_max, &json, &len, diag);
+	if (eng->is_joined && rc == 0) {
 		rc = mc_meta_segment_put(eng->meta, eng->name, json, len, mc_now_ns() + PUBLISH_NS,
 					 diag);
 		mc_free(json);

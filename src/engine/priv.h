@@ -48,6 +48,7 @@
 #define MC_BLOCKED_MAX 8u      /* incarnations whose every range is quarantined */
 
 struct mc_session;
+struct mc_join;
 struct mc_ctl_conn;
 struct mc_peer;
 struct mc_pump;
@@ -289,10 +290,11 @@ struct mc_engine {
 	struct mc_control *control;
 	struct mc_rpc_server *rpc;
 	struct mc_meta *meta;		   /* NULL: P2P */
-	bool is_joined;			   /* the metadata service lists us */
+	struct mc_join *join;		   /* NULL: not joined */
 	struct mc_control_text *desc_text; /* first loop only: our descriptor as of desc_version */
 	uint64_t desc_version;
-	pthread_mutex_t publish_mu; /* one update of the metadata service at a time */
+	pthread_mutex_t publish_mu; /* one update of the metadata service at a time; is_joined */
+	bool is_joined;		    /* the metadata service may list us */
 	_Atomic bool is_closing;
 	_Atomic uint64_t fence_end_ns; /* when a closing engine stops to wait for fences */
 	struct mc_quarantine quarantine;
@@ -473,6 +475,14 @@ void mc_serve_close(struct mc_engine *eng);
 /** Our descriptor as JSON (mc_free). */
 int mc_serve_descriptor(struct mc_engine *eng, size_t bytes_max, char **ret_json, size_t *ret_len,
 			struct mc_diag *diag);
+
+/* ---- join.c ---- */
+/** List this process in the metadata service, if there is one, and see that it stays listed. */
+int mc_join(struct mc_engine *eng, const char *host, struct mc_diag *diag);
+/** Take the entries back. is_closing is set. */
+void mc_leave(struct mc_engine *eng);
+/** After workers and loops have ended. */
+void mc_join_free(struct mc_engine *eng);
 
 /* ---- mem.c ---- */
 /** Bring the metadata service up to date. @return 0 (also without one); -MC_E_METADATA */
