@@ -27,12 +27,13 @@ struct mc_control_place {
  * Decide address and port from the name that the user gave the process.
  *
  * Without a metadata service (P2P) peers are told the name's host and the port that was found. With
- * one they are told MC_TCP_BIND_ADDRESS, else the name's host if it is a local numeric address,
- * else the first interface's address; with MC_LEGACY_RPC_PORT_BINDING, the name's host and port.
+ * one, or without a name, they are told MC_TCP_BIND_ADDRESS, else the name's host if it is a local
+ * numeric address, else the first interface's address; with MC_LEGACY_RPC_PORT_BINDING, the name's
+ * host and port.
  * Bound is the advertised address alone, except that a host which is not numeric and resolves to
  * loopback or to nothing local means all addresses, with a warning.
  *
- * @param name  "host", "host:port", "[v6]:port"
+ * @param name  "host", "host:port", "[v6]:port", or "" for none
  * @return 0; -MC_E_INVAL (diag names the value); -MC_E_ADDR when MC_TCP_BIND_ADDRESS is not local.
  * May block for DNS.
  */

@@ -76,9 +76,10 @@ static void bind_host(const struct mc_hs_conf *conf, const struct name_parts *n,
 								    : "is not local"));
 }
 
-/* With a metadata service peers look the address up, so any local one will do. */
-static int place_in_store(const struct mc_hs_conf *conf, const struct name_parts *n,
-			  struct mc_control_place *ret, struct mc_diag *diag)
+/* With a metadata service peers look the address up, and without a name they are told it, so any
+ * local one will do. */
+static int place_by_address(const struct mc_hs_conf *conf, const struct name_parts *n,
+			    struct mc_control_place *ret, struct mc_diag *diag)
 {
 	int rc;
 
@@ -108,22 +109,22 @@ int mc_control_place(const struct mc_hs_conf *conf, const char *name, bool is_p2
 		     struct mc_control_place *ret, struct mc_diag *diag)
 {
 	struct mc_control_place place = {0};
-	struct name_parts n;
+	struct name_parts n = {0};
 	uint16_t port = 0;
-	int rc = split(name, &n, diag);
+	int rc = name[0] ? split(name, &n, diag) : 0;
 
 	if (rc < 0)
 		return rc;
-	if (is_p2p || conf->is_legacy_port) {
+	if (name[0] && (is_p2p || conf->is_legacy_port)) {
 		memcpy(place.host, n.host, sizeof(place.host));
 		bind_host(conf, &n, &place.bind);
-		if (!is_p2p)
-			port = n.port ? n.port : (uint16_t)conf->port_default;
 	} else {
-		rc = place_in_store(conf, &n, &place, diag);
+		rc = place_by_address(conf, &n, &place, diag);
 	}
 	if (rc < 0)
 		return rc;
+	if (!is_p2p && conf->is_legacy_port)
+		port = n.port ? n.port : (uint16_t)conf->port_default;
 	mc_addr_port_set(&place.bind, port);
 	*ret = place;
 	return 0;

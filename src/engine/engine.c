@@ -192,25 +192,12 @@ static void group_unref(void *op)
 	mc_gop_put(op);
 }
 
-/* No name given: the first address of an interface that is up. */
-static const char *local_name(struct mc_engine *eng, const char *opt_name, char *buf)
-{
-	struct mc_addr a;
-
-	if (opt_name && opt_name[0])
-		return opt_name;
-	if (mc_addr_default(eng->hs.is_ipv6 ? AF_INET6 : AF_INET, &a) < 0)
-		return "127.0.0.1";
-	return mc_addr_format_host(&a, buf);
-}
-
 static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 		       struct mc_diag *diag)
 {
 	bool is_p2p = !opts->metadata || !opts->metadata[0] || mc_meta_is_p2p(opts->metadata);
 	struct mc_control_place place;
 	struct mc_meta_conf meta_conf;
-	char name[MC_ADDR_TEXT_MAX];
 	int rc = check_protocol(opts->protocol, diag);
 
 	if (rc == 0)
@@ -222,8 +209,7 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 		rc = mc_meta_open(opts->metadata, &meta_conf, &eng->meta, diag);
 	}
 	if (rc == 0)
-		rc = mc_control_place(&eng->hs, local_name(eng, opts->name, name), is_p2p, &place,
-				      diag);
+		rc = mc_control_place(&eng->hs, opts->name ? opts->name : "", is_p2p, &place, diag);
 	if (rc == 0)
 		rc = choose_rails(eng, &place.bind, opts->devices, diag);
 	if (rc == 0)

@@ -490,7 +490,13 @@ static void place_follows_the_kind_of_metadata(void **state)
 	assert_int_equal(mc_control_place(&hs, "node7", false, &p, &diag), -MC_E_ADDR);
 	assert_non_null(strstr(diag.text, "192.0.2.77"));
 	assert_int_equal(mc_control_place(&hs, "host:port", true, &p, &diag), -MC_E_INVAL);
-	assert_int_equal(mc_control_place(&hs, "", true, &p, &diag), -MC_E_INVAL);
+	assert_int_equal(mc_control_place(&hs, "", true, &p, &diag), -MC_E_ADDR);
+	(void)mc_strlcpy(hs.bind_address, sizeof(hs.bind_address), "127.0.0.3");
+	assert_int_equal(mc_control_place(&hs, "", true, &p, &diag), 0);
+	assert_string_equal(p.host, "127.0.0.3");
+	hs.bind_address[0] = '\0';
+	assert_int_equal(mc_control_place(&hs, "", true, &p, &diag), 0);
+	assert_true(mc_addr_is_local(&p.bind));
 	assert_int_equal(mc_control_name("fd00::1", 5, name, sizeof(name)), 0);
 	assert_string_equal(name, "[fd00::1]:5");
 	(void)state;
