@@ -221,6 +221,16 @@ static void service_kill(struct service *s)
 	s->pid = 0;
 }
 
+/* Returns once every thread stands still: kill() alone does not wait for that. */
+static void service_stop(const struct service *s)
+{
+	int status;
+
+	assert_int_equal(kill(s->pid, SIGSTOP), 0);
+	assert_int_equal(waitpid(s->pid, &status, WUNTRACED), s->pid);
+	assert_true(WIFSTOPPED(status));
+}
+
 static bool service_start(struct service *s, enum kind kind)
 {
 	static const char *const scheme[] = {"http", "etcd", "redis"};
@@ -389,7 +399,7 @@ static void stopped_service_ends_the_call_at_its_deadline(struct service *s)
 	struct mc_meta *meta = meta_of(s);
 
 	put_text(meta, "n", "x");
-	assert_int_equal(kill(s->pid, SIGSTOP), 0);
+	service_stop(s);
 	assert_down(meta, s, 200);
 	assert_int_equal(kill(s->pid, SIGCONT), 0);
 	assert_text(meta, "n", "x");
@@ -446,7 +456,7 @@ static void etcd_call_goes_on_to_the_next_endpoint(void **state)
 	(void)snprintf(conn, sizeof(conn), "127.0.0.1:%u, 127.0.0.1:%u", a.port, b.port);
 	assert_int_equal(mc_meta_open(conn, &conf, &meta, &diag), 0);
 	put_text(meta, "n", "in a");
-	assert_int_equal(kill(a.pid, SIGSTOP), 0);
+	service_stop(&a);
 	put_text(meta, "n", "in b");
 	service_kill(&a);
 	assert_text(meta, "n", "in b");
