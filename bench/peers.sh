@@ -9,7 +9,7 @@ UPSTREAM=mooncake-transfer-engine-non-cuda==0.3.13.post1
 # NIXL's wheels depend on torch and the CUDA libraries (6 GB) for tensors alone; its agent needs only numpy.
 NIXL=(nixl==1.5.1 nixl-cu12==1.5.1 numpy)
 
-peers=${MC_CACHE:-$HOME/.cache/mooncake-c}/peers
+peers=${MC_CACHE_DIR:-$HOME/.cache/mooncake-c}/peers
 python=${PYTHON:-python3}
 
 install_peer() { # name, module to import, pip arguments...

@@ -17,7 +17,7 @@ FLAGS = ("-std=gnu17", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-pthread")
 
 
 def cache_dir() -> Path:
-    return Path(os.environ.get("MC_CACHE") or Path.home() / ".cache" / "mooncake-c")
+    return Path(os.environ.get("MC_CACHE_DIR") or Path.home() / ".cache" / "mooncake-c")
 
 
 def build() -> Path:

@@ -43,7 +43,7 @@ def tail(text: str, lines: int = TAIL_LINES) -> str:
 def tool_env(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of every command: the tools of .venv first, no surprises from the caller's own settings."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MC_", "MESON_", "PYTEST_"))}
-    env.update({k: v for k, v in os.environ.items() if k.startswith("MC_CACHE")})  # where installed peers lie
+    env.update({k: v for k, v in os.environ.items() if k == "MC_CACHE_DIR"})  # where installed peers lie
     env["PATH"] = f"{VENV}{os.pathsep}{env['PATH']}"
     env.update(extra or {})
     return env

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cluster import Node
 
-CACHE = Path(os.environ.get("MC_CACHE") or Path.home() / ".cache/mooncake-c")
+CACHE = Path(os.environ.get("MC_CACHE_DIR") or Path.home() / ".cache/mooncake-c")
 UPSTREAM = Path(os.environ.get("MC_UPSTREAM_PYTHON") or CACHE / "peers/upstream/bin/python")
 
 

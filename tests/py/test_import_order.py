@@ -10,9 +10,9 @@ import pytest
 
 import mooncake
 
-CACHE = Path(os.environ.get("MC_CACHE") or Path.home() / ".cache/mooncake-c")
+CACHE = Path(os.environ.get("MC_CACHE_DIR") or Path.home() / ".cache/mooncake-c")
 NEIGHBOURS = ["torch", "nixl._api"]
-PYTHONS = [Path(sys.executable), CACHE / "peers/nixl/bin/python", *Path(CACHE / "demo").glob("*/bin/python")]
+PYTHONS = [Path(sys.executable), CACHE / "peers/nixl/bin/python", CACHE / "vllm-env/bin/python"]
 if os.environ.get("MC_TORCH_PYTHON"):
     PYTHONS.append(Path(os.environ["MC_TORCH_PYTHON"]))
 
