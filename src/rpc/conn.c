@@ -5,10 +5,11 @@
  * watches for input only while calls without a waiter are in flight: a caller that waits reads by
  * itself, and telling the loop as well would cost a second wake-up for each answer.
  */
+#include "rpc/conn.h"
+
 #include "base/fork.h"
 #include "base/mem.h"
 #include "base/sync.h"
-#include "rpc/conn.h"
 
 #define CALLS_DEFAULT 1024u
 #define FRAME_DEFAULT (16u << 20)

@@ -7,10 +7,10 @@
  * usable. Connections that are busy are polled for a learnt time before their loop sleeps.
  * Upstream's frames on the same port are tcp_classic_conn.c.
  */
+#include "xport/tcp_conn.h"
+
 #include <sys/epoll.h>
 #include <sys/socket.h>
-
-#include "xport/tcp_conn.h"
 
 #define MSGS_PER_TURN 32u   /* requests of one connection before others get their turn */
 #define STEPS_PER_TURN 128u /* and socket calls, about */

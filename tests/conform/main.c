@@ -2,10 +2,13 @@
  * main.c: conform TRANSPORT [--long] [--seed N] [--case TEXT] runs the suite over one transport;
  * without arguments it lists them. CONFORM_LONG=1 is --long.
  */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "conform.h"
+
+#include "base/opt.h"
 
 static const struct transport *find(const char *name)
 {
@@ -64,6 +67,14 @@ static int run(const struct transport *tr, uint64_t seed, bool is_long, const ch
 	return failed;
 }
 
+/* The number that this program gave to itself. */
+static int fd_of(const char *text)
+{
+	uint64_t fd = 0;
+
+	return mc_opt_parse_u64(text, &fd) == 0 && fd <= INT_MAX ? (int)fd : -1;
+}
+
 int main(int argc, char **argv)
 {
 	const struct transport *tr = argc > 1 ? find(argv[1]) : NULL;
@@ -72,9 +83,9 @@ int main(int argc, char **argv)
 	uint64_t seed = 1;
 
 	if (argc == 4 && strcmp(argv[1], "--target") == 0 && find(argv[2]))
-		return target_main(find(argv[2]), atoi(argv[3])); /* NOLINT: we wrote it */
+		return target_main(find(argv[2]), fd_of(argv[3]));
 	if (argc == 4 && strcmp(argv[1], "--initiator") == 0)
-		return initiator_main(argv[2], atoi(argv[3])); /* NOLINT: we wrote it */
+		return initiator_main(argv[2], fd_of(argv[3]));
 	for (int i = 2; i < argc && tr; i++) {
 		if (strcmp(argv[i], "--long") == 0)
 			is_long = true;
