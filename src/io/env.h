@@ -65,6 +65,10 @@ struct mc_net {
 	 */
 	ssize_t (*recv)(struct mc_net_sock *sock, void *buf, size_t len, int *fds,
 			unsigned *ret_nfds);
+	/** As recv, and sleeps until something comes or it is `deadline_ns`; may also return
+	 * -MC_E_AGAIN earlier. One system call less than wait and recv. Not on a loop. */
+	ssize_t (*recv_wait)(struct mc_net_sock *sock, void *buf, size_t len, int *fds,
+			     unsigned *ret_nfds, uint64_t deadline_ns);
 	/** Both ends learn that it is over; wakes wait(). Any thread. */
 	void (*shutdown)(struct mc_net_sock *sock);
 	/** Unwatched before, except in the child of a fork(), whose loop is the parent's. */
@@ -80,7 +84,8 @@ struct mc_net {
 	int (*wait)(struct mc_net_sock *sock, short events, uint64_t deadline_ns);
 	/** The descriptor, or -1. For questions about the peer (credentials), not for I/O. */
 	int (*fd)(const struct mc_net_sock *sock);
-	/** TCP_NODELAY and, unless 0, mc_sock_user_timeout(). */
+	/** TCP_NODELAY and, unless 0, mc_sock_user_timeout(). Once, before the first recv_wait().
+	 */
 	int (*tune)(struct mc_net_sock *sock, uint32_t user_timeout_ms);
 };
 

@@ -2,6 +2,7 @@
  * net.c: the kernel's sockets behind the vtable of env.h.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -17,7 +18,12 @@ struct real_sock {
 	struct mc_loop *loop;  /* NULL: not watched */
 	struct mc_net_sink *sink;
 	bool is_unix;
+	/* the receiver's */
+	bool is_blocking; /* recv() sleeps unless told not to; everything else here says so */
+	uint64_t recv_timeout_ns;
 };
+
+#define RECV_TIMEOUT_MIN_NS (20 * MC_NS_PER_MS)
 
 static struct real_sock *real_of(const struct mc_net_sock *sock)
 {
@@ -112,6 +118,11 @@ static ssize_t real_send(struct mc_net_sock *sock, const struct iovec *iov, int 
 	struct msghdr m = {.msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)n};
 	ssize_t sent;
 
+	if (nfds == 0 && n == 1) { /* the cheaper call */
+		sent = send(real_of(sock)->watch.fd, iov->iov_base, iov->iov_len,
+			    MSG_NOSIGNAL | MSG_DONTWAIT);
+		return sent < 0 ? io_err(errno) : sent;
+	}
 	if (nfds) {
 		if (!real_of(sock)->is_unix || nfds > MC_NET_FDS_MAX)
 			return -MC_E_UNSUPPORTED;
@@ -157,10 +168,9 @@ static int take_fds(struct msghdr *m, int *fds, unsigned *ret_nfds)
 	return 0;
 }
 
-static ssize_t real_recv(struct mc_net_sock *sock, void *buf, size_t len, int *fds,
-			 unsigned *ret_nfds)
+static ssize_t receive(const struct real_sock *s, void *buf, size_t len, int *fds,
+		       unsigned *ret_nfds, int flags)
 {
-	const struct real_sock *s = real_of(sock);
 	union {
 		struct cmsghdr head;
 		char space[CMSG_SPACE(sizeof(int) * MC_NET_FDS_MAX)];
@@ -175,14 +185,56 @@ static ssize_t real_recv(struct mc_net_sock *sock, void *buf, size_t len, int *f
 
 	*ret_nfds = 0;
 	if (!s->is_unix) {
-		n = recv(s->watch.fd, buf, len, MSG_DONTWAIT);
+		n = recv(s->watch.fd, buf, len, flags);
 		return n < 0 ? io_err(errno) : n;
 	}
-	n = recvmsg(s->watch.fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	n = recvmsg(s->watch.fd, &m, flags | MSG_CMSG_CLOEXEC);
 	if (n < 0)
 		return io_err(errno);
 	rc = take_fds(&m, fds, ret_nfds);
 	return rc < 0 ? rc : n;
+}
+
+static ssize_t real_recv(struct mc_net_sock *sock, void *buf, size_t len, int *fds,
+			 unsigned *ret_nfds)
+{
+	return receive(real_of(sock), buf, len, fds, ret_nfds, MSG_DONTWAIT);
+}
+
+/*
+ * Sleep in recv() itself. Its timeout is an option of the socket; it is set in steps, so that calls
+ * with the same patience set it once.
+ */
+static int recv_timeout(struct real_sock *s, uint64_t left_ns)
+{
+	uint64_t step_ns = MC_NS_PER_S;
+	struct timeval tv;
+
+	while (step_ns > left_ns)
+		step_ns /= 10;
+	if (step_ns == s->recv_timeout_ns)
+		return 0;
+	tv = (struct timeval){.tv_sec = (time_t)(step_ns / MC_NS_PER_S),
+			      .tv_usec = (suseconds_t)(step_ns % MC_NS_PER_S / MC_NS_PER_US)};
+	if (setsockopt(s->watch.fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) != 0)
+		return mc_err_from_errno(errno);
+	s->recv_timeout_ns = step_ns;
+	return 0;
+}
+
+static ssize_t real_recv_wait(struct mc_net_sock *sock, void *buf, size_t len, int *fds,
+			      unsigned *ret_nfds, uint64_t deadline_ns)
+{
+	struct real_sock *s = real_of(sock);
+	uint64_t now = deadline_ns == MC_TIME_NEVER ? 0 : mc_now_ns();
+	uint64_t left_ns = deadline_ns > now ? deadline_ns - now : 0;
+
+	/* Below a jiffy or two the option is too coarse. */
+	if (left_ns >= RECV_TIMEOUT_MIN_NS && s->is_blocking && recv_timeout(s, left_ns) == 0)
+		return receive(s, buf, len, fds, ret_nfds, 0);
+	if (mc_sock_wait(s->watch.fd, POLLIN, deadline_ns) < 0)
+		return -MC_E_AGAIN;
+	return receive(s, buf, len, fds, ret_nfds, MSG_DONTWAIT);
 }
 
 static void real_shutdown(struct mc_net_sock *sock)
@@ -250,11 +302,14 @@ static int real_fd(const struct mc_net_sock *sock)
 
 static int real_tune(struct mc_net_sock *sock, uint32_t user_timeout_ms)
 {
-	int rc = mc_sock_nodelay(real_of(sock)->watch.fd);
+	struct real_sock *s = real_of(sock);
+	int rc = mc_sock_nodelay(s->watch.fd);
+
+	s->is_blocking = fcntl(s->watch.fd, F_SETFL, 0) == 0; /* for recv_wait; else it polls */
 
 	if (rc < 0 || user_timeout_ms == 0)
 		return rc;
-	return mc_sock_user_timeout(real_of(sock)->watch.fd, user_timeout_ms);
+	return mc_sock_user_timeout(s->watch.fd, user_timeout_ms);
 }
 
 const struct mc_net mc_net_real = {
@@ -266,6 +321,7 @@ const struct mc_net mc_net_real = {
     .adopt = real_adopt,
     .send = real_send,
     .recv = real_recv,
+    .recv_wait = real_recv_wait,
     .shutdown = real_shutdown,
     .close = real_close,
     .watch = real_watch,

@@ -430,14 +430,19 @@ static int in_done(struct mc_chan *ch, size_t n)
 	return in_room(ch, need);
 }
 
-ssize_t mc_chan_recv(struct mc_chan *ch)
+ssize_t mc_chan_recv(struct mc_chan *ch, uint64_t wait_ns)
 {
+	uint8_t *at = ch->in + ch->in_len;
+	const size_t room = ch->in_cap - ch->in_len;
 	int fds[MC_NET_FDS_MAX];
 	unsigned nfds = 0;
 	ssize_t n;
 	int rc;
 
-	n = ch->net->recv(ch->sock, ch->in + ch->in_len, ch->in_cap - ch->in_len, fds, &nfds);
+	if (wait_ns)
+		n = ch->net->recv_wait(ch->sock, at, room, fds, &nfds, wait_ns);
+	else
+		n = ch->net->recv(ch->sock, at, room, fds, &nfds);
 	if (n == 0)
 		return -MC_E_RESET;
 	if (n < 0)

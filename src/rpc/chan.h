@@ -107,9 +107,10 @@ size_t mc_chan_queued(const struct mc_chan *ch);
 bool mc_chan_take(struct mc_chan *ch);
 /**
  * Read once and handle the frames that are whole. Receiver's seat; lock not held.
+ * @param wait_ns  sleep until then for something to come; 0: do not. Not on a loop.
  * @return bytes read, >= 1; -MC_E_AGAIN: nothing there; else the connection is over: why
  */
-ssize_t mc_chan_recv(struct mc_chan *ch);
+ssize_t mc_chan_recv(struct mc_chan *ch, uint64_t wait_ns);
 /** Go on after a pause. @return as mc_chan_feed() */
 int mc_chan_resume(struct mc_chan *ch);
 /** Bytes that came before: the entry of the parser, which mc_chan_recv() uses as well. @return 0 or

@@ -24,9 +24,9 @@ void mc_rpc_conn_kick(struct mc_rpc_conn *conn)
 	mc_loop_post(conn->loop, &conn->task);
 }
 
-ssize_t mc_rpc_conn_progress(struct mc_rpc_conn *conn)
+ssize_t mc_rpc_conn_progress(struct mc_rpc_conn *conn, uint64_t wait_ns)
 {
-	ssize_t n = mc_chan_recv(&conn->ch);
+	ssize_t n = mc_chan_recv(&conn->ch, wait_ns);
 
 	if (n < 0 && n != -MC_E_AGAIN)
 		mc_rpc_conn_lost(conn, (int)n);
@@ -178,7 +178,7 @@ static void conn_readable(struct mc_rpc_conn *conn, bool is_end)
 			conn_rewatch(conn);
 		return;
 	}
-	while (mc_rpc_conn_progress(conn) > 0 && is_end)
+	while (mc_rpc_conn_progress(conn, 0) > 0 && is_end)
 		;
 	mc_rpc_conn_leave(conn);
 	mc_rpc_conn_flush(conn);

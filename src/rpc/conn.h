@@ -65,8 +65,9 @@ struct mc_rpc_conn {
 
 /** Have conn's task run on the loop. Lock held. */
 void mc_rpc_conn_kick(struct mc_rpc_conn *conn);
-/** Receive once. Receiver's seat. @return as mc_chan_recv(); on an error all calls have ended */
-ssize_t mc_rpc_conn_progress(struct mc_rpc_conn *conn);
+/** Receive once, sleeping until `wait_ns` unless 0. Receiver's seat. @return as mc_chan_recv(); on
+ * an error all calls have ended */
+ssize_t mc_rpc_conn_progress(struct mc_rpc_conn *conn, uint64_t wait_ns);
 /** Nobody has the receiver's seat: offer it to a waiter, else to the loop. Lock held. */
 void mc_rpc_conn_offer(struct mc_rpc_conn *conn);
 /** Leave the receiver's seat and offer it. */

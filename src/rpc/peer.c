@@ -443,7 +443,7 @@ static void peer_readable(struct mc_rpc_peer *peer)
 
 	mc_rpc_server_busy(peer->server);
 	peer->is_in_batch = true;
-	n = mc_chan_recv(&peer->ch);
+	n = mc_chan_recv(&peer->ch, 0);
 	peer->is_in_batch = false;
 	if (n < 0 && n != -MC_E_AGAIN)
 		mc_rpc_peer_lose(peer, (int)n);

@@ -37,7 +37,7 @@ struct drive {
 	uint64_t start_ns, last_ns;
 	uint32_t budget_ns; /* polling left when the wait began; 0: no more */
 	bool has_seat;	    /* one of the process's polling seats */
-	bool has_polled, has_slept;
+	bool has_polled;
 };
 
 static void drive_begin(struct drive *d, struct mc_rpc_conn *conn)
@@ -69,57 +69,61 @@ static void drive_end(struct drive *d)
 			     d->has_polled);
 }
 
-/* Nothing was there: poll once more, or sleep. @return -MC_E_TIMEDOUT after the deadline */
-static int drive_idle(struct drive *d, uint64_t deadline_ns)
+/* The socket is full: wait for room as well. */
+static int drive_blocked(struct mc_rpc_conn *conn, uint64_t deadline_ns)
 {
-	struct mc_rpc_conn *conn = d->conn;
-	const uint64_t now = mc_clock_now(conn->env.clk);
 	bool is_blocked;
 	int rc;
 
-	if (now >= deadline_ns)
-		return -MC_E_TIMEDOUT;
-	if (d->budget_ns) {
-		if (now - d->start_ns < d->budget_ns &&
-		    mc_spin_gap_ok(&conn->spin, now, now - d->last_ns)) {
-			d->last_ns = now;
-			mc_cpu_relax();
-			return 0;
-		}
-		drive_stop_spinning(d);
-	}
 	(void)pthread_mutex_lock(&conn->ch.lock);
 	is_blocked = conn->ch.is_blocked;
 	(void)pthread_mutex_unlock(&conn->ch.lock);
-	d->has_slept = true;
-	rc =
-	    conn->env.net->wait(conn->ch.sock, is_blocked ? POLLIN | POLLOUT : POLLIN, deadline_ns);
-	if (rc == 0 && is_blocked)
+	if (!is_blocked)
+		return 0;
+	rc = conn->env.net->wait(conn->ch.sock, POLLIN | POLLOUT, deadline_ns);
+	if (rc == 0)
 		(void)mc_chan_writable(&conn->ch);
-	return rc;
+	return 1;
+}
+
+/* Receive once: polling, or asleep when polling is over. @return as mc_rpc_conn_progress();
+ * -MC_E_TIMEDOUT after the deadline */
+static ssize_t drive_step(struct drive *d, uint64_t deadline_ns)
+{
+	struct mc_rpc_conn *conn = d->conn;
+	uint64_t now, wait_ns = 0;
+	ssize_t n;
+
+	if (!d->budget_ns && !drive_blocked(conn, deadline_ns))
+		wait_ns = deadline_ns;
+	n = mc_rpc_conn_progress(conn, wait_ns);
+	if (n != -MC_E_AGAIN)
+		return n;
+	now = mc_clock_now(conn->env.clk);
+	if (now >= deadline_ns)
+		return -MC_E_TIMEDOUT;
+	if (d->budget_ns && (now - d->start_ns >= d->budget_ns ||
+			     !mc_spin_gap_ok(&conn->spin, now, now - d->last_ns)))
+		drive_stop_spinning(d);
+	d->last_ns = now;
+	if (d->budget_ns)
+		mc_cpu_relax();
+	return n;
 }
 
 /* With the receiver's seat, until `call` is done or its deadline has come. */
 static void drive(struct mc_rpc_conn *conn, struct mc_rpc_call *call)
 {
 	struct drive d;
+	ssize_t n;
 
 	drive_begin(&d, conn);
-	for (;;) {
-		/* What was just asked is not answered yet: without polling, sleep first. */
-		ssize_t n = d.budget_ns || d.has_slept ? mc_rpc_conn_progress(conn) : -MC_E_AGAIN;
-
-		if (phase_of(call) == MC_RPC_DONE)
-			break;
-		if (n > 0)
-			continue;
-		if (n != -MC_E_AGAIN) /* lost: all calls have ended, or another ends this one */
-			break;
-		if (drive_idle(&d, call->deadline_ns) == -MC_E_TIMEDOUT) {
+	do {
+		n = drive_step(&d, call->deadline_ns);
+		if (n == -MC_E_TIMEDOUT)
 			give_up(conn, call);
-			break;
-		}
-	}
+		/* Lost: all calls have ended, or another thread ends this one. */
+	} while ((n > 0 || n == -MC_E_AGAIN) && phase_of(call) != MC_RPC_DONE);
 	drive_end(&d);
 }
 
@@ -214,12 +218,11 @@ static int wait_room(struct mc_rpc_conn *conn, struct mc_rpc_call *call)
 		return rc;
 	drive_begin(&d, conn);
 	do {
-		n = mc_rpc_conn_progress(conn);
-		rc = n == -MC_E_AGAIN ? drive_idle(&d, call->deadline_ns) : 0;
-	} while (n == -MC_E_AGAIN && rc == 0);
+		n = drive_step(&d, call->deadline_ns);
+	} while (n == -MC_E_AGAIN);
 	drive_end(&d);
 	mc_rpc_conn_leave(conn);
-	return rc;
+	return n == -MC_E_TIMEDOUT ? -MC_E_TIMEDOUT : 0;
 }
 
 /* Not started after all. The seat may have been offered to us meanwhile. */

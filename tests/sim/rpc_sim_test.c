@@ -339,10 +339,57 @@ static void silent_connection_is_dropped_after_the_hello_time(void **state)
 	(void)state;
 }
 
+/* With the n-th allocation failing, and all after it. @return the call's result */
+static int call_without_memory(int64_t n)
+{
+	struct world *w = mc_calloc(1, sizeof(*w));
+	const struct sim_conf conf = {.chunk_max = 1000, .window = 100000};
+	struct sim_call *c;
+	int rc;
+
+	mc_rand_seed(&w->rand, 1);
+	sim_init(&w->sim, 1, &conf);
+	fix_open(&w->fix, &w->sim.env, (struct mc_rpc_server_opts){0});
+	sim_add_loop(&w->sim, w->fix.server_loop);
+	sim_add_loop(&w->sim, w->fix.client_loop);
+	assert_int_equal(mc_addr_parse("127.0.0.1:1", 0, &w->fix.at), 0);
+	assert_int_equal(mc_rpc_server_listen(w->fix.server, &w->fix.at, NULL), 0);
+	c = call_new(w, FIX_ECHO);
+	c->call.deadline_ns = w->sim.now_ns + 20 * MC_NS_PER_S;
+	mc_mem_fail_after(n);
+	rc = mc_rpc_conn_open(&w->sim.env, w->fix.client_loop, &w->fix.at, NULL, &w->conn);
+	if (rc == 0) {
+		rc = mc_rpc_sync(w->conn, &c->call);
+		mc_rpc_conn_close(w->conn);
+		hold_true(w, c->ends <= 1 && (rc == 0) <= c->ends);
+	}
+	mc_mem_fail_after(-1);
+	fix_close(&w->fix);
+	w->sim.nloops = 0;
+	sim_fini(&w->sim);
+	mc_free(c);
+	mc_free(w);
+	return rc;
+}
+
+static void out_of_memory_at_any_point_is_an_error_without_a_leak(void **state)
+{
+	int64_t live = mc_mem_live();
+	int rc = -1;
+
+	for (int64_t n = 0; rc < 0; n++) {
+		rc = call_without_memory(n);
+		assert_int_equal(mc_mem_live(), live);
+		assert_in_range(n, 0, 200);
+	}
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(one_byte_reads_and_writes_carry_calls),
+	    cmocka_unit_test(out_of_memory_at_any_point_is_an_error_without_a_leak),
 	    cmocka_unit_test(silent_connection_is_dropped_after_the_hello_time),
 	    cmocka_unit_test(every_call_ends_once_by_its_deadline_with_its_own_answer),
 	};

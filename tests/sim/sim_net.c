@@ -374,6 +374,15 @@ static int sim_wait(struct mc_net_sock *sock, short events, uint64_t deadline_ns
 	return 0;
 }
 
+static ssize_t sim_recv_wait(struct mc_net_sock *sock, void *buf, size_t len, int *fds,
+			     unsigned *ret_nfds, uint64_t deadline_ns)
+{
+	*ret_nfds = 0;
+	if (sim_wait(sock, POLLIN, deadline_ns) < 0)
+		return -MC_E_AGAIN;
+	return sim_recv(sock, buf, len, fds, ret_nfds);
+}
+
 static int sim_fd(const struct mc_net_sock *sock)
 {
 	(void)sock;
@@ -400,6 +409,7 @@ void sim_init(struct sim *sim, uint64_t seed, const struct sim_conf *conf)
 		    .adopt = sim_adopt,
 		    .send = sim_send,
 		    .recv = sim_recv,
+		    .recv_wait = sim_recv_wait,
 		    .shutdown = sim_shutdown,
 		    .close = sim_close,
 		    .watch = sim_watch,
