@@ -24,8 +24,10 @@ static const struct mc_opt rows[] = {
 	       "confirm writes"),
     MC_OPT_INT(struct mc_conf, metrics_port, "MC_METRICS_PORT", "0", 0, 65535,
 	       "serve Prometheus metrics on this loopback port; 0: off"),
-    MC_OPT_STR(struct mc_conf, bind_address, "MC_TCP_BIND_ADDRESS", "",
-	       "address to advertise and listen on, in place of the name's"),
+    MC_OPT_BOOL(struct mc_conf, is_metric_logged, "MC_TE_METRIC", "0",
+		"log a line with rates and latencies every interval"),
+    MC_OPT_INT(struct mc_conf, metric_interval_s, "MC_TE_METRIC_INTERVAL_SECONDS", "5", 1, 3600,
+	       "seconds between two such lines"),
 };
 
 void mc_conf_load(struct mc_conf *conf)

@@ -23,7 +23,8 @@ struct mc_conf {
 	int64_t tries;		    /* MC_RETRY_CNT */
 	int64_t classic_proto;	    /* MC_TCP_PROTO: 1 forces upstream's version 1 frames */
 	int64_t metrics_port;	    /* MC_METRICS_PORT */
-	char bind_address[80];	    /* MC_TCP_BIND_ADDRESS */
+	bool is_metric_logged;	    /* MC_TE_METRIC */
+	int64_t metric_interval_s;  /* MC_TE_METRIC_INTERVAL_SECONDS */
 };
 
 /** Never fails: wrong values are logged and their defaults stay. */

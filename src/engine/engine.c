@@ -263,6 +263,7 @@ static void engine_free(struct mc_engine *eng)
 	atomic_store(&eng->fence_end_ns, mc_now_ns() + FENCE_CLOSE_NS);
 	atomic_store(&eng->is_closing, true);
 	mc_metrics_unserve(eng);
+	mc_metrics_log_end(eng);
 	mc_leave(eng);
 	mc_ids_close(eng->groups);
 	wait_groups(eng);
@@ -341,6 +342,7 @@ int mc_engine_open(const struct mc_engine_opts *opts, struct mc_diag *diag,
 		engine_free(eng);
 		return rc;
 	}
+	mc_metrics_log_begin(eng);
 	mc_log_info("engine open", "segment=%s address=%s data_port=%u loops=%u", eng->name,
 		    eng->address, mc_tcp_dev_port(eng->tcp), eng->nloops);
 	*ret_engine = eng;

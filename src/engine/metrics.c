@@ -2,6 +2,8 @@
  * metrics.c: what the engine counts: bytes, operations and retries by transport, rail and peer;
  * latencies by direction; errors by transport and cause; what peers took from us.
  */
+#include "engine/metrics.h"
+
 #include <string.h>
 
 #include "base/log.h"
@@ -9,7 +11,7 @@
 #include "engine/routes.h"
 
 #define STATS_MAX 65536u
-#define LINKS_MAX 8192u /* (transport, rail, peer) triples with counters of their own */
+#define LINKS_MAX 1024u /* (transport, rail, peer) triples with counters of their own */
 #define TEXT_MAX (64u << 20)
 
 /* One (transport, cause) pair. */
@@ -54,14 +56,21 @@ static int link_name(struct mc_engine *eng, struct mc_rail_stats *l)
 		rc = add(eng, "mc_transfer_bytes_total", "Bytes moved by transfers of this process",
 			 MC_STAT_COUNTER, labels, 4, &l->bytes[op]);
 		if (rc == 0)
+			rc = add(eng, "mc_transfer_slice_seconds",
+				 "Time from posting a slice on a lane to its completion",
+				 MC_STAT_HIST, labels, 4, &l->latency[op]);
+		if (rc == 0)
 			rc = add(eng, "mc_transfer_operations_total",
 				 "Fragments moved by transfers of this process", MC_STAT_COUNTER,
 				 labels, 4, &l->ops[op]);
 	}
 	if (rc == 0)
-		rc = add(eng, "mc_transfer_lanes_broken_total",
-			 "Connections that broke with slices on them", MC_STAT_COUNTER, labels, 3,
-			 &l->retries);
+		rc = add(eng, "mc_transfer_lanes_broken_total", "Connections that broke",
+			 MC_STAT_COUNTER, labels, 3, &l->broken);
+	if (rc == 0)
+		rc = add(eng, "mc_transfer_retries_total",
+			 "Slices that were tried again after their connection broke",
+			 MC_STAT_COUNTER, labels, 3, &l->retries);
 	return rc;
 }
 
@@ -187,6 +196,22 @@ void mc_stats_close(struct mc_engine *eng)
 	pthread_mutex_destroy(&st->mu);
 	mc_free(st);
 	eng->stats = NULL;
+}
+
+void mc_metrics_sum(struct mc_engine *eng, struct mc_metrics_sum *ret)
+{
+	struct mc_stats *st = eng->stats;
+	struct mc_rail_stats *l;
+
+	*ret = (struct mc_metrics_sum){.failed = mc_counter_read(&st->groups[1])};
+	ret->groups = mc_counter_read(&st->groups[0]) + ret->failed;
+	pthread_mutex_lock(&st->mu);
+	for (int op = 0; op < MC_OP_COUNT; op++) {
+		mc_list_each (l, &st->links, link)
+			ret->bytes[op] += mc_counter_read(&l->bytes[op]);
+		ret->p50_us[op] = (double)mc_hist_quantile(&st->latency[op], 0.5) / 1e3;
+	}
+	pthread_mutex_unlock(&st->mu);
 }
 
 char *mc_metrics_text(struct mc_engine *eng)

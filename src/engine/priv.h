@@ -264,7 +264,10 @@ struct mc_notice_node {
 
 struct mc_rail_stats {
 	struct mc_list link;
-	struct mc_counter bytes[MC_OP_COUNT], ops[MC_OP_COUNT], retries;
+	struct mc_counter bytes[MC_OP_COUNT], ops[MC_OP_COUNT];
+	struct mc_counter retries; /* slices that left a broken lane and were tried again */
+	struct mc_counter broken;  /* lanes that broke with slices on them */
+	struct mc_hist latency[MC_OP_COUNT]; /* of slices, from post to completion */
 	char transport[16], rail[MC_ADDR_TEXT_MAX], peer[256];
 };
 
@@ -327,6 +330,7 @@ struct mc_engine {
 
 	struct mc_stats *stats;
 	struct mc_http_server *http;
+	struct mc_metrics_log *metrics_log;
 };
 
 /* ---- segment.c ---- */
@@ -505,6 +509,9 @@ struct mc_rail_stats *mc_stats_rail(struct mc_engine *eng, const char *transport
 /** Serve the metrics over HTTP on loopback; port 0: do not. */
 int mc_metrics_serve(struct mc_engine *eng, uint16_t port, bool is_required, struct mc_diag *diag);
 void mc_metrics_unserve(struct mc_engine *eng);
+/** MC_TE_METRIC: a line with the rates of each interval. */
+void mc_metrics_log_begin(struct mc_engine *eng);
+void mc_metrics_log_end(struct mc_engine *eng);
 void mc_stats_done(struct mc_gop *op);
 void mc_stats_error(struct mc_engine *eng, enum mc_route route, int code);
 

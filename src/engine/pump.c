@@ -369,6 +369,7 @@ static void slice_done(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 		rail_worked(p, lane, es->s.len, now_ns);
 		mc_counter_add(&lane->stats->bytes[es->s.op], es->s.len);
 		mc_counter_add(&lane->stats->ops[es->s.op], es->s.nfrags);
+		mc_hist_add(&lane->stats->latency[es->s.op], now_ns - es->posted_ns);
 	} else if (status == -MC_E_STALE && mc_refresh(p, es)) {
 		return;
 	} else if (fall_back(p, es, status)) {
@@ -423,13 +424,15 @@ void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t no
 		    lane->flying_n);
 	if (lane->route == MC_ROUTE_TCP && mc_err_scope(rc) != MC_SCOPE_OP)
 		mc_rails_failed(p->session, lane->rail, now_ns);
-	mc_counter_add(&lane->stats->retries, 1);
+	mc_counter_add(&lane->stats->broken, 1);
 	mc_list_each (s, &left, link) {
 		struct mc_eslice *es = mc_eslice_of(s);
 
 		mc_list_del(&s->link);
 		flying_del(p, lane, es);
 		es->lane = NULL;
+		if (s->verdict != MC_SLICE_DONE)
+			mc_counter_add(&lane->stats->retries, 1);
 		if (s->verdict == MC_SLICE_DONE)
 			slice_done(p, lane, es, now_ns);
 		else if (s->verdict == MC_SLICE_MAYBE)

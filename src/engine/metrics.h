@@ -1,0 +1,20 @@
+/*
+ * metrics.h: totals over all links, for the lines of MC_TE_METRIC.
+ */
+#ifndef MC_ENGINE_METRICS_H
+#define MC_ENGINE_METRICS_H
+
+#include "xport/xport.h"
+
+struct mc_engine;
+
+struct mc_metrics_sum {
+	uint64_t bytes[MC_OP_COUNT];
+	uint64_t groups, failed;
+	double p50_us[MC_OP_COUNT]; /* of groups, since the engine opened */
+};
+
+/** Any thread. */
+void mc_metrics_sum(struct mc_engine *eng, struct mc_metrics_sum *ret);
+
+#endif
