@@ -25,6 +25,7 @@ PROGRAMS = {
     "rails": "four shaped TCP rails: share of their sum, link down, silent loss (root)",
     "register": "registering up to 10,000 buffers",
     "idle": "CPU and wake-ups of connected engines that do nothing, and CPU at 100 operations/s",
+    "rpc": "control calls against a raw ping-pong, and the cost of their messages",
     "file": "a file segment against fio with O_DIRECT",
     "limits": "the raw programs alone",
 }
@@ -124,7 +125,7 @@ def main(argv: list[str]) -> int:
     machine = Machine.here(ROOT, argv)
     progress = Progress()
     missing: list[str] = []
-    needs_peers = any(w != "limits" for w in args.what)
+    needs_peers = any(w not in ("limits", "rpc") for w in args.what)
     ours = our_python(args.ours, missing) if needs_peers else None
     peers: dict[str, Any] = {
         name: peer_python(name, getattr(args, name), not args.no_peers, missing) if needs_peers else None
