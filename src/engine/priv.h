@@ -286,6 +286,8 @@ struct mc_engine {
 	unsigned nloops;
 	struct mc_region_table *regions;
 	struct mc_xdev *tcp, *self, *shm, *file;
+	struct mc_xdev
+	    *lanes_from;	  /* TCP lanes are opened here instead; set by tests only, theirs */
 	pthread_mutex_t plain_mu; /* guards plain: memory handed out where memfds are forbidden */
 	struct mc_list plain;
 	struct mc_addr rail_addrs[MC_RAILS_MAX]; /* [0]: the advertised address */

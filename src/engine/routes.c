@@ -44,7 +44,7 @@ static const struct mc_xdev *dev_of(const struct mc_session *s, enum mc_route ro
 	case MC_ROUTE_FILE:
 		return s->eng->file;
 	default:
-		return s->eng->tcp;
+		return s->eng->lanes_from ? s->eng->lanes_from : s->eng->tcp;
 	}
 }
 
