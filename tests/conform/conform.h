@@ -130,6 +130,7 @@ enum transport_flag {
 	T_SLOW = 32,   /* megabytes cost seconds: through a relay in small pieces */
 	T_ADDR = 64,   /* regions are found by address: only their union counts */
 	T_RELAY = 128, /* lanes go through a relay */
+	T_PLAIN = 512, /* no regions: the other end is a file */
 	T_LOSSY = 256, /* lanes break by themselves: only the storm runs */
 };
 
@@ -161,13 +162,18 @@ struct transport {
 	/* Memory that the target registers; NULL: mmap between guard pages. */
 	uint8_t *(*mem_alloc)(struct side *s, size_t len);
 	void (*desc_fill)(struct side *s, struct mc_region_desc *desc);
+	/* What fragments call this place of the target's memory; NULL: its address. */
+	uint64_t (*raddr)(const uint8_t *at);
+	/* After the device has closed. May be NULL. */
+	void (*clean)(void);
 };
 
 extern const struct transport transports[];
 extern const size_t transports_n;
 
 int side_open(struct side *s, const struct transport *tr);
-/** What processes of the shared-memory transport have left. */
+/** Where processes of the shared-memory transport meet; and what they have left there. */
+int shm_dir_make(void);
 void shm_dir_remove(void);
 void side_close(struct side *s);
 

@@ -175,10 +175,12 @@ int env_open(const struct transport *tr, uint64_t seed, bool is_long)
 	memcpy(env.rr, env.peer.hello.rr, sizeof(env.rr));
 	if (env.peer.local) {
 		env.side = *target_side(env.peer.local); /* one process, one segment */
-		return 0;
+	} else {
+		rc = side_open(&env.side, tr);
+		if (rc < 0)
+			return rc;
 	}
-	rc = side_open(&env.side, tr);
-	return rc < 0 ? rc : peer_attach(&env.peer);
+	return peer_attach(&env.peer);
 }
 
 void env_close(void)

@@ -44,7 +44,7 @@ static int run(const struct transport *tr, uint64_t seed, bool is_long, const ch
 	uint32_t caps;
 	int failed;
 
-	if (env_open(tr, seed, is_long) < 0) {
+	if (shm_dir_make() < 0 || env_open(tr, seed, is_long) < 0) {
 		fprintf(stderr, "%s: cannot be opened here\n", tr->name);
 		return 1;
 	}
@@ -63,7 +63,6 @@ static int run(const struct transport *tr, uint64_t seed, bool is_long, const ch
 	failed = _cmocka_run_group_tests(name, tests, n, NULL, NULL);
 	if (failed == 0)
 		env_close();
-	shm_dir_remove();
 	return failed;
 }
 
@@ -81,6 +80,7 @@ int main(int argc, char **argv)
 	bool is_long = getenv("CONFORM_LONG") != NULL;
 	const char *only = NULL;
 	uint64_t seed = 1;
+	int failed;
 
 	if (argc == 4 && strcmp(argv[1], "--target") == 0 && find(argv[2]))
 		return target_main(find(argv[2]), fd_of(argv[3]));
@@ -102,5 +102,7 @@ int main(int argc, char **argv)
 			fprintf(stderr, "  %s\n", transports[i].name);
 		return 2;
 	}
-	return run(tr, seed, is_long, only) ? 1 : 0;
+	failed = run(tr, seed, is_long, only);
+	shm_dir_remove();
+	return failed ? 1 : 0;
 }

@@ -91,14 +91,15 @@ static int place_add(struct target *t, enum place p, struct mc_remote_region *re
 	if (rc < 0)
 		return rc;
 	t->mem[p].is_reg = true;
-	*ret_rr = (struct mc_remote_region){.addr = desc.addr,
-					    .len = desc.len,
-					    .id = info.id,
-					    .gen = t->side.tr->flags & T_ADDR ? 0 : info.gen,
-					    .rights = desc.rights,
-					    .kind = info.desc.kind,
-					    .arena = info.desc.arena,
-					    .arena_off = info.desc.arena_off};
+	*ret_rr = (struct mc_remote_region){
+	    .addr = t->side.tr->raddr ? t->side.tr->raddr(t->mem[p].at) : desc.addr,
+	    .len = desc.len,
+	    .id = info.id,
+	    .gen = t->side.tr->flags & T_ADDR ? 0 : info.gen,
+	    .rights = desc.rights,
+	    .kind = info.desc.kind,
+	    .arena = info.desc.arena,
+	    .arena_off = info.desc.arena_off};
 	return 0;
 }
 

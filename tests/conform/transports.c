@@ -4,9 +4,11 @@
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "conform.h"
+#include "xport/file.h"
 #include "xport/self.h"
 #include "xport/shm.h"
 #include "xport/tcp.h"
@@ -45,20 +47,12 @@ static int self_dev_open(struct side *s)
 	return mc_self_dev_open(&e, &s->dev);
 }
 
-/* All processes of one run share a directory, made by the first. */
-static const char *shm_dir(void)
+/* All processes of one run share a directory. */
+int shm_dir_make(void)
 {
-	static char dir[64];
-	const char *given = getenv("CONFORM_DIR");
+	char dir[] = "/tmp/mc-conform-XXXXXX";
 
-	if (given)
-		return given;
-	if (!dir[0]) {
-		(void)snprintf(dir, sizeof(dir), "/tmp/mc-conform-XXXXXX");
-		if (!mkdtemp(dir) || setenv("CONFORM_DIR", dir, 1) != 0)
-			return NULL;
-	}
-	return dir;
+	return mkdtemp(dir) && setenv("CONFORM_DIR", dir, 1) == 0 ? 0 : -MC_E_IO;
 }
 
 void shm_dir_remove(void)
@@ -78,7 +72,7 @@ void shm_dir_remove(void)
 static int shm_dev_open(struct side *s)
 {
 	struct mc_xdev_env e = env_of(s);
-	struct mc_shm_opts o = {.dir = shm_dir()};
+	struct mc_shm_opts o = {.dir = getenv("CONFORM_DIR")};
 	struct mc_diag diag = {""};
 	int rc = mc_shm_dev_open(&e, &o, &s->dev, &diag);
 
@@ -122,10 +116,87 @@ static void shm_desc_fill(struct side *s, struct mc_region_desc *desc)
 	mc_shm_desc_fill(s->inner, desc);
 }
 
+/* ---- a file: the target's memory is a mapping of it ---- */
+
+static struct {
+	char path[64];
+	int fd;
+	uint64_t len;
+	struct {
+		uint8_t *at;
+		uint64_t off;
+		size_t len;
+	} maps[PLACE_COUNT];
+	unsigned nmaps;
+} file;
+
+static int file_dev_open(struct side *s)
+{
+	struct mc_xdev_env e = env_of(s);
+
+	(void)snprintf(file.path, sizeof(file.path), "/tmp/mc-conform-file-XXXXXX");
+	file.fd = mkstemp(file.path);
+	return file.fd < 0 ? -MC_E_IO : mc_file_dev_open(&e, &s->dev);
+}
+
+static uint8_t *file_mem_alloc(struct side *s, size_t len)
+{
+	uint8_t *m;
+
+	(void)s;
+	len = (len + 4095) / 4096 * 4096;
+	if (ftruncate(file.fd, (off_t)(file.len + len)) != 0)
+		return NULL;
+	m = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, file.fd, (off_t)file.len);
+	if (m == MAP_FAILED)
+		return NULL;
+	file.maps[file.nmaps].at = m;
+	file.maps[file.nmaps].off = file.len;
+	file.maps[file.nmaps++].len = len;
+	file.len += len;
+	return m;
+}
+
+static uint64_t file_raddr(const uint8_t *at)
+{
+	for (unsigned i = 0; i < file.nmaps; i++)
+		if (at >= file.maps[i].at && at < file.maps[i].at + file.maps[i].len)
+			return file.maps[i].off + (uint64_t)(at - file.maps[i].at);
+	return UINT64_MAX;
+}
+
+static int file_attach(struct side *s, const struct hello *h, void **ret_peer)
+{
+	struct mc_file_seg *seg;
+	int rc = mc_file_seg_open(s->inner, file.path, &seg, NULL);
+
+	(void)h;
+	if (rc == 0)
+		*ret_peer = seg;
+	return rc;
+}
+
+static void file_detach(void *peer)
+{
+	mc_file_seg_close(peer);
+}
+
+static void file_clean(void)
+{
+	for (unsigned i = 0; i < file.nmaps; i++)
+		(void)munmap(file.maps[i].at, file.maps[i].len);
+	(void)close(file.fd);
+	(void)unlink(file.path);
+	file.nmaps = 0;
+}
+
 #define TCP .dev_open = tcp_dev_open, .hello = tcp_hello
 #define SHM                                                                                        \
 	.dev_open = shm_dev_open, .hello = shm_hello, .attach = shm_attach, .detach = shm_detach,  \
 	.desc_fill = shm_desc_fill
+#define FILE_                                                                                      \
+	.dev_open = file_dev_open, .mem_alloc = file_mem_alloc, .raddr = file_raddr,               \
+	.attach = file_attach, .detach = file_detach, .clean = file_clean
 /* Nothing is lost, but nothing comes in order or at once either. */
 #define UNRULY                                                                                     \
 	{                                                                                          \
@@ -139,6 +210,8 @@ static void shm_desc_fill(struct side *s, struct mc_region_desc *desc)
 const struct transport transports[] = {
     {.name = "self", .flags = T_GEN, .dev_open = self_dev_open},
     {.name = "self-fault", .flags = T_GEN, .fault = UNRULY, .dev_open = self_dev_open},
+    {.name = "file", .flags = T_ADDR | T_PLAIN, FILE_},
+    {.name = "file-fault", .flags = T_ADDR | T_PLAIN, .fault = UNRULY, FILE_},
     {.name = "shm-memfd", .flags = T_REMOTE | T_GEN, SHM, .mem_alloc = shm_mem_alloc},
     {.name = "shm-vm", .flags = T_REMOTE | T_GEN, SHM},
     {.name = "shm-fault",
@@ -213,5 +286,7 @@ void side_close(struct side *s)
 	mc_region_table_close(s->regions);
 	for (unsigned i = 0; i < s->nloops; i++)
 		mc_loop_close(s->loops[i]);
+	if (s->tr && s->tr->clean)
+		s->tr->clean();
 	memset(s, 0, sizeof(*s));
 }
