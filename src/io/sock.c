@@ -176,6 +176,7 @@ int mc_addr_resolve(const char *text, uint16_t port_default, struct mc_addr *ret
 		mc_diag_set(diag, "host \"%s\": %s", host, gai_strerror(rc));
 		return -MC_E_DNS;
 	}
+	mc_assert(list); /* success gives an address */
 	/* IPv4 first: that is where a listener on the default address is. */
 	best = list;
 	for (struct addrinfo *it = list; it; it = it->ai_next) {
