@@ -221,7 +221,8 @@ static void a_large_write_in_uneven_pieces_is_finished(void **state)
 	for (size_t i = 0; i < MC_ARRAY_LEN(cuts); i++) {
 		raw_send(fd, bytes + at, cuts[i] - at);
 		at = cuts[i];
-		/* The target has taken what there is, and waits, before more comes. */
+		/* So that the target most likely has taken what there is, and waits, before more
+		 * comes. tidy-ok(sleep): the result is the same if it has not. */
 		(void)nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
 	}
 	assert_int_equal(raw_reply(fd, 1).status, 0);
@@ -372,6 +373,7 @@ static void accepting_goes_on_after_descriptors_ran_out(void **state)
 	low.rlim_cur = (rlim_t)next + 1; /* enough for our end, none for the target's */
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
 	next = raw_open();
+	/* tidy-ok(sleep): gives accept() time to fail; the result is the same if it has not. */
 	(void)nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
 	assert_int_equal(raw_hello(next, 2), 0);
