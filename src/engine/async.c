@@ -94,6 +94,8 @@ static void on_tick(struct mc_timer *t)
 {
 	struct mc_pump *p = mc_container_of(t, struct mc_pump, tick);
 
+	/* What has come meanwhile is no silence. */
+	mc_pump_poll(p, 0);
 	mc_pump_check(p, mc_now_ns());
 	mc_async_kick(p);
 }

@@ -54,9 +54,9 @@ static void look(struct mc_worker_job *job)
 	struct mc_engine *eng = j->eng;
 	struct mc_diag diag = {0};
 	struct mc_meta_rpc now;
-	int rc = is_over(j) ? -MC_E_CLOSED
-			    : mc_meta_rpc_get(eng->meta, eng->name, mc_now_ns() + CALL_NS, &now,
-					      &diag);
+	int rc = is_over(j)
+		     ? -MC_E_CLOSED
+		     : mc_meta_rpc_get(eng->meta, eng->name, mc_now_ns() + CALL_NS, &now, &diag);
 
 	if (rc == -MC_E_NOENT) {
 		diag.text[0] = '\0';

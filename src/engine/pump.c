@@ -546,15 +546,19 @@ static void watch(struct mc_pump *p, uint64_t now_ns)
 		if (progress == lane->seen_progress)
 			continue;
 		lane->seen_progress = progress;
+		if (lane->route == MC_ROUTE_TCP)
+			mc_rails_gap(p->session, lane->rail, now_ns - lane->seen_ns, now_ns);
 		lane->seen_ns = lane->moved_ns = now_ns;
 	}
 }
 
 /* Is the lane's rail lost, by what the others did meanwhile? */
-static bool is_lost(struct mc_pump *p, const struct mc_elane *lane, uint32_t up, uint64_t now_ns)
+static bool is_lost(struct mc_pump *p, const struct mc_elane *lane, const struct mc_rails_view *v,
+		    uint64_t now_ns)
 {
 	struct mc_rail_watch w = {.silent_ns = now_ns - lane->seen_ns,
-				  .has_others_up = (up & ~(1u << lane->rail)) != 0};
+				  .patience_ns = v->patience_ns[lane->rail],
+				  .has_others_up = (v->up & ~(1u << lane->rail)) != 0};
 
 	if (w.silent_ns < MC_RAIL_LINK_NS || !w.has_others_up)
 		return false;
@@ -572,7 +576,8 @@ static bool is_lost(struct mc_pump *p, const struct mc_elane *lane, uint32_t up,
 }
 
 /* Why this lane should be given up now; 0: it should not. */
-static int verdict(struct mc_pump *p, struct mc_elane *lane, uint32_t up, uint64_t now_ns)
+static int verdict(struct mc_pump *p, struct mc_elane *lane, const struct mc_rails_view *v,
+		   uint64_t now_ns)
 {
 	struct mc_eslice *es;
 
@@ -582,7 +587,7 @@ static int verdict(struct mc_pump *p, struct mc_elane *lane, uint32_t up, uint64
 		if (rc < 0)
 			return rc;
 	}
-	if (lane->route == MC_ROUTE_TCP && p->session->nrails > 1 && is_lost(p, lane, up, now_ns))
+	if (lane->route == MC_ROUTE_TCP && p->session->nrails > 1 && is_lost(p, lane, v, now_ns))
 		return -MC_E_STALLED;
 	return 0;
 }
@@ -613,7 +618,7 @@ void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 		if (i >= p->nlanes || p->lanes[i]->flying_n == 0)
 			continue;
 		lane = p->lanes[i];
-		rc = verdict(p, lane, v.up, now_ns);
+		rc = verdict(p, lane, &v, now_ns);
 		if (rc < 0)
 			mc_pump_break(p, lane, rc, now_ns);
 	}

@@ -7,6 +7,9 @@
  * connection that shows the peer's nonce, never a slice) may try it; success closes the breaker,
  * but the memory of failures halves only each DECAY, so a flapping link is not trusted at once. The
  * pause is short, because an operator expects a repaired link to be used within a second.
+ *
+ * How long a rail may be silent is learnt (as accrual failure detectors do): gaps that ended well,
+ * and rails that answered their first probe, were a busy peer; the next silence is given more time.
  */
 #ifndef MC_ENGINE_RAIL_H
 #define MC_ENGINE_RAIL_H
@@ -35,10 +38,12 @@ enum mc_rail_state {
 /** Zeroed: up. */
 struct mc_rail_health {
 	enum mc_rail_state state;
-	uint32_t failures; /* recent ones, decaying */
-	uint64_t last_ns;  /* of the last failure or decay step */
-	uint64_t until_ns; /* end of the pause */
-	double rate;	   /* learnt bytes per nanosecond, 0: unknown */
+	uint32_t failures;		      /* recent ones, decaying */
+	uint64_t last_ns;		      /* of the last failure or decay step */
+	uint64_t until_ns;		      /* end of the pause */
+	double rate;			      /* learnt bytes per nanosecond, 0: unknown */
+	uint64_t patience_ns, patience_at_ns; /* learnt; see mc_rail_patience() */
+	uint32_t probes;		      /* since it was ejected */
 };
 
 /** Bytes that one lane completes, from the moment it has something to do. Zeroed: idle. */
@@ -67,6 +72,7 @@ static inline void mc_rail_failed(struct mc_rail_health *h, uint64_t now_ns)
 	h->last_ns = now_ns;
 	pause_ns = MC_RAIL_PAUSE_FIRST_NS << (h->failures < 5 ? h->failures - 1 : 4);
 	h->state = MC_RAIL_EJECTED;
+	h->probes = 0;
 	h->until_ns = now_ns + (pause_ns < MC_RAIL_PAUSE_MAX_NS ? pause_ns : MC_RAIL_PAUSE_MAX_NS);
 }
 
@@ -76,14 +82,49 @@ static inline bool mc_rail_wants_probe(struct mc_rail_health *h, uint64_t now_ns
 	if (h->state != MC_RAIL_EJECTED || now_ns < h->until_ns)
 		return false;
 	h->state = MC_RAIL_PROBING;
+	h->probes++;
 	return true;
+}
+
+/** Silence that is not yet a loss, while others move: STALL, or more where more was seen; what was
+ * learnt halves each DECAY. */
+static inline uint64_t mc_rail_patience(const struct mc_rail_health *h, uint64_t now_ns)
+{
+	uint64_t halvings = (now_ns - h->patience_at_ns) / MC_RAIL_DECAY_NS;
+	uint64_t ns = halvings < 63 ? h->patience_ns >> halvings : 0;
+
+	return ns > MC_RAIL_STALL_NS ? ns : MC_RAIL_STALL_NS;
+}
+
+static inline void mc_rail_learn_patience(struct mc_rail_health *h, uint64_t ns, uint64_t now_ns)
+{
+	if (ns > MC_RAIL_STALL_ALONE_NS)
+		ns = MC_RAIL_STALL_ALONE_NS;
+	if (ns <= mc_rail_patience(h, now_ns))
+		return;
+	h->patience_ns = ns;
+	h->patience_at_ns = now_ns;
+}
+
+/** Bytes moved again after a gap. */
+static inline void mc_rail_gap(struct mc_rail_health *h, uint64_t gap_ns, uint64_t now_ns)
+{
+	mc_rail_learn_patience(h, 3 * gap_ns, now_ns);
 }
 
 static inline void mc_rail_probed(struct mc_rail_health *h, bool is_good, uint64_t now_ns)
 {
+	bool is_first = h->probes == 1;
+
 	h->state = MC_RAIL_UP;
-	if (!is_good)
+	if (is_good && is_first)
+		mc_rail_learn_patience(h, 2 * mc_rail_patience(h, now_ns), now_ns);
+	if (!is_good) {
+		uint32_t probes = h->probes;
+
 		mc_rail_failed(h, now_ns);
+		h->probes = probes;
+	}
 }
 
 /** `bytes` more were completed on a lane that was busy since the last call or
@@ -110,6 +151,7 @@ static inline void mc_rail_meter_begin(struct mc_rail_meter *m, uint64_t now_ns)
 /** A lane with slices on it, as the watchdog sees it. */
 struct mc_rail_watch {
 	uint64_t silent_ns;   /* no byte moved for this long */
+	uint64_t patience_ns; /* mc_rail_patience() */
 	bool has_others_up;   /* another rail may be used */
 	bool has_others_done; /* another rail moved bytes since this lane last did */
 	bool is_link_down;    /* the kernel says so; asked for from MC_RAIL_LINK_NS on */
@@ -122,7 +164,7 @@ static inline bool mc_rail_is_lost(const struct mc_rail_watch *w)
 		return false;
 	if (w->is_link_down)
 		return w->silent_ns >= MC_RAIL_LINK_NS;
-	return w->silent_ns >= (w->has_others_done ? MC_RAIL_STALL_NS : MC_RAIL_STALL_ALONE_NS);
+	return w->silent_ns >= (w->has_others_done ? w->patience_ns : MC_RAIL_STALL_ALONE_NS);
 }
 
 /**

@@ -173,6 +173,7 @@ void mc_rails_look(struct mc_session *s, uint64_t now_ns, struct mc_rails_view *
 	ret->up = up_bits(s);
 	for (unsigned i = 0; i < s->nrails; i++) {
 		ret->rate[i] = s->rails[i].health.rate;
+		ret->patience_ns[i] = mc_rail_patience(&s->rails[i].health, now_ns);
 		if (!(ret->up & (1u << i)) && mc_rail_wants_probe(&s->rails[i].health, now_ns))
 			due |= 1u << i;
 	}
@@ -192,6 +193,15 @@ void mc_rails_failed(struct mc_session *s, unsigned rail, uint64_t now_ns)
 {
 	pthread_mutex_lock(&s->mu);
 	mc_rail_failed(&s->rails[rail].health, now_ns);
+	pthread_mutex_unlock(&s->mu);
+}
+
+void mc_rails_gap(struct mc_session *s, unsigned rail, uint64_t gap_ns, uint64_t now_ns)
+{
+	if (s->nrails < 2 || 3 * gap_ns <= MC_RAIL_STALL_NS)
+		return;
+	pthread_mutex_lock(&s->mu);
+	mc_rail_gap(&s->rails[rail].health, gap_ns, now_ns);
 	pthread_mutex_unlock(&s->mu);
 }
 

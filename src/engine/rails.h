@@ -12,6 +12,7 @@ struct mc_rails_view {
 	uint32_t usable; /* bit a rail; never 0: with all rails lost, all of them */
 	uint32_t up;	 /* bit a rail */
 	double rate[MC_RAILS_MAX];
+	uint64_t patience_ns[MC_RAILS_MAX];
 };
 
 /** From what the peer says of itself. @return 0; -MC_E_PROTO: no usable address */
@@ -23,6 +24,8 @@ uint32_t mc_rails_up(struct mc_session *s);
 /** Look, and start the probes that are due. Any thread. */
 void mc_rails_look(struct mc_session *s, uint64_t now_ns, struct mc_rails_view *ret);
 void mc_rails_failed(struct mc_session *s, unsigned rail, uint64_t now_ns);
+/** Bytes moved again after so long a silence. */
+void mc_rails_gap(struct mc_session *s, unsigned rail, uint64_t gap_ns, uint64_t now_ns);
 /** Has the local end of the rail lost its link, as far as the kernel knows? */
 bool mc_rails_is_link_down(const struct mc_session *s, unsigned rail);
 

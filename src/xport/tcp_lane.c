@@ -474,13 +474,13 @@ void mc_tcp_lane_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 	ret_arm->is_block_ok = true;
 }
 
-/* What the peer's kernel has acknowledged counts, too: a slow link drains a full socket buffer for
- * longer than the watchdog waits. */
+/* What the kernels have passed on counts, too: a slow link drains a full socket buffer for longer
+ * than the watchdog waits, and what has come may wait for us. */
 uint64_t mc_tcp_lane_progress(const struct mc_xlane *x)
 {
 	const struct tcp_lane *l = (const struct tcp_lane *)x;
 
-	return atomic_load_explicit(&l->progress, memory_order_relaxed) + mc_tcp_acked(l->fd);
+	return atomic_load_explicit(&l->progress, memory_order_relaxed) + mc_tcp_passed(l->fd);
 }
 
 /* Does it change anything at the target? */

@@ -121,8 +121,9 @@ ssize_t mc_tcp_recv(int fd, struct mc_iovq *q);
 ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q, bool is_all);
 /** Wait in the kernel. @return revents, 0: time is up */
 int mc_tcp_wait(int fd, short events, uint64_t block_ns);
-/** Payload bytes that the peer's kernel has acknowledged; 0 when this kernel does not tell. */
-uint64_t mc_tcp_acked(int fd);
+/** Bytes that the two kernels have passed on: acknowledged by the peer's, or received by ours, read
+ * or not. 0 when this kernel does not tell. */
+uint64_t mc_tcp_passed(int fd);
 /** Wake the receiver only for at least `bytes`. */
 void mc_tcp_lowat(int fd, size_t bytes);
 

@@ -73,10 +73,12 @@ void mc_tcp_lowat(int fd, size_t bytes)
 	(void)setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &v, sizeof(v));
 }
 
-uint64_t mc_tcp_acked(int fd)
+uint64_t mc_tcp_passed(int fd)
 {
 	struct tcp_info info = {0};
 	socklen_t len = sizeof(info);
 
-	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 ? info.tcpi_bytes_acked : 0;
+	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0
+		       ? info.tcpi_bytes_acked + info.tcpi_bytes_received
+		       : 0;
 }

@@ -123,6 +123,7 @@ static void lost_rail_is_told_from_a_slow_peer(void **state)
 			struct mc_rail_watch w = rows[i].w;
 
 			w.silent_ns = ms * MS;
+			w.patience_ns = MC_RAIL_STALL_NS;
 			lost_ms = mc_rail_is_lost(&w) ? ms : 0;
 		}
 		if (lost_ms != rows[i].lost_after_ms)
@@ -181,6 +182,43 @@ static void last_slices_go_to_equal_rails(void **state)
 	(void)state;
 }
 
+static void silence_of_a_busy_peer_teaches_patience_for_a_while(void **state)
+{
+	struct mc_rail_health h = {0};
+	uint64_t now_ns = 1000 * MS;
+
+	mc_rail_gap(&h, 20 * MS, now_ns);
+	assert_int_equal(mc_rail_patience(&h, now_ns), MC_RAIL_STALL_NS);
+	mc_rail_gap(&h, 90 * MS, now_ns);
+	assert_int_equal(mc_rail_patience(&h, now_ns), 270 * MS);
+	mc_rail_gap(&h, 5000 * MS, now_ns);
+	assert_int_equal(mc_rail_patience(&h, now_ns), MC_RAIL_STALL_ALONE_NS);
+	assert_int_equal(mc_rail_patience(&h, now_ns + 60 * MC_NS_PER_S), MC_RAIL_STALL_NS);
+	(void)state;
+}
+
+static void rail_that_answers_its_first_probe_was_ejected_too_soon(void **state)
+{
+	struct mc_rail_health h = {0};
+	uint64_t now_ns = 1000 * MS;
+
+	mc_rail_failed(&h, now_ns);
+	assert_true(mc_rail_wants_probe(&h, h.until_ns));
+	mc_rail_probed(&h, true, h.until_ns);
+	assert_int_equal(mc_rail_patience(&h, h.until_ns), 2 * MC_RAIL_STALL_NS);
+	(void)state;
+}
+
+static void real_outage_does_not_make_us_patient(void **state)
+{
+	struct mc_rail_health h = {0};
+	unsigned probes;
+
+	(void)outage(&h, 7000 * MS, 3000 * MS, &probes);
+	assert_int_equal(mc_rail_patience(&h, 11000 * MS), MC_RAIL_STALL_NS);
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -193,6 +231,9 @@ int main(void)
 	    cmocka_unit_test(lanes_are_added_where_a_core_is_the_limit),
 	    cmocka_unit_test(slow_rail_is_left_out_where_it_would_finish_last),
 	    cmocka_unit_test(last_slices_go_to_equal_rails),
+	    cmocka_unit_test(silence_of_a_busy_peer_teaches_patience_for_a_while),
+	    cmocka_unit_test(rail_that_answers_its_first_probe_was_ejected_too_soon),
+	    cmocka_unit_test(real_outage_does_not_make_us_patient),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
