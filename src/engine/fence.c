@@ -101,7 +101,7 @@ void mc_quarantine_forget(struct mc_quarantine *q, uint64_t owner)
 		if (u->owner == owner)
 			drop(q, u);
 	for (unsigned i = q->nblocked; i-- > 0;)
-		if (q->blocked[i] == owner)
+		if (q->blocked[i].owner == owner)
 			q->blocked[i] = q->blocked[--q->nblocked];
 	count(q);
 	pthread_mutex_unlock(&q->mu);
@@ -116,14 +116,27 @@ void mc_quarantine_fini(struct mc_quarantine *q)
 	pthread_mutex_destroy(&q->mu);
 }
 
-/* Under q->mu: there is no memory for its ranges, and nothing may be forgotten. */
-static void block(struct mc_quarantine *q, uint64_t owner)
+static bool is_token(const struct mc_unfenced *u, const uint8_t *token, size_t token_len)
+{
+	return u->token_len == token_len && memcmp(u->token, token, token_len) == 0;
+}
+
+static void set_token(struct mc_unfenced *u, uint64_t owner, const uint8_t *token, size_t len)
+{
+	u->owner = owner;
+	u->token_len = len;
+	memcpy(u->token, token, len);
+}
+
+/* Under q->mu: there is no memory for a range, and nothing may be forgotten. Every write to this
+ * owner waits for the fence, then. */
+static void block(struct mc_quarantine *q, uint64_t owner, const uint8_t *token, size_t token_len)
 {
 	for (unsigned i = 0; i < q->nblocked; i++)
-		if (q->blocked[i] == owner)
+		if (q->blocked[i].owner == owner && is_token(&q->blocked[i], token, token_len))
 			return;
 	if (q->nblocked < MC_BLOCKED_MAX)
-		q->blocked[q->nblocked++] = owner;
+		set_token(&q->blocked[q->nblocked++], owner, token, token_len);
 	else
 		q->is_all_blocked = true;
 }
@@ -139,14 +152,12 @@ static void quarantine(struct mc_session *s, const struct mc_slice *sl, const ui
 
 		pthread_mutex_lock(&q->mu);
 		if (u && q->ranges.len < MC_UNFENCED_MAX) {
-			u->owner = s->fence_key;
-			u->token_len = token_len;
-			memcpy(u->token, token, token_len);
+			set_token(u, s->fence_key, token, token_len);
 			mc_list_push_back(&q->list, &u->link);
 			mc_itree_insert(&q->ranges, &u->node, f->raddr, f->raddr + f->len);
 			u = NULL;
 		} else {
-			block(q, s->fence_key);
+			block(q, s->fence_key, token, token_len);
 		}
 		count(q);
 		pthread_mutex_unlock(&q->mu);
@@ -162,13 +173,16 @@ static void quarantine_drop(struct mc_quarantine *q, const uint8_t *token, size_
 		return;
 	pthread_mutex_lock(&q->mu);
 	mc_list_each (u, &q->list, link)
-		if (u->token_len == token_len && memcmp(u->token, token, token_len) == 0)
+		if (is_token(u, token, token_len))
 			drop(q, u);
+	for (unsigned i = q->nblocked; i-- > 0;)
+		if (is_token(&q->blocked[i], token, token_len))
+			q->blocked[i] = q->blocked[--q->nblocked];
 	count(q);
 	pthread_mutex_unlock(&q->mu);
 }
 
-/* @return 0: nothing is in the way; 1: *ret is; -MC_E_UNFENCED: the whole incarnation is blocked */
+/* @return 0: nothing is in the way; 1: *ret is; -MC_E_UNFENCED: everything is blocked */
 static int quarantine_find(struct mc_session *s, uint64_t addr, uint64_t len,
 			   struct mc_unfenced *ret)
 {
@@ -178,9 +192,11 @@ static int quarantine_find(struct mc_session *s, uint64_t addr, uint64_t len,
 
 	pthread_mutex_lock(&q->mu);
 	rc = q->is_all_blocked ? -MC_E_UNFENCED : 0;
-	for (unsigned i = 0; i < q->nblocked; i++)
-		if (q->blocked[i] == s->fence_key)
-			rc = -MC_E_UNFENCED;
+	for (unsigned i = 0; i < q->nblocked && rc == 0; i++)
+		if (q->blocked[i].owner == s->fence_key) {
+			*ret = q->blocked[i];
+			rc = 1;
+		}
 	for (n = mc_itree_overlap_first(&q->ranges, addr, addr + len); n && rc == 0;
 	     n = mc_itree_overlap_next(n, addr, addr + len)) {
 		const struct mc_unfenced *u = mc_container_of(n, struct mc_unfenced, node);

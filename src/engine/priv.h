@@ -45,7 +45,7 @@
 #define MC_INBOX_MAX 65536u   /* notices waiting */
 #define MC_INBOX_BYTES_MAX (64u << 20)
 #define MC_UNFENCED_MAX 65536u /* quarantined ranges */
-#define MC_BLOCKED_MAX 8u      /* incarnations whose every range is quarantined */
+#define MC_BLOCKED_MAX 16u     /* lanes whose every range, and more, is quarantined */
 
 struct mc_session;
 struct mc_join;
@@ -178,7 +178,8 @@ struct mc_quarantine {
 	pthread_mutex_t mu; /* a leaf; guards what follows but n */
 	struct mc_list list;
 	struct mc_itree ranges;
-	uint64_t blocked[MC_BLOCKED_MAX]; /* owners of ranges that there was no memory for */
+	struct mc_unfenced
+	    blocked[MC_BLOCKED_MAX]; /* without a range: there was no memory for it */
 	unsigned nblocked;
 	bool is_all_blocked; /* and no room for their owner either */
 	_Atomic unsigned n;  /* ranges and blocked; 0: no write needs to look */
