@@ -79,6 +79,6 @@ uint64_t mc_tcp_passed(int fd)
 	socklen_t len = sizeof(info);
 
 	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0
-		       ? info.tcpi_bytes_acked + info.tcpi_bytes_received
-		       : 0;
+		   ? info.tcpi_bytes_acked + info.tcpi_bytes_received
+		   : 0;
 }

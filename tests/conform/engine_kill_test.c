@@ -279,19 +279,19 @@ static void writer_step(struct writer *w, struct mc_rand *r, uint64_t op, uint8_
 		len = 64;
 	if ((w->c.base == 0 && !find(&w->c, w->name)) ||
 	    read_slot(&w->c, slot, buf, 8, &before) < 0)
-		goto failed;
+		goto fail;
 	fill(buf, len, w->seed, op);
 	if (write_slot(&w->c, slot, buf, len) < 0)
-		goto failed;
+		goto fail;
 	memset(buf, 0x5a, len);
 	if (read_slot(&w->c, slot, buf, len, &after) < 0)
-		goto failed;
+		goto fail;
 	if (after == before && !is_filled(buf, len, w->seed, op))
 		w->wrong++;
 	w->good++;
 	w->after_bad += w->failed > 0;
 	return;
-failed:
+fail:
 	w->failed++;
 	w->c.base = 0; /* it may be elsewhere in the next incarnation */
 	nap(5 * MC_NS_PER_MS);
