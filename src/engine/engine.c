@@ -187,6 +187,34 @@ static int open_identity(struct mc_engine *eng)
 	return rc;
 }
 
+struct publicity {
+	struct mc_engine *eng;
+	const char *opt_name;
+	const struct mc_control_place *place;
+	struct mc_diag *diag;
+	int rc;
+};
+
+static void publish(void *arg)
+{
+	struct publicity *p = arg;
+
+	p->rc = mc_serve_open(p->eng, &p->place->bind, p->diag);
+	if (p->rc == 0)
+		p->rc = set_names(p->eng, p->opt_name, p->place->host);
+}
+
+/* On the loop that serves, so that no peer, which may be waiting for this port to come back, is
+ * answered before the name is known. */
+static int go_public(struct mc_engine *eng, const char *opt_name,
+		     const struct mc_control_place *place, struct mc_diag *diag)
+{
+	struct publicity p = {.eng = eng, .opt_name = opt_name, .place = place, .diag = diag};
+
+	mc_loop_call(eng->loops[0], publish, &p);
+	return p.rc;
+}
+
 static void group_unref(void *op)
 {
 	mc_gop_put(op);
@@ -223,9 +251,7 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 	if (rc == 0)
 		rc = open_transports(eng, diag);
 	if (rc == 0)
-		rc = mc_serve_open(eng, &place.bind, diag);
-	if (rc == 0)
-		rc = set_names(eng, opts->name, place.host);
+		rc = go_public(eng, opts->name, &place, diag);
 	if (rc == 0)
 		rc = mc_peers_open(eng);
 	if (rc == 0)

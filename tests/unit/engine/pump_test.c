@@ -385,6 +385,11 @@ static void closing_a_segment_ends_its_groups(void **state)
 	assert_int_equal(write_once(0, 4096, 0, NULL), 0);
 }
 
+static void arrived(void *arg)
+{
+	(void)arg;
+}
+
 static void high_priority_passes_what_waits(void **state)
 {
 	uint64_t filler[300], id[3];
@@ -401,6 +406,7 @@ static void high_priority_passes_what_waits(void **state)
 		id[i] = submit(i * 8192 + 4096, 4096, (enum mc_priority)(MC_PRIO_LOW - i),
 			       15 * MC_NS_PER_S);
 	}
+	mc_loop_call(a->loops[0], arrived, NULL); /* all are with the pump now */
 	mood_set(WORK, 0);
 	for (unsigned i = 0; i < 3; i++)
 		assert_int_equal(result(id[i]), 0);
