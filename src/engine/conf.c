@@ -36,8 +36,3 @@ void mc_conf_load(struct mc_conf *conf)
 	if (conf->slice_bytes && conf->slice_bytes < 65536)
 		conf->slice_bytes = 65536;
 }
-
-int mc_conf_dump(struct mc_str *out)
-{
-	return mc_opt_dump(rows, MC_ARRAY_LEN(rows), out);
-}

@@ -9,7 +9,6 @@
 #include <stdint.h>
 
 #include "base/err.h"
-#include "base/str.h"
 
 #define MC_NONCE_BYTES 16u
 #define MC_WORKERS_MAX 16u
@@ -29,7 +28,5 @@ struct mc_conf {
 
 /** Never fails: wrong values are logged and their defaults stay. */
 void mc_conf_load(struct mc_conf *conf);
-/** Markdown table of the settings, for docs/operations.md. */
-int mc_conf_dump(struct mc_str *out);
 
 #endif

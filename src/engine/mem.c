@@ -146,6 +146,26 @@ static int plain_free(struct mc_engine *eng, void *ptr)
 	return 0;
 }
 
+/* From mc_mem_alloc()? A registration of the caller's own memory must not be touched. */
+static bool is_ours(struct mc_engine *eng, void *ptr)
+{
+	struct mc_region_desc d = {.addr = (uintptr_t)ptr, .len = 1};
+	bool is_plain = false;
+	struct plain *p;
+
+	if (!ptr)
+		return false;
+	if (eng->shm) {
+		mc_shm_desc_fill(eng->shm, &d);
+		return d.kind == MC_MEM_MEMFD;
+	}
+	pthread_mutex_lock(&eng->plain_mu);
+	mc_list_each (p, &eng->plain, link)
+		is_plain |= p->ptr == ptr;
+	pthread_mutex_unlock(&eng->plain_mu);
+	return is_plain;
+}
+
 void *mc_mem_alloc(struct mc_engine *eng, size_t len)
 {
 	void *ptr;

@@ -2,8 +2,7 @@
  * retry.h: what to do with a slice that came back from a broken path. Pure: no I/O, no clock.
  *
  * A slice may be tried `tries_max` times in all; a path that failed is left by the pump's choice of
- * rails, not here. Back-off is exponential with the rail's jitter applied by the caller's tick, so
- * a peer that is being restarted is not stormed.
+ * rails, not here. Back-off is exponential, so a peer that is being restarted is not stormed.
  */
 #ifndef MC_ENGINE_RETRY_H
 #define MC_ENGINE_RETRY_H

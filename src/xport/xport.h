@@ -20,8 +20,8 @@
  *
  * Retirement (the fence for writes): abort() gives a token; the engine carries it to the peer over
  * the control connection; the peer's transport makes sure that nothing of that lane lands any more
- * and answers how far it got; confirm() turns that answer into per-slice verdicts. A lost peer (its
- * incarnation is gone) confirms everything as not landing.
+ * and answers how far it got. From then on every MAYBE slice may go elsewhere. When the peer's
+ * incarnation is gone nothing of it lands either.
  */
 #ifndef MC_XPORT_XPORT_H
 #define MC_XPORT_XPORT_H
