@@ -195,7 +195,7 @@ int mc_mem_free(struct mc_engine *eng, void *addr)
 
 	if (mc_engine_is_forked(eng))
 		return -MC_E_FORKED;
-	if (!addr)
+	if (!is_ours(eng, addr))
 		return -MC_E_NOENT;
 	/* All registrations that begin there, the user's own too; he may also have ended ours. */
 	do {
