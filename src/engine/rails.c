@@ -148,7 +148,7 @@ static void probe_run(struct mc_worker_job *job)
 	int rc = probe(s, rail);
 
 	if (rc == -MC_E_PEER_RESTARTED)
-		mc_session_kill(s);
+		mc_session_gone(s);
 	mc_log_debug("rail probed", "peer=%s remote=%s outcome=\"%s\"", s->peer->name,
 		     mc_addr_format(&rail->remote, text), mc_err_text(rc));
 	pthread_mutex_lock(&s->mu);
