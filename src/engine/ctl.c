@@ -151,12 +151,13 @@ int mc_ctl_resolve(struct mc_session *s, const struct mc_iov *ranges, size_t n,
 	uint8_t *req = mc_calloc(1, req_cap), *reply = mc_calloc(1, reply_cap);
 	uint8_t *mem = mc_aligned_alloc(16, reply_cap + 1024);
 	Mc__Ctl__Resolve m = MC__CTL__RESOLVE__INIT;
-	struct mc_wr w = mc_wr_make(records, n * MC_CTL_RANGE_LEN);
+	struct mc_wr w;
 	int rc = -MC_E_NOMEM;
 
 	mc_assert(n <= MC_CTL_RESOLVE_MAX);
 	if (!records || !req || !reply || !mem)
 		goto out;
+	w = mc_wr_make(records, n * MC_CTL_RANGE_LEN);
 	for (size_t i = 0; i < n; i++)
 		mc_ctl_range_encode(&w, &(struct mc_ctl_range){ranges[i].addr, ranges[i].len});
 	m.records = bin(records, n * MC_CTL_RANGE_LEN);
