@@ -3,6 +3,7 @@
  */
 #include <signal.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -550,6 +551,7 @@ static void kill_initiator_once(void)
 	if (p.pid == 0) {
 		int fd = dup(fds[1]); /* without CLOEXEC */
 
+		(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
 		(void)snprintf(num, sizeof(num), "%d", fd);
 		execl("/proc/self/exe", "conform", "--initiator", env.tr->name, num, (char *)NULL);
 		_exit(127);

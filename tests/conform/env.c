@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -38,6 +39,7 @@ static void process_start(struct peer *p, const struct transport *tr)
 	p->pid = fork();
 	assert_true(p->pid >= 0);
 	if (p->pid == 0) {
+		(void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* even when it is stopped */
 		(void)fcntl(fds[1], F_SETFD, 0);
 		execl("/proc/self/exe", "conform", "--target", tr->name, num, (char *)NULL);
 		_exit(127);

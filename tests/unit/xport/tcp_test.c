@@ -492,11 +492,11 @@ static void fake_open(struct fake *f, int classic, enum mc_op op, uint64_t len)
 static int fake_poll(struct fake *f)
 {
 	uint64_t end_ns = deadline();
-	struct mc_slice *done[1];
+	struct mc_slice *done[4];
 	int rc = 0;
 
 	while (rc == 0) {
-		rc = f->lane->ops->poll(f->lane, 10 * MC_NS_PER_MS, done, 1);
+		rc = f->lane->ops->poll(f->lane, 10 * MC_NS_PER_MS, done, 4);
 		assert_true(mc_now_ns() < end_ns);
 	}
 	return rc;
@@ -578,6 +578,7 @@ static void answers_that_fit_no_request_break_the_lane(void **state)
 
 static void an_end_behind_a_good_answer_is_told_after_it(void **state)
 {
+	uint8_t buf[2 * MC_TCP_REPLY_BYTES];
 	struct mc_slice second, *s = &second;
 	struct fake f;
 
@@ -585,12 +586,57 @@ static void an_end_behind_a_good_answer_is_told_after_it(void **state)
 	second = f.s;
 	assert_int_equal(f.lane->ops->post(f.lane, &s, 1), 1);
 	fake_welcome(&f, 0, EPOCH);
-	fake_reply(&f, 0, 1, 0);
-	fake_reply(&f, 0, 7, 0); /* nonsense */
+	mc_tcp_reply_encode(buf, &(struct mc_tcp_reply){.seq = 1});
+	mc_tcp_reply_encode(buf + MC_TCP_REPLY_BYTES, &(struct mc_tcp_reply){.seq = 7});
+	raw_send(f.fd, buf, sizeof(buf)); /* sense and nonsense in one piece */
 	assert_int_equal(fake_poll(&f), 1);
 	assert_int_equal(f.s.status, 0);
 	assert_int_equal(fake_poll(&f), -MC_E_PROTO);
 	assert_int_equal(fake_close(&f), 16);
+	(void)state;
+}
+
+/* While one read is alone its payload is received together with its head; another one makes it
+ * company before the answer comes. */
+static void a_refused_read_takes_nothing_of_the_answer_behind_it(void **state)
+{
+	static uint8_t first[100], second[100], zero[100], buf[2 * MC_TCP_REPLY_BYTES + 100];
+	struct mc_slice other, *s = &other, *done[4];
+	uint64_t end_ns = deadline();
+	struct mc_frag frag;
+	struct fake f;
+	int n = 0;
+
+	memset(first, 0, sizeof(first));
+	fake_open(&f, 0, MC_OP_READ, 100);
+	f.frag.local = first;
+	fake_welcome(&f, 0, EPOCH);
+	while (f.lane->ops->progress(f.lane) <
+	       MC_TCP_HELLO_BYTES + MC_TCP_WELCOME_BYTES + MC_TCP_REQ_BYTES + MC_TCP_FRAG_BYTES) {
+		assert_int_equal(f.lane->ops->poll(f.lane, MC_NS_PER_MS, done, 4), 0);
+		assert_true(mc_now_ns() < end_ns);
+	}
+	assert_int_equal(f.lane->ops->poll(f.lane, 0, done, 4), 0); /* waits for the answer now */
+	frag = f.frag;
+	frag.local = second;
+	other = f.s;
+	other.frags = &frag;
+	assert_int_equal(f.lane->ops->post(f.lane, &s, 1), 1);
+	mc_tcp_reply_encode(buf, &(struct mc_tcp_reply){.status = -MC_E_RANGE, .seq = 1});
+	mc_tcp_reply_encode(buf + MC_TCP_REPLY_BYTES, &(struct mc_tcp_reply){.seq = 2, .len = 100});
+	memcpy(buf + sizeof(buf) - 100, bytes, 100);
+	raw_send(f.fd, buf, sizeof(buf)); /* one piece */
+	while (n < 2) {
+		int rc = f.lane->ops->poll(f.lane, MC_NS_PER_MS, done, 4);
+
+		assert_true(rc >= 0 && mc_now_ns() < end_ns);
+		n += rc;
+	}
+	assert_int_equal(f.s.status, -MC_E_RANGE);
+	assert_int_equal(other.status, 0);
+	assert_memory_equal(first, zero, 100);
+	assert_memory_equal(second, bytes, 100);
+	(void)fake_close(&f);
 	(void)state;
 }
 
@@ -717,6 +763,7 @@ int main(void)
 	    T(the_reason_is_told_though_the_target_hangs_up_on_unread_payload),
 	    T(answers_that_fit_no_request_break_the_lane),
 	    T(an_end_behind_a_good_answer_is_told_after_it),
+	    T(a_refused_read_takes_nothing_of_the_answer_behind_it),
 	    T(version_1_writes_and_reads_in_any_order_keep_their_places),
 	    T(nobody_listening_is_told_as_refused),
 	    T(opening_without_memory_fails_cleanly_at_every_step),
