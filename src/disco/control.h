@@ -30,11 +30,13 @@ struct mc_control_place {
  * one, or without a name, they are told MC_TCP_BIND_ADDRESS, else the name's host if it is a local
  * numeric address, else the first interface's address; with MC_LEGACY_RPC_PORT_BINDING, the name's
  * host and port.
- * Bound is the advertised address alone, except that a host which is not numeric and resolves to
- * loopback or to nothing local means all addresses, with a warning.
+ * Bound is the advertised address alone. For a host that is no address of this machine, or a name
+ * other than "localhost" that resolves to loopback, MC_TCP_BIND_ADDRESS says what to bind; it may
+ * then be 0.0.0.0 or ::. Without it the first is an error, the second binds loopback and warns.
  *
  * @param name  "host", "host:port", "[v6]:port", or "" for none
- * @return 0; -MC_E_INVAL (diag names the value); -MC_E_ADDR when MC_TCP_BIND_ADDRESS is not local.
+ * @return 0; -MC_E_INVAL (diag names the value); -MC_E_ADDR when the name or MC_TCP_BIND_ADDRESS is
+ * not local; -MC_E_DNS when the name does not resolve.
  * May block for DNS.
  */
 MC_MUST_CHECK int mc_control_place(const struct mc_hs_conf *conf, const char *name, bool is_p2p,

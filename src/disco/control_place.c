@@ -45,35 +45,49 @@ static int split(const char *name, struct name_parts *ret, struct mc_diag *diag)
 	return 0;
 }
 
-static void any_address(bool is_ipv6, struct mc_addr *ret)
+/* MC_TCP_BIND_ADDRESS. It may mean all addresses where peers are told a name. */
+static int bind_asked(const struct mc_hs_conf *conf, bool is_any_ok, struct mc_addr *ret,
+		      struct mc_diag *diag)
 {
-	int rc = mc_addr_parse(is_ipv6 ? "::" : "0.0.0.0", 0, ret);
+	int rc = mc_addr_parse(conf->bind_address, 0, ret);
 
-	mc_assert(rc == 0);
+	if (rc == 0 && (mc_addr_is_local(ret) || (is_any_ok && mc_addr_is_any(ret))))
+		return 0;
+	mc_diag_set(diag, "MC_TCP_BIND_ADDRESS \"%s\" is no address of this machine",
+		    conf->bind_address);
+	return rc < 0 ? rc : -MC_E_ADDR;
 }
 
-/* Bind what the advertised host stands for, if that is an address peers elsewhere can mean. */
-static void bind_host(const struct mc_hs_conf *conf, const struct name_parts *n,
-		      struct mc_addr *ret)
+/* Bind what the advertised host stands for. Where that is not here, or here alone although the name
+ * may mean more to others, MC_TCP_BIND_ADDRESS says what is meant. */
+static int bind_host(const struct mc_hs_conf *conf, const struct name_parts *n, struct mc_addr *ret,
+		     struct mc_diag *diag)
 {
+	struct mc_diag why = {0};
 	struct mc_addr addr = n->addr;
-	bool is_found = n->is_numeric || mc_addr_resolve(n->host, 0, &addr, NULL) == 0;
+	char text[MC_ADDR_TEXT_MAX];
+	int rc = n->is_numeric ? 0 : mc_addr_resolve(n->host, 0, &addr, &why);
+	bool is_here = rc == 0 && (mc_addr_is_local(&addr) || mc_addr_is_any(&addr));
+	bool is_alone = !n->is_numeric && is_here && mc_addr_is_loopback(&addr) &&
+			strcmp(n->host, "localhost") != 0;
 
-	if (is_found && mc_addr_is_local(&addr) && (n->is_numeric || !mc_addr_is_loopback(&addr))) {
-		*ret = addr;
-		return;
+	if ((!is_here || is_alone) && conf->bind_address[0])
+		return bind_asked(conf, true, ret, diag);
+	if (!is_here) {
+		mc_diag_set(diag,
+			    "server name \"%s\" is no address of this machine (%s); use one that "
+			    "is, or set MC_TCP_BIND_ADDRESS to the one to listen on, 0.0.0.0 or :: "
+			    "for all",
+			    n->host, rc < 0 ? why.text : mc_addr_format_host(&addr, text));
+		return rc < 0 ? rc : -MC_E_ADDR;
 	}
-	if (strcmp(n->host, "localhost") == 0 && is_found) {
-		*ret = addr;
-		return;
-	}
-	any_address(is_found ? addr.sa.sa_family == AF_INET6 : conf->is_ipv6, ret);
-	if (!is_found || !mc_addr_is_any(&addr))
-		mc_log_warn("name is no address of this machine, listening on all",
-			    "host=%s reason=%s", n->host,
-			    !is_found ? "does not resolve"
-				      : (mc_addr_is_loopback(&addr) ? "resolves to loopback"
-								    : "is not local"));
+	if (is_alone)
+		mc_log_warn("name resolves to loopback: peers on other hosts cannot reach it",
+			    "host=%s address=%s fix=\"use an address as name, or set "
+			    "MC_TCP_BIND_ADDRESS to the one to listen on\"",
+			    n->host, mc_addr_format_host(&addr, text));
+	*ret = addr;
+	return 0;
 }
 
 /* With a metadata service peers look the address up, and without a name they are told it, so any
@@ -84,13 +98,9 @@ static int place_by_address(const struct mc_hs_conf *conf, const struct name_par
 	int rc;
 
 	if (conf->bind_address[0]) {
-		rc = mc_addr_parse(conf->bind_address, 0, &ret->bind);
-		if (rc < 0 || !mc_addr_is_local(&ret->bind)) {
-			mc_diag_set(diag,
-				    "MC_TCP_BIND_ADDRESS \"%s\" is no address of this machine",
-				    conf->bind_address);
-			return rc < 0 ? rc : -MC_E_ADDR;
-		}
+		rc = bind_asked(conf, false, &ret->bind, diag);
+		if (rc < 0)
+			return rc;
 	} else if (n->is_numeric && !mc_addr_is_any(&n->addr) && mc_addr_is_local(&n->addr)) {
 		ret->bind = n->addr;
 	} else {
@@ -117,7 +127,7 @@ int mc_control_place(const struct mc_hs_conf *conf, const char *name, bool is_p2
 		return rc;
 	if (name[0] && (is_p2p || conf->is_legacy_port)) {
 		memcpy(place.host, n.host, sizeof(place.host));
-		bind_host(conf, &n, &place.bind);
+		rc = bind_host(conf, &n, &place.bind, diag);
 	} else {
 		rc = place_by_address(conf, &n, &place, diag);
 	}

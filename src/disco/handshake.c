@@ -34,8 +34,9 @@ static const struct mc_opt conf_rows[] = {
     MC_OPT_BOOL(struct mc_hs_conf, is_legacy_port, "MC_LEGACY_RPC_PORT_BINDING", "0",
 		"with a metadata service: bind the port of the server name"),
     MC_OPT_BOOL(struct mc_hs_conf, is_ipv6, "MC_USE_IPV6", "0", "prefer IPv6 addresses"),
-    MC_OPT_STR(struct mc_hs_conf, bind_address, "MC_TCP_BIND_ADDRESS", "",
-	       "address advertised to peers"),
+    MC_OPT_STR(
+	struct mc_hs_conf, bind_address, "MC_TCP_BIND_ADDRESS", "",
+	"address advertised to peers, or listened on for a name that is not of this machine"),
 };
 
 /* Upstream once misspelt the names of the range and still takes them. */

@@ -460,6 +460,29 @@ static void port_in_use_is_named(void **state)
 	(void)state;
 }
 
+static void name_of_another_machine_needs_a_place_to_listen(void **state)
+{
+	struct mc_hs_conf hs;
+	struct mc_control_place p;
+	struct mc_diag diag;
+
+	mc_hs_conf_load(&hs);
+	assert_int_equal(mc_control_place(&hs, "192.0.2.9:14321", true, &p, &diag), -MC_E_ADDR);
+	assert_non_null(strstr(diag.text, "192.0.2.9"));
+	assert_non_null(strstr(diag.text, "MC_TCP_BIND_ADDRESS"));
+	assert_int_equal(mc_control_place(&hs, "no.such.host.invalid", true, &p, &diag), -MC_E_DNS);
+	assert_non_null(strstr(diag.text, "no.such.host.invalid"));
+	(void)mc_strlcpy(hs.bind_address, sizeof(hs.bind_address), "127.0.0.2");
+	assert_int_equal(mc_control_place(&hs, "192.0.2.9", true, &p, &diag), 0);
+	assert_string_equal(p.host, "192.0.2.9");
+	assert_true(mc_addr_is_loopback(&p.bind));
+	(void)mc_strlcpy(hs.bind_address, sizeof(hs.bind_address), "0.0.0.0");
+	assert_int_equal(mc_control_place(&hs, "192.0.2.9", true, &p, &diag), 0);
+	assert_true(mc_addr_is_any(&p.bind));
+	assert_int_equal(mc_control_place(&hs, "192.0.2.9", false, &p, &diag), -MC_E_ADDR);
+	(void)state;
+}
+
 static void place_follows_the_kind_of_metadata(void **state)
 {
 	struct mc_hs_conf hs;
@@ -472,9 +495,6 @@ static void place_follows_the_kind_of_metadata(void **state)
 	assert_string_equal(p.host, "127.0.0.1");
 	assert_true(mc_addr_is_loopback(&p.bind));
 	assert_int_equal(mc_addr_port(&p.bind), 0);
-	assert_int_equal(mc_control_place(&hs, "no.such.host.invalid", true, &p, &diag), 0);
-	assert_string_equal(p.host, "no.such.host.invalid");
-	assert_true(mc_addr_is_any(&p.bind));
 	hs.is_legacy_port = true;
 	assert_int_equal(mc_control_place(&hs, "127.0.0.1:14321", true, &p, &diag), 0);
 	assert_int_equal(mc_addr_port(&p.bind), 0);
@@ -517,6 +537,7 @@ int main(void)
 	    cmocka_unit_test(large_requests_share_one_budget),
 	    cmocka_unit_test(lack_of_descriptors_passes_by_itself),
 	    cmocka_unit_test(port_in_use_is_named),
+	    cmocka_unit_test(name_of_another_machine_needs_a_place_to_listen),
 	    cmocka_unit_test(place_follows_the_kind_of_metadata),
 	};
 
