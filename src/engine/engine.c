@@ -42,7 +42,9 @@ static void read_boot_id(struct mc_engine *eng)
 	ssize_t n = fd >= 0 ? read(fd, eng->boot_id, sizeof(eng->boot_id) - 1) : 0;
 
 	mc_fd_close(&fd);
-	/* Unreadable: empty, which equals no other host's. */
+	/* Unreadable: empty, and it is left to the socket's path whether this is a peer's host. */
+	if (n <= 0)
+		mc_log_debug("no boot id", "file=/proc/sys/kernel/random/boot_id");
 	eng->boot_id[n > 0 ? n : 0] = '\0';
 	eng->boot_id[strcspn(eng->boot_id, "\n")] = '\0';
 }

@@ -260,7 +260,9 @@ static void try_shm(struct mc_session *s, const struct mc_ctl_peer *hello, uint6
 
 	if (!s->eng->shm || s->eng->conf.is_tcp_only || !hello->shm_socket[0])
 		return;
-	if (strcmp(hello->boot_id, s->eng->boot_id) != 0) {
+	/* Where one of us has no /proc, the socket tells: its name is not found by chance. */
+	if (hello->boot_id[0] && s->eng->boot_id[0] &&
+	    strcmp(hello->boot_id, s->eng->boot_id) != 0) {
 		mc_log_debug("no shared memory: another host", "peer=%s", s->peer->name);
 		return;
 	}

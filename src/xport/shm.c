@@ -203,9 +203,9 @@ int mc_shm_dev_open(const struct mc_xdev_env *env, const struct mc_shm_opts *opt
 	rc = mc_shm_heap_open(&d->heap);
 	if (rc < 0)
 		goto fail;
-	rc = mc_shm_page_open(env->epoch, &d->page, &d->page_fd);
+	rc = mc_shm_page_open(env->epoch, &d->page, &d->page_fd, diag);
 	if (rc < 0) {
-		mc_diag_set(diag, "shared memory control page: %s", mc_err_text(rc));
+		mc_diag_wrap(diag, "control page");
 		goto fail;
 	}
 	rc = mc_shm_path_listen(d->opts.dir, d->path, &d->listen.fd, diag);

@@ -30,19 +30,25 @@ static int page_mmap(int fd, struct mc_shm_page **ret_page)
 	return 0;
 }
 
-int mc_shm_page_open(uint64_t epoch, struct mc_shm_page **ret_page, int *ret_fd)
+int mc_shm_page_open(uint64_t epoch, struct mc_shm_page **ret_page, int *ret_fd,
+		     struct mc_diag *diag)
 {
 	struct mc_shm_page *page = NULL;
-	int fd, rc;
+	const char *step = "memfd_create";
+	int fd, rc = 0;
 
 	fd = memfd_create("mooncake-ctl", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0)
-		return mc_err_from_errno(errno);
-	if (ftruncate(fd, sizeof(*page)) < 0 || fcntl(fd, F_ADD_SEALS, SEALS) < 0)
+	if (fd < 0) {
 		rc = mc_err_from_errno(errno);
-	else
+	} else if (ftruncate(fd, sizeof(*page)) < 0 || fcntl(fd, F_ADD_SEALS, SEALS) < 0) {
+		step = "size and seals of a memfd";
+		rc = mc_err_from_errno(errno);
+	} else {
+		step = "mapping a memfd";
 		rc = page_mmap(fd, &page);
+	}
 	if (rc < 0) {
+		mc_diag_set(diag, "%s: %s", step, mc_err_text(rc));
 		mc_fd_close(&fd);
 		return rc;
 	}

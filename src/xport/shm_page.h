@@ -46,8 +46,10 @@ struct mc_shm_page {
 
 /* ---- owner ---- */
 
-/** A new page in a sealed memfd. @return 0; -MC_E_NOMEM; -MC_E_LIMIT; … */
-MC_MUST_CHECK int mc_shm_page_open(uint64_t epoch, struct mc_shm_page **ret_page, int *ret_fd);
+/** A new page in a sealed memfd. @param diag may be NULL; says what was refused
+ * @return 0; -MC_E_NOMEM; -MC_E_LIMIT; … */
+MC_MUST_CHECK int mc_shm_page_open(uint64_t epoch, struct mc_shm_page **ret_page, int *ret_fd,
+				   struct mc_diag *diag);
 /** Ends both sides' mapping. NULL is allowed. Not in a forked child, which does not have it. */
 void mc_shm_page_unmap(struct mc_shm_page *page);
 /** Let peers see a region. id < MC_REGIONS_MAX. */

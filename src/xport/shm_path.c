@@ -142,15 +142,21 @@ int mc_shm_path_listen(const char *dir, char path[MC_SHM_PATH_MAX], int *ret_fd,
 		       struct mc_diag *diag)
 {
 	const char *run = getenv("XDG_RUNTIME_DIR");
+	struct mc_diag why = {0};
 	char own[MC_SHM_PATH_MAX];
 
 	if (dir)
 		return dir_try(dir, path, ret_fd, diag);
 	if (run && run[0] == '/' &&
 	    snprintf(own, sizeof(own), "%s/mooncake", run) < (int)sizeof(own)) {
-		if (dir_try(own, path, ret_fd, diag) == 0)
+		if (dir_try(own, path, ret_fd, &why) == 0)
 			return 0;
-		mc_log_debug("no socket in the run-time directory", "dir=%s", own);
+		mc_log_debug("no socket in the run-time directory", "dir=%s cause=\"%s\"", own,
+			     why.text);
+	} else if (run && run[0]) {
+		mc_log_debug("no socket in the run-time directory", "dir=%.64s cause=\"%s\"", run,
+			     run[0] == '/' ? "longer than a socket's path may be"
+					   : "not an absolute path");
 	}
 	snprintf(own, sizeof(own), "/tmp/mooncake-%u", (unsigned)geteuid());
 	return dir_try(own, path, ret_fd, diag);
