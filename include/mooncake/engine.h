@@ -50,8 +50,10 @@ struct mc_engine_opts {
 /**
  * Open an engine: bind its ports, join the metadata service, become reachable.
  * @param diag may be NULL; on error says what is wrong and what to do
- * @return 0; -MC_E_INVAL; -MC_E_DNS; -MC_E_ADDR; -MC_E_ADDR_IN_USE; -MC_E_METADATA; -MC_E_NOMEM;
- * -MC_E_LIMIT Nothing is left behind on error. Blocks for metadata round trips (seconds at most).
+ * @return 0; -MC_E_INVAL; -MC_E_UNSUPPORTED (protocol); -MC_E_ADDR (devices names an address that
+ * is not of this machine); -MC_E_ADDR_IN_USE; -MC_E_METADATA; -MC_E_NOMEM; -MC_E_LIMIT. Nothing is
+ * left behind on error. Blocks for metadata round trips (seconds at most). A name that is no
+ * address of this machine is not an error: the engine then listens on all, and warns.
  */
 MC_API MC_MUST_CHECK int mc_engine_open(const struct mc_engine_opts *opts, struct mc_diag *diag,
 					struct mc_engine **ret_engine);
@@ -59,7 +61,7 @@ MC_API MC_MUST_CHECK int mc_engine_open(const struct mc_engine_opts *opts, struc
 MC_API struct mc_engine *mc_engine_ref(struct mc_engine *eng);
 /**
  * Drop a reference; the last one ends every group (-MC_E_CLOSED), leaves the metadata service and
- * frees all. NULL is allowed. Not from inside a completion.
+ * frees all. A completion queue holds a reference until it is closed. NULL is allowed.
  */
 MC_API void mc_engine_close(struct mc_engine *eng);
 /** Segment name that peers open: "ip:port" with P2P metadata, else opts.name. Lives as long as the
@@ -129,7 +131,8 @@ MC_API MC_MUST_CHECK int mc_segment_open(struct mc_engine *eng, const char *name
 /** Forget a segment: connections are closed, groups under way end with -MC_E_CLOSED. @return 0;
  * -MC_E_STALE */
 MC_API int mc_segment_close(struct mc_engine *eng, int32_t segment);
-/** Ask the peer's process for a sign of life. @return 0; why not */
+/** Ask the peer's process for a sign of life. timeout_ns 0: five seconds. @return 0; why not:
+ * mc_segment_open()'s codes; -MC_E_UNSUPPORTED (a file has no process) */
 MC_API MC_MUST_CHECK int mc_segment_probe(struct mc_engine *eng, const char *name,
 					  uint64_t timeout_ns, struct mc_diag *diag);
 
@@ -201,11 +204,15 @@ struct mc_status {
 MC_API MC_MUST_CHECK int mc_transfer_sync(struct mc_engine *eng, const struct mc_group *group,
 					  struct mc_diag *diag);
 /**
- * Start a group and return at once.
+ * Start a group, whole or not at all, and return. It blocks for the peer only where the peer must
+ * be asked first, and no longer than the group's deadline: about ranges that no group named before,
+ * and when its process has to be found anew.
  * @param ret_id in [1, 2^63 - 1]; end it with mc_group_free(). With a cq it ends by itself at its
  * completion.
- * @return 0; -MC_E_INVAL; -MC_E_STALE (segment); -MC_E_AGAIN (too many under way: back-pressure);
- * -MC_E_NOMEM; -MC_E_FORKED
+ * @return 0; -MC_E_INVAL; -MC_E_STALE (segment); -MC_E_RANGE (not the peer's registered memory);
+ * -MC_E_UNFENCED (an earlier write to the range may still land); -MC_E_TOO_BIG; -MC_E_AGAIN (too
+ * many under way, or waiting in the cq: back-pressure); -MC_E_CLOSED (the cq is being closed);
+ * -MC_E_NOMEM; -MC_E_FORKED; where the peer must be asked: mc_segment_open()'s codes
  */
 MC_API MC_MUST_CHECK int mc_submit(struct mc_engine *eng, const struct mc_group *group,
 				   uint64_t *ret_id);
@@ -234,18 +241,21 @@ struct mc_completion {
 
 /** @param depth most groups under way on it, 1 … 65536 */
 MC_API MC_MUST_CHECK int mc_cq_open(struct mc_engine *eng, uint32_t depth, struct mc_cq **ret_cq);
-/** Groups under way are canceled and waited for. */
+/** Groups under way are canceled and waited for; completions not taken are lost. */
 MC_API void mc_cq_close(struct mc_cq *cq);
-/** Take up to max completions; waits at most timeout_ns for the first. @return how many */
+/** Take up to max completions; waits at most timeout_ns for the first. @return how many;
+ * -MC_E_FORKED */
 MC_API int mc_cq_wait(struct mc_cq *cq, struct mc_completion *ret, uint32_t max,
 		      uint64_t timeout_ns);
-/** eventfd, readable while completions are waiting. Owned by the queue. */
+/** eventfd, readable while completions are waiting: poll it, do not read it. Owned by the queue.
+ * @return -MC_E_FORKED in a child */
 MC_API int mc_cq_fd(struct mc_cq *cq);
 
 /* ---- notifications ---- */
 
 /** Send a message now, outside of any group. Waits for the peer to have it. @return 0;
- * -MC_E_TOO_BIG; -MC_E_AGAIN (its inbox is full); … */
+ * -MC_E_INVAL; -MC_E_STALE (segment); -MC_E_TOO_BIG; -MC_E_AGAIN (its inbox is full);
+ * -MC_E_UNSUPPORTED (a file); … */
 MC_API MC_MUST_CHECK int mc_notify_send(struct mc_engine *eng, int32_t segment,
 					const struct mc_notify *notify, uint64_t timeout_ns);
 struct mc_notice {
@@ -259,7 +269,7 @@ MC_API void mc_notices_free(struct mc_notice *notices, int n);
 
 /* ---- observation ---- */
 
-/** Prometheus text of all metrics. Free with mc_text_free(). NULL when out of memory. */
+/** Prometheus text of all metrics. Free with mc_text_free(). NULL when out of memory, or forked. */
 MC_API char *mc_metrics_text(struct mc_engine *eng);
 /** Upstream's topology JSON of this machine ({"cpu:0": [[preferred], [other]]}); devices: filter or
  * NULL. */

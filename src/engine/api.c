@@ -19,13 +19,15 @@ int mc_submit(struct mc_engine *eng, const struct mc_group *group, uint64_t *ret
 	rc = mc_gop_open(eng, group, NULL, &op);
 	if (rc == 0) {
 		rc = mc_ids_add(eng->groups, op, &op->id); /* the id's reference is the opener's */
+		if (rc == -MC_E_LIMIT)
+			rc = -MC_E_AGAIN;
 		if (rc < 0)
 			mc_gop_put(op);
 	}
 	if (rc < 0) {
 		if (group->cq)
 			mc_cq_undo(group->cq);
-		return rc == -MC_E_LIMIT ? -MC_E_AGAIN : rc;
+		return rc;
 	}
 	op->cq = group->cq;
 	*ret_id = op->id;

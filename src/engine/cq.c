@@ -133,7 +133,7 @@ int mc_cq_wait(struct mc_cq *q, struct mc_completion *ret, uint32_t max, uint64_
 
 int mc_cq_fd(struct mc_cq *q)
 {
-	return q->fd;
+	return mc_engine_is_forked(q->eng) ? -MC_E_FORKED : q->fd;
 }
 
 void mc_cq_close(struct mc_cq *q)

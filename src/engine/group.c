@@ -292,8 +292,6 @@ static int check_transfer(const struct mc_transfer *x, uint64_t *ret_len, struct
 
 static int copy_notify(struct mc_gop *op, const struct mc_notify *n)
 {
-	if (n->name_len > MC_NOTIFY_MAX || n->msg_len > MC_NOTIFY_MAX - n->name_len)
-		return -MC_E_TOO_BIG;
 	op->notify_name = mc_calloc(1, n->name_len + 1u);
 	op->notify_msg = mc_calloc(1, n->msg_len + 1u);
 	if (!op->notify_name || !op->notify_msg)
@@ -432,6 +430,12 @@ int mc_gop_open(struct mc_engine *eng, const struct mc_group *g, struct mc_diag 
 		mc_diag_set(diag, "group is malformed: size %u, %u transfers, priority %u", g->size,
 			    g->n, g->priority);
 		return -MC_E_INVAL;
+	}
+	rc = g->notify ? mc_notify_check(g->notify) : 0;
+	if (rc < 0) {
+		mc_diag_set(diag, "notification of %u and %u bytes: %s", g->notify->name_len,
+			    g->notify->msg_len, mc_err_text(rc));
+		return rc;
 	}
 	/* seq_cst: pairs with the closing engine's store and its wait for zero */
 	if (atomic_fetch_add(&eng->gops_live, 1) >= MC_GROUPS_MAX ||

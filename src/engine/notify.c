@@ -9,6 +9,15 @@
 #include "engine/ctl.h"
 #include "engine/priv.h"
 
+int mc_notify_check(const struct mc_notify *n)
+{
+	if ((n->name_len && !n->name) || (n->msg_len && !n->msg))
+		return -MC_E_INVAL;
+	if (n->name_len > MC_NOTIFY_MAX || n->msg_len > MC_NOTIFY_MAX - n->name_len)
+		return -MC_E_TOO_BIG;
+	return 0;
+}
+
 int mc_notify_deliver(struct mc_session *s, const void *name, uint32_t name_len, const void *msg,
 		      uint32_t msg_len, uint64_t deadline_ns)
 {
@@ -42,8 +51,9 @@ int mc_notify_send(struct mc_engine *eng, int32_t segment, const struct mc_notif
 
 	if (mc_engine_is_forked(eng))
 		return -MC_E_FORKED;
-	if (n->name_len > MC_NOTIFY_MAX || n->msg_len > MC_NOTIFY_MAX - n->name_len)
-		return -MC_E_TOO_BIG;
+	rc = mc_notify_check(n);
+	if (rc < 0)
+		return rc;
 	if (timeout_ns == 0)
 		timeout_ns = (uint64_t)eng->conf.transfer_timeout_s * MC_NS_PER_S;
 	deadline_ns = mc_time_after(mc_now_ns(), timeout_ns);

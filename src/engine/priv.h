@@ -461,6 +461,8 @@ bool mc_cq_is_closing(struct mc_cq *cq);
 void mc_cq_push(struct mc_cq *cq, const struct mc_gop *op);
 
 /* ---- notify.c ---- */
+/** What a user wants to send. @return 0; -MC_E_INVAL; -MC_E_TOO_BIG */
+int mc_notify_check(const struct mc_notify *n);
 int mc_notify_deliver(struct mc_session *s, const void *name, uint32_t name_len, const void *msg,
 		      uint32_t msg_len, uint64_t deadline_ns);
 /** A message came. @return 0; -MC_E_AGAIN: the inbox is full; -MC_E_EXIST: had it already */

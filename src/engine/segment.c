@@ -185,6 +185,10 @@ int mc_segment_probe(struct mc_engine *eng, const char *name, uint64_t timeout_n
 		mc_diag_set(diag, "segment name is empty or too long");
 		return -MC_E_INVAL;
 	}
+	if (strncmp(name, MC_FILE_SCHEME, strlen(MC_FILE_SCHEME)) == 0) {
+		mc_diag_set(diag, "%s: a file has no process to ask", name);
+		return -MC_E_UNSUPPORTED;
+	}
 	deadline_ns = deadline_of(eng, timeout_ns ? timeout_ns : 5 * MC_NS_PER_S);
 	if (eng->meta) {
 		rc = mc_meta_rpc_get(eng->meta, name, deadline_ns, &rpc, diag);
