@@ -14,7 +14,6 @@
 #include "base/rand.h"
 
 #define HELD_MAX 64u
-#define TOKEN_TEXT "FAULT-NOTHING-LANDS" /* of a lane whose inner one has nothing to retire */
 
 struct fault_dev {
 	struct mc_xdev base; /* must be first */
@@ -213,17 +212,17 @@ static size_t fault_abort(struct mc_xlane *x, struct mc_list *ret_left,
 {
 	struct fault_lane *l = lane_of(x);
 	size_t token_len = l->inner->ops->abort(l->inner, ret_left, ret_token);
-	enum mc_slice_verdict held_write =
-	    l->ops.caps & MC_XCAP_FENCE ? MC_SLICE_MAYBE : MC_SLICE_DONE;
-	bool is_maybe = false;
 	struct mc_slice *s;
 
 	l->is_broken = true;
-	/* What had finished and was not told yet: a network would have lost the answer. */
+	/* What had finished and was not told yet: a network would have lost the answer. A lane that
+	 * has nothing to retire gives no token, and then nobody may be in doubt. */
 	for (unsigned i = 0; i < l->nheld; i++) {
 		s = l->held[i].s;
-		s->verdict = s->op == MC_OP_WRITE ? held_write : MC_SLICE_UNSENT;
-		is_maybe |= s->verdict == MC_SLICE_MAYBE;
+		if (s->op == MC_OP_READ)
+			s->verdict = MC_SLICE_UNSENT;
+		else
+			s->verdict = token_len > 0 ? MC_SLICE_MAYBE : MC_SLICE_DONE;
 		mc_list_init(&s->link);
 		mc_list_push_back(ret_left, &s->link);
 	}
@@ -231,10 +230,6 @@ static size_t fault_abort(struct mc_xlane *x, struct mc_list *ret_left,
 	mc_list_each (s, &l->dropped, link)
 		s->verdict = MC_SLICE_UNSENT;
 	mc_list_splice_back(ret_left, &l->dropped);
-	if (token_len == 0 && is_maybe) {
-		token_len = sizeof(TOKEN_TEXT);
-		memcpy(ret_token, TOKEN_TEXT, token_len);
-	}
 	return token_len;
 }
 
@@ -243,10 +238,6 @@ static int fault_retire(struct mc_xdev *x, const uint8_t *token, size_t token_le
 {
 	struct fault_dev *d = dev_of(x);
 
-	if (token_len == sizeof(TOKEN_TEXT) && memcmp(token, TOKEN_TEXT, token_len) == 0) {
-		*ret_acked = 0;
-		return 0;
-	}
 	return d->inner->ops->retire(d->inner, token, token_len, ret_acked);
 }
 
@@ -267,7 +258,8 @@ static void fault_dev_close(struct mc_xdev *x)
 {
 	struct fault_dev *d = dev_of(x);
 
-	d->inner->ops->dev_close(d->inner);
+	if (!d->opts.is_inner_kept)
+		d->inner->ops->dev_close(d->inner);
 	mc_free(d);
 }
 

@@ -20,6 +20,7 @@ struct mc_fault_opts {
 	unsigned drop;	     /* a slice is swallowed: it never ends by itself */
 	unsigned lane_break; /* poll() fails: slices that had finished may come back as MAYBE */
 	unsigned corrupt;    /* a slice that was moved ends as -MC_E_CORRUPT */
+	bool is_inner_kept;  /* dev_close() leaves the inner device open: it is another's */
 	const struct mc_addr
 	    *via; /* lanes connect here instead of to the peer; outlives the device */
 };
@@ -29,7 +30,8 @@ struct mc_fault_stats {
 	_Atomic uint64_t refused, idled, held, dropped, broken, corrupted;
 };
 
-/** Takes over `inner`, which dev_close() closes. @return 0; -MC_E_NOMEM */
+/** Takes over `inner` unless is_inner_kept. All lanes must be closed before dev_close(). @return 0;
+ * -MC_E_NOMEM */
 MC_MUST_CHECK int mc_fault_dev_open(struct mc_xdev *inner, const struct mc_fault_opts *opts,
 				    struct mc_xdev **ret_dev);
 /** Wrap a lane that was opened at the inner device by other means. Takes it over also on failure.
