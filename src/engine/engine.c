@@ -4,6 +4,7 @@
  */
 #include <fcntl.h>
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -47,6 +48,27 @@ static void read_boot_id(struct mc_engine *eng)
 		mc_log_debug("no boot id", "file=/proc/sys/kernel/random/boot_id");
 	eng->boot_id[n > 0 ? n : 0] = '\0';
 	eng->boot_id[strcspn(eng->boot_id, "\n")] = '\0';
+}
+
+static const char *limit_text(int which, char buf[24])
+{
+	struct rlimit lim = {0};
+
+	if (getrlimit(which, &lim) < 0 || lim.rlim_cur == RLIM_INFINITY)
+		return "any";
+	(void)snprintf(buf, 24, "%llu", (unsigned long long)lim.rlim_cur); /* 20 digits at most */
+	return buf;
+}
+
+/* Which of them it was the kernel does not tell everywhere. */
+static void name_limits(struct mc_diag *diag)
+{
+	struct mc_diag what = *diag;
+	char files[24], threads[24], space[24];
+
+	mc_diag_set(diag, "%s (ulimit -n: %s open files; -u: %s threads; -v: %s bytes)", what.text,
+		    limit_text(RLIMIT_NOFILE, files), limit_text(RLIMIT_NPROC, threads),
+		    limit_text(RLIMIT_AS, space));
 }
 
 /* A process with hundreds of peers needs descriptors: take what the hard limit allows, as upstream
@@ -365,6 +387,8 @@ int mc_engine_open(const struct mc_engine_opts *opts, struct mc_diag *diag,
 			*diag = mine;
 			if (!mine.text[0])
 				mc_diag_set(diag, "%s", mc_err_text(rc));
+			if (rc == -MC_E_LIMIT)
+				name_limits(diag);
 			mc_diag_wrap(diag, "open engine \"%s\"", o.name ? o.name : "");
 		}
 		engine_free(eng);

@@ -221,6 +221,8 @@ int mc_shm_dev_open(const struct mc_xdev_env *env, const struct mc_shm_opts *opt
 	*ret_dev = &d->dev;
 	return 0;
 fail:
+	if (diag && !diag->text[0])
+		mc_diag_set(diag, "%s", mc_err_text(rc));
 	mc_diag_wrap(diag, "shared-memory transport");
 	shm_dev_close(&d->dev);
 	return rc;
