@@ -10,6 +10,7 @@ import errno
 import os
 import resource
 import socket
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ OPEN_FILES_WANTED = 4096
 PORTS_WANTED = 16
 SHM_WANTED = 1 << 30
 LOCKED_WANTED = 1 << 30
+SOCKET_DIR_MAX = 108 - 32  # of a Unix socket's path; without the name of the socket itself
 SYS_IO_URING_SETUP = 425  # the same number on every architecture
 
 
@@ -201,14 +203,46 @@ def check_shared_memory(_root: Path) -> Finding:
         )
     os.close(fd)
     try:
-        stat = os.statvfs("/dev/shm")
+        shm = os.statvfs("/dev/shm")
     except OSError:
         return Finding("shared memory", OK, "memfd works; there is no /dev/shm, and none is needed")
-    found = f"memfd works; /dev/shm {size(stat.f_bavail * stat.f_frsize)} free of {size(stat.f_blocks * stat.f_frsize)}"
-    if stat.f_blocks * stat.f_frsize < SHM_WANTED:
+    found = f"memfd works; /dev/shm {size(shm.f_bavail * shm.f_frsize)} free of {size(shm.f_blocks * shm.f_frsize)}"
+    if shm.f_blocks * shm.f_frsize < SHM_WANTED:
         fix = "--shm-size=8g of the container, or mount -o remount,size=8g /dev/shm"
         return Finding("shared memory", WARN, found + ": small for engines that use it", fix)
     return Finding("shared memory", OK, found)
+
+
+def unfit_for_socket(place: Path) -> str:
+    """Why the engine could not make its socket in this directory; empty when it could."""
+    if len(os.fsencode(place)) > SOCKET_DIR_MAX:
+        return f"{place} is longer than a socket's path may be"
+    try:
+        info = place.lstat()
+    except OSError:
+        return "" if os.access(place.parent, os.W_OK | os.X_OK) else f"{place.parent} is not writable"
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        return f"{place} is not a directory of uid {os.geteuid()} with mode 0700"
+    return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} is not writable"
+
+
+def check_socket_place(_root: Path) -> Finding:
+    """The directory where peers on this host find each other."""
+    run = os.environ.get("XDG_RUNTIME_DIR", "")
+    places = [Path(run) / "mooncake"] if run.startswith("/") else []
+    places.append(Path(f"/tmp/mooncake-{os.geteuid()}"))
+    reasons = []
+    for place in places:
+        why = unfit_for_socket(place)
+        if not why:
+            return Finding("socket directory", OK, f"{place}; peers on this host must see the same directory")
+        reasons.append(why)
+    return Finding(
+        "socket directory",
+        WARN,
+        "; ".join(reasons) + ": peers on this host use TCP",
+        "set XDG_RUNTIME_DIR to a writable directory of your own with a short path, mounted into all containers",
+    )
 
 
 class IoVec(ctypes.Structure):
@@ -303,6 +337,7 @@ CHECKS: tuple[Callable[[Path], Finding], ...] = (
     check_locked_memory,
     check_huge_pages,
     check_shared_memory,
+    check_socket_place,
     check_ptrace,
     check_io_uring,
     check_engine,
