@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "py"))
 
-from cluster import Node
+from cluster import Node, free_port
 
 SIZE = 256 << 10
 OTHER_UID = 12345
@@ -127,7 +128,7 @@ def carried(node: Node) -> dict[str, int]:
         r'^mc_transfer_bytes_total\{.*?transport="([^"]+)".*?\} (\d+)', node.call("metrics_text"), re.MULTILINE
     ):
         sums[transport] = sums.get(transport, 0) + int(count)
-    return sums
+    return {transport: count for transport, count in sums.items() if count}
 
 
 def move(one: Node, other: Node, kind: str) -> str:
@@ -290,6 +291,24 @@ def test_seccomp(
         assert "seccomp" in found["fix"]
 
 
+@pytest.mark.parametrize("box", [{"pidns": True}, {"refuse": [CALLS["pidfd"], "EPERM"]}], ids=["pidns", "no-pidfd"])
+def test_death_of_a_confined_peer_is_seen(boxes: Boxes, box: dict[str, Any]) -> None:
+    one, other = boxes.node(**box).start(), boxes.node(**box).start()
+    here, there = memory(one, MANAGED, 1), memory(other, MANAGED, 2)
+    call = ["transfer_sync_write", other.name, here, there, SIZE]
+    assert one.call(*call) == 0 and set(carried(one)) == {"shm"}
+    boxes.nodes.remove(other)
+    other.kill()
+    assert other.process.stdout.read() == b""  # its end comes when the last of it is gone
+    other.close()
+    begin = time.monotonic()
+    assert one.call(*call) != 0
+    assert time.monotonic() - begin < 4  # before any deadline
+    assert len(list(boxes.tmp().rglob("te-*.sock"))) == 2
+    boxes.node(**box).start()
+    assert len(list(boxes.tmp().rglob("te-*.sock"))) == 2, "the dead one's socket is removed by whoever comes next"
+
+
 @pytest.mark.parametrize("answer", ["EPERM", "ENOSYS"])
 def test_file_without_io_uring(boxes: Boxes, answer: str) -> None:
     node = boxes.node(refuse=[CALLS["io_uring"], answer]).start()
@@ -411,6 +430,14 @@ def test_listens_where_it_was_told_only(boxes: Boxes, network: Callable[[str], s
     assert listening(ns) == set()
     boxes.node(netns=ns).start(host)
     assert listening(ns) == {"127.0.0.1" if host == "localhost" else host}
+
+
+def test_further_rails_and_metrics_listen_where_they_were_told(boxes: Boxes, network: Callable[[str], str]) -> None:
+    ns = network("a")
+    boxes.node(netns=ns).do("start", "127.0.0.5", "P2PHANDSHAKE", "tcp", LINK["a"])
+    assert listening(ns) == {"127.0.0.5", LINK["a"]}
+    boxes.node({"MC_METRICS_PORT": str(free_port())}, netns=network("b")).start(LINK["b"])
+    assert listening(network("b")) == {"127.0.0.1", LINK["b"]}
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "no.such.host.invalid"])
