@@ -517,7 +517,8 @@ void mc_gop_finish(struct mc_gop *op)
 		mc_log_info("group failed", "cause=\"%s\"", op->diag.text);
 	/* release: waiters see the outcome */
 	atomic_store_explicit(&op->state, MC_GOP_DONE, memory_order_release);
-	mc_futex_wake(&op->state, UINT32_MAX);
+	if (op->loop) /* else its driver is the only one who knows it */
+		mc_futex_wake(&op->state, UINT32_MAX);
 	if (cq) {
 		(void)mc_ids_del(op->eng->groups, op->id); /* stale: its owner freed it already */
 		mc_cq_push(cq, op);			   /* the queue may be gone after this */

@@ -34,7 +34,7 @@ static void lane_free(struct mc_elane *lane)
 
 /* Under session.mu. */
 static struct mc_elane *take_idle(struct mc_session *s, enum mc_route route, unsigned rail,
-				  bool *ret_is_checked)
+				  uint64_t now_ns, bool *ret_is_checked)
 {
 	struct mc_elane *lane;
 
@@ -42,7 +42,7 @@ static struct mc_elane *take_idle(struct mc_session *s, enum mc_route route, uns
 		if (lane->route != route || lane->rail != rail ||
 		    atomic_load_explicit(&lane->is_owned, memory_order_relaxed))
 			continue;
-		*ret_is_checked = mc_now_ns() - lane->idle_since_ns < CHECK_IDLE_NS;
+		*ret_is_checked = now_ns < mc_time_after(lane->idle_since_ns, CHECK_IDLE_NS);
 		/* relaxed: claims and releases are ordered by session.mu */
 		atomic_store_explicit(&lane->is_owned, true, memory_order_relaxed);
 		return lane;
@@ -89,7 +89,7 @@ static unsigned count(struct mc_session *s, enum mc_route route, unsigned rail)
 	return n;
 }
 
-int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail,
+int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint64_t now_ns,
 		  struct mc_elane **ret_lane)
 {
 	struct mc_elane *lane;
@@ -98,7 +98,7 @@ int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail,
 
 	for (;;) {
 		pthread_mutex_lock(&s->mu);
-		lane = take_idle(s, route, rail, &is_checked);
+		lane = take_idle(s, route, rail, now_ns, &is_checked);
 		n = lane ? 0 : count(s, route, rail);
 		pthread_mutex_unlock(&s->mu);
 		if (!lane)
@@ -122,13 +122,13 @@ static void wake_one(struct mc_session *s)
 	mc_futex_wake(&s->lane_seq, 1);
 }
 
-void mc_lane_release(struct mc_elane *lane)
+void mc_lane_release(struct mc_elane *lane, uint64_t now_ns)
 {
 	struct mc_session *s = lane->session;
 
 	mc_assert(mc_list_is_empty(&lane->flying) && !lane->is_watched);
 	pthread_mutex_lock(&s->mu);
-	lane->idle_since_ns = mc_now_ns();
+	lane->idle_since_ns = now_ns;
 	lane->pump = NULL;
 	/* To the front: the hottest lane is used again first, the others may go cold. */
 	mc_list_del(&lane->link);

@@ -111,7 +111,7 @@ void mc_stats_done(struct mc_gop *op)
 
 	mc_counter_add(&st->groups[op->status < 0], 1);
 	if (op->status == 0 && op->nslices > 0)
-		mc_hist_add(&st->latency[op->op], mc_now_ns() - op->begin_ns);
+		mc_hist_add(&st->latency[op->op], op->end_ns - op->begin_ns);
 }
 
 void mc_stats_error(struct mc_engine *eng, enum mc_route route, int code)

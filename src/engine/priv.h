@@ -107,7 +107,7 @@ struct mc_gop {
 	_Atomic uint32_t state; /* futex word: enum mc_gop_state */
 	_Atomic bool is_canceled;
 	bool is_expired;
-	uint64_t id, begin_ns, deadline_ns, soft_ns; /* soft: when fencing must begin */
+	uint64_t id, begin_ns, end_ns, deadline_ns, soft_ns; /* soft: when fencing must begin */
 	uint64_t user;
 	struct mc_cq *cq; /* counted by the queue itself */
 	enum mc_priority prio;
@@ -251,6 +251,7 @@ struct mc_pump {
 	unsigned nflying;	/* slices posted */
 	unsigned nfencing;	/* slices at a worker: being fenced, or their regions looked up */
 	unsigned lanes_max;	/* on one rail that a core limits; see climb.h */
+	uint64_t now_ns;	/* of the last round: near enough for lanes' idle times */
 	uint64_t wait_until_ns; /* back-off of retries */
 	struct mc_timer tick;
 	struct mc_task kick;
@@ -383,10 +384,10 @@ int mc_session_open_file(struct mc_session *s, struct mc_diag *diag);
 /* ---- lane.c ---- */
 /** Claim an idle lane on this route and rail, or open one. @return 0; -MC_E_AGAIN (all are owned);
  * lane_open()'s errors */
-int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail,
+int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint64_t now_ns,
 		  struct mc_elane **ret_lane);
 /** Give it back, idle. */
-void mc_lane_release(struct mc_elane *lane);
+void mc_lane_release(struct mc_elane *lane, uint64_t now_ns);
 /** Forget a broken or unwanted lane; it is aborted already. */
 void mc_lane_drop(struct mc_elane *lane);
 /** Close the lanes that nobody owns. */

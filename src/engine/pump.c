@@ -33,6 +33,7 @@ void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,
 	p->ntodo = p->nlanes = p->nflying = p->nfencing = 0;
 	p->wait_until_ns = 0;
 	p->todo_bytes = 0;
+	p->now_ns = 0;
 	p->tick.is_set = false;
 }
 
@@ -109,7 +110,7 @@ void mc_pump_release(struct mc_pump *p)
 		if (lane->flying_n > 0)
 			continue;
 		lane_forget(p, lane);
-		mc_lane_release(lane);
+		mc_lane_release(lane, p->now_ns);
 	}
 }
 
@@ -121,7 +122,7 @@ static struct mc_elane *lane_add(struct mc_pump *p, enum mc_route route, unsigne
 		*ret_rc = -MC_E_AGAIN;
 		return NULL;
 	}
-	*ret_rc = mc_lane_claim(p->session, route, rail, &lane);
+	*ret_rc = mc_lane_claim(p->session, route, rail, p->now_ns, &lane);
 	if (*ret_rc < 0)
 		return NULL;
 	lane->pump = p;
@@ -304,6 +305,7 @@ void mc_pump_feed(struct mc_pump *p, uint64_t now_ns)
 {
 	struct mc_eslice *es;
 
+	p->now_ns = now_ns;
 	if (now_ns < p->wait_until_ns)
 		return;
 	while ((es = todo_first(p))) {
@@ -366,6 +368,7 @@ static void slice_done(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 	int status = es->s.status;
 
 	if (status == 0) {
+		es->op->end_ns = now_ns;
 		rail_worked(p, lane, es->s.len, now_ns);
 		mc_counter_add(&lane->stats->bytes[es->s.op], es->s.len);
 		mc_counter_add(&lane->stats->ops[es->s.op], es->s.nfrags);
@@ -459,7 +462,7 @@ static int poll_lane(struct mc_pump *p, struct mc_elane *lane, uint64_t block_ns
 
 	if (n == 0)
 		return 0;
-	now_ns = mc_now_ns();
+	p->now_ns = now_ns = mc_now_ns();
 	if (n < 0) {
 		mc_pump_break(p, lane, lane_error(n), now_ns);
 		return 1;
