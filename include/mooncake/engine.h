@@ -50,10 +50,11 @@ struct mc_engine_opts {
 /**
  * Open an engine: bind its ports, join the metadata service, become reachable.
  * @param diag may be NULL; on error says what is wrong and what to do
- * @return 0; -MC_E_INVAL; -MC_E_UNSUPPORTED (protocol); -MC_E_ADDR (devices names an address that
- * is not of this machine); -MC_E_ADDR_IN_USE; -MC_E_METADATA; -MC_E_NOMEM; -MC_E_LIMIT. Nothing is
- * left behind on error. Blocks for metadata round trips (seconds at most). A name that is no
- * address of this machine is not an error: the engine then listens on all, and warns.
+ * @return 0; -MC_E_INVAL; -MC_E_UNSUPPORTED (protocol); -MC_E_ADDR (name or devices has an address
+ * that is not of this machine), -MC_E_DNS (name does not resolve), neither of them for a name where
+ * MC_TCP_BIND_ADDRESS says what to listen on; -MC_E_ADDR_IN_USE; -MC_E_METADATA; -MC_E_NOMEM;
+ * -MC_E_LIMIT. Nothing is left behind on error. Blocks for DNS and metadata round trips (seconds at
+ * most).
  */
 MC_API MC_MUST_CHECK int mc_engine_open(const struct mc_engine_opts *opts, struct mc_diag *diag,
 					struct mc_engine **ret_engine);

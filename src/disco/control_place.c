@@ -78,7 +78,10 @@ static int bind_host(const struct mc_hs_conf *conf, const struct name_parts *n, 
 			    "server name \"%s\" is no address of this machine (%s); use one that "
 			    "is, or set MC_TCP_BIND_ADDRESS to the one to listen on, 0.0.0.0 or :: "
 			    "for all",
-			    n->host, rc < 0 ? why.text : mc_addr_format_host(&addr, text));
+			    n->host,
+			    rc < 0	    ? why.text
+			    : n->is_numeric ? "no interface has it"
+					    : mc_addr_format_host(&addr, text));
 		return rc < 0 ? rc : -MC_E_ADDR;
 	}
 	if (is_alone)
