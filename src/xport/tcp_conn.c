@@ -545,7 +545,8 @@ static void revoked(struct mc_task *task)
 {
 	struct mc_tcp_shard *sh = mc_container_of(task, struct mc_tcp_shard, revoke_task);
 
-	atomic_store_explicit(&sh->is_revoke_posted, false, memory_order_relaxed);
+	/* release: pairs with the acquire in mc_tcp_shard_revoked(), which posts the task again */
+	atomic_store_explicit(&sh->is_revoke_posted, false, memory_order_release);
 	if (!sh->stall_timer.is_set)
 		mc_loop_timer_set(sh->loop, &sh->stall_timer,
 				  mc_loop_now(sh->loop) + STALL_CHECK_NS);
@@ -555,7 +556,8 @@ void mc_tcp_shard_revoked(struct mc_tcp_shard *sh)
 {
 	if (atomic_load_explicit(&sh->dev->nconns, memory_order_relaxed) == 0)
 		return;
-	if (!atomic_exchange_explicit(&sh->is_revoke_posted, true, memory_order_relaxed))
+	/* acquire: the loop is through with the task's node */
+	if (!atomic_exchange_explicit(&sh->is_revoke_posted, true, memory_order_acquire))
 		mc_loop_post(sh->loop, &sh->revoke_task);
 }
 
