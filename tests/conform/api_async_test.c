@@ -318,7 +318,7 @@ static void many_threads_share_a_queue(void **state)
 
 static void a_small_urgent_group_passes_queued_bulk(void **state)
 {
-	uint8_t *bulk = calloc(1, MIB), small[64] = {0};
+	uint8_t *bulk = calloc(BULK, MIB), small[64] = {0};
 	struct mc_completion done[BULK + 1];
 	unsigned n = 0, at = 0;
 	struct mc_cq *cq;
@@ -330,19 +330,22 @@ static void a_small_urgent_group_passes_queued_bulk(void **state)
 		free(bulk);
 		skip();
 	}
+	/* One connection: over several, what comes first is also a matter of which is fast. */
+	assert_int_equal(setenv("MC_TCP_LANES_PER_PEER", "1", 1), 0);
 	world_open(&w);
+	assert_int_equal(unsetenv("MC_TCP_LANES_PER_PEER"), 0);
 	assert_non_null(bulk);
 	cq = cq_open(w.eng, BULK + 1);
-	assert_int_equal(move(w.eng, MC_WRITE, w.seg, bulk, w.peer.base, MIB), 0);
+	assert_int_equal(move(w.eng, MC_READ, w.seg, bulk, w.peer.base, MIB), 0);
 	/* Nothing is taken from the wire until all are in line. */
 	peer_stop(&w.peer);
 	for (unsigned i = 0; i < BULK; i++) {
-		(void)one(&o, MC_WRITE, w.seg, bulk, w.peer.base, MIB, 30 * NS_PER_S);
+		(void)one(&o, MC_READ, w.seg, bulk + i * MIB, w.peer.base, MIB, 30 * NS_PER_S);
 		o.g.priority = MC_PRIO_LOW;
 		o.g.cq = cq;
 		(void)submit(w.eng, &o.g);
 	}
-	(void)one(&o, MC_WRITE, w.seg, small, w.peer.base + 2 * MIB, 64, 30 * NS_PER_S);
+	(void)one(&o, MC_READ, w.seg, small, w.peer.base + 2 * MIB, 64, 30 * NS_PER_S);
 	o.g.priority = MC_PRIO_HIGH;
 	o.g.cq = cq;
 	o.g.user = 1;
@@ -359,8 +362,8 @@ static void a_small_urgent_group_passes_queued_bulk(void **state)
 		if (done[i].user == 1)
 			at = i;
 	}
-	/* Only what was on its way already comes first: 4 MiB a connection, of four. */
-	if (at > BULK / 2)
+	/* Only what was on its way already comes first: 4 MiB. */
+	if (at > 8)
 		fail_msg("the urgent group came as number %u of %u", at + 1, n);
 	mc_cq_close(cq);
 	world_close(&w);

@@ -15,6 +15,13 @@
 
 #include "api_fix.h"
 
+/* At exit the leak checker would look at threads that a forked child has not, and guess. */
+#ifdef __SANITIZE_ADDRESS__
+#define CHILD_EXIT _exit
+#else
+#define CHILD_EXIT exit /* with all that is run at exit */
+#endif
+
 /* ---- life ---- */
 
 static int opened(struct mc_engine_opts opts, struct mc_diag *diag)
@@ -773,7 +780,7 @@ static int in_child(struct world *w, struct mc_cq *cq, uint64_t id)
 
 static void a_forked_child_is_told_so_by_every_call_and_can_exit(void **state)
 {
-	uint8_t buf[64] = {0};
+	static uint8_t buf[64];
 	struct mc_cq *cq;
 	struct world w;
 	struct one o;
@@ -794,7 +801,7 @@ static void a_forked_child_is_told_so_by_every_call_and_can_exit(void **state)
 		if (line)
 			(void)fprintf(stderr, "line %d: not MC_E_FORKED\n", line);
 		(void)alarm(20);
-		exit(line ? 1 : 0); /* with all that is run at exit */
+		CHILD_EXIT(line ? 1 : 0);
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
