@@ -307,6 +307,11 @@ static void *caller(void *arg)
 	return (void *)failed;
 }
 
+static void nothing(void *arg)
+{
+	(void)arg;
+}
+
 static void stalled_peers_stall_nobody_else(void **state)
 {
 	struct mc_control_conf conf;
@@ -327,6 +332,8 @@ static void stalled_peers_stall_nobody_else(void **state)
 		pthread_join(threads[i], &failed);
 		assert_null(failed);
 	}
+	/* A caller may have its reply before the loop has counted it. */
+	mc_loop_call(o.loop, nothing, NULL);
 	mc_control_stats_get(o.ctl, &stats);
 	assert_int_equal(stats.replied, 320);
 	assert_true(stats.conns >= 300);
