@@ -47,6 +47,8 @@ static void an_engine_refuses_bad_options_and_names_them(void **state)
 	    {{.name = "127.0.0.1", .protocol = "pigeon"}, -MC_E_UNSUPPORTED, "pigeon"},
 	    {{.name = "127.0.0.1:99999"}, -MC_E_INVAL, "99999"},
 	    {{.name = "[::1"}, -MC_E_INVAL, "[::1"},
+	    {{.name = "no-such-host.invalid"}, -MC_E_DNS, "no-such-host.invalid"},
+	    {{.name = "192.0.2.7"}, -MC_E_ADDR, "192.0.2.7"},
 	    {{.name = "127.0.0.1", .devices = "192.0.2.7"}, -MC_E_ADDR, "192.0.2.7"},
 	    {{.name = "127.0.0.1", .metadata = "gopher://127.0.0.1:1"}, -MC_E_INVAL, "gopher"},
 	    {{.name = "127.0.0.1", .metadata = "http://127.0.0.1:1/metadata"},
@@ -858,5 +860,6 @@ int main(int argc, char **argv)
 		return peer_main();
 	if (argc > 1 && strcmp(argv[1], "tcp") == 0)
 		(void)setenv("MC_FORCE_TCP", "1", 1);
+	(void)unsetenv("MC_TCP_BIND_ADDRESS"); /* it would decide what names may be */
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
