@@ -124,14 +124,17 @@ def tap_results(program: str, row: dict) -> list[Result]:
     """The functions of one test program. A program that printed no TAP is one test by itself."""
     output = row.get("stdout", "") + row.get("stderr", "")
     results = []
+    said = ""  # the line before; cmocka's skip() takes no reason, so a test prints it
     for line in row.get("stdout", "").splitlines():
         match = TAP_LINE.match(line.strip())
         if not match:
+            said = line.strip().removeprefix("# ").removeprefix("skipped: ")
             continue
-        verdict, name, skip, reason = match.groups()
+        verdict, name, skip, after = match.groups()
         status = SKIPPED if skip else PASSED if verdict == "ok" else FAILED
-        detail = (reason or "").strip() or "no reason given" if skip else ""
-        results.append(Result(f"{program}: {name or line.strip()}", status, detail))
+        title = name or (after or "").strip() or line.strip()
+        results.append(Result(f"{program}: {title}", status, (said or "no reason given") if skip else ""))
+        said = ""
     failed = [r for r in results if r.status == FAILED]
     for r in failed:
         r.detail = tail(output)

@@ -328,6 +328,7 @@ static void a_small_urgent_group_passes_queued_bulk(void **state)
 	(void)state;
 	if (!is_tcp) {
 		free(bulk);
+		print_message("skipped: shared memory copies at once, nothing waits for a peer\n");
 		skip();
 	}
 	/* One connection: over several, what comes first is also a matter of which is fast. */
@@ -382,6 +383,7 @@ static void a_stopped_peer_ends_a_group_by_its_deadline_with_peer_and_cause(void
 	(void)state;
 	if (!is_tcp) {
 		free(buf);
+		print_message("skipped: shared memory copies at once, nothing waits for a peer\n");
 		skip();
 	}
 	world_open(&w);
@@ -492,6 +494,7 @@ static void closing_a_segment_ends_its_groups_as_closed(void **state)
 	(void)state;
 	if (!is_tcp) {
 		free(buf);
+		print_message("skipped: shared memory copies at once, nothing waits for a peer\n");
 		skip();
 	}
 	world_open(&w);
