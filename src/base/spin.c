@@ -13,7 +13,7 @@
 
 #define LOOK_NS 10000000u /* how old a look at the machine's load may be */
 
-static _Atomic int seats_taken;
+static _Atomic int seats_taken, waiting;
 static _Atomic uint64_t looked_ns;
 static _Atomic bool is_crowded;
 
@@ -67,7 +67,7 @@ bool mc_spin_enter(uint64_t now_ns)
 {
 	int taken = atomic_load_explicit(&seats_taken, memory_order_relaxed);
 
-	if (crowded(now_ns))
+	if (crowded(now_ns) || atomic_load_explicit(&waiting, memory_order_relaxed) >= cores())
 		return false;
 	while (taken < cores() - 1)
 		/* relaxed: the count guards nothing but itself */
@@ -76,6 +76,16 @@ bool mc_spin_enter(uint64_t now_ns)
 							  memory_order_relaxed))
 			return true;
 	return false;
+}
+
+void mc_spin_wait_begin(void)
+{
+	atomic_fetch_add_explicit(&waiting, 1, memory_order_relaxed);
+}
+
+void mc_spin_wait_end(void)
+{
+	atomic_fetch_sub_explicit(&waiting, 1, memory_order_relaxed);
 }
 
 void mc_spin_leave(void)

@@ -15,11 +15,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define MC_SPIN_WAIT_MAX_NS 50000u /* longest expected wait that is polled for */
-#define MC_SPIN_STALL_NS 300000u   /* a gap between two polls that means "descheduled" */
-#define MC_SPIN_BAN_NS 20000000u   /* no polling for this long after a stall */
-#define MC_SPIN_TRY_EVERY 64u	   /* waits between two tries of the other way */
-#define MC_SPIN_LEARN 4u	   /* waits of a kind before its mean counts */
+#define MC_SPIN_WAIT_MAX_NS 50000u  /* longest expected wait that is polled for */
+#define MC_SPIN_BUSY_MAX_NS 100000u /* the same in a stream of waits, where both ends may poll */
+#define MC_SPIN_BUSY_NS 200000u	    /* a stream: so soon after the last wait */
+#define MC_SPIN_STALL_NS 300000u    /* a gap between two polls that means "descheduled" */
+#define MC_SPIN_BAN_NS 20000000u    /* no polling for this long after a stall */
+#define MC_SPIN_TRY_EVERY 64u	    /* waits between two tries of the other way */
+#define MC_SPIN_LEARN 4u	    /* waits of a kind before its mean counts */
 
 /** What one waiter has learnt. Zeroed is a valid start. One thread at a time. */
 struct mc_spin {
@@ -27,21 +29,24 @@ struct mc_spin {
 	uint16_t polled, slept;	      /* how many of them, up to MC_SPIN_LEARN */
 	uint32_t since;		      /* waits since the other way was tried */
 	uint64_t ban_until_ns;
+	uint64_t ended_ns; /* end of the last wait */
 };
 
 /** Nanoseconds to poll in a wait that begins now; 0: sleep at once. Once for each wait. */
 static inline uint32_t mc_spin_budget(struct mc_spin *s, uint64_t now_ns)
 {
+	uint32_t max =
+	    now_ns - s->ended_ns < MC_SPIN_BUSY_NS ? MC_SPIN_BUSY_MAX_NS : MC_SPIN_WAIT_MAX_NS;
 	bool is_better;
 	uint32_t want;
 
 	if (now_ns < s->ban_until_ns)
 		return 0;
 	if (s->polled < MC_SPIN_LEARN)
-		return MC_SPIN_WAIT_MAX_NS;
+		return max;
 	if (s->slept < MC_SPIN_LEARN)
 		return 0;
-	is_better = s->polled_ns < MC_SPIN_WAIT_MAX_NS && s->polled_ns < s->slept_ns;
+	is_better = s->polled_ns < max && s->polled_ns < s->slept_ns;
 	if (++s->since >= MC_SPIN_TRY_EVERY) {
 		s->since = 0;
 		is_better = !is_better;
@@ -49,17 +54,19 @@ static inline uint32_t mc_spin_budget(struct mc_spin *s, uint64_t now_ns)
 	if (!is_better)
 		return 0;
 	want = 2 * s->polled_ns + 10000;
-	return want < MC_SPIN_WAIT_MAX_NS ? want : MC_SPIN_WAIT_MAX_NS;
+	return want < max ? want : max;
 }
 
-/** The wait ended after waited_ns; has_polled: it began with polling, whether or not that was
+/** The wait ended now, after waited_ns; has_polled: it began with polling, whether or not that was
  * enough. */
-static inline void mc_spin_note(struct mc_spin *s, uint64_t waited_ns, bool has_polled)
+static inline void mc_spin_note(struct mc_spin *s, uint64_t now_ns, uint64_t waited_ns,
+				bool has_polled)
 {
 	uint32_t w = waited_ns > 10000000u ? 10000000u : (uint32_t)waited_ns;
 	uint32_t *mean = has_polled ? &s->polled_ns : &s->slept_ns;
 	uint16_t *n = has_polled ? &s->polled : &s->slept;
 
+	s->ended_ns = now_ns;
 	if (*n == 0)
 		*mean = w;
 	else
@@ -83,5 +90,9 @@ static inline bool mc_spin_gap_ok(struct mc_spin *s, uint64_t now_ns, uint64_t g
  */
 bool mc_spin_enter(uint64_t now_ns);
 void mc_spin_leave(void);
+/** A thread waits between these two. With as many waiting as there are cores nobody polls: the
+ * others' answers need them. */
+void mc_spin_wait_begin(void);
+void mc_spin_wait_end(void);
 
 #endif

@@ -23,8 +23,8 @@
 void mc_rpc_server_busy(struct mc_rpc_server *server)
 {
 	if (server->idle_since_ns)
-		mc_spin_note(&server->spin, mc_loop_now(server->loop) - server->idle_since_ns,
-			     server->has_polled);
+		mc_spin_note(&server->spin, mc_loop_now(server->loop),
+			     mc_loop_now(server->loop) - server->idle_since_ns, server->has_polled);
 	server->idle_since_ns = 0;
 }
 

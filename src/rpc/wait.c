@@ -63,10 +63,11 @@ static void drive_stop_spinning(struct drive *d)
 
 static void drive_end(struct drive *d)
 {
+	const uint64_t now = mc_clock_now(d->conn->env.clk);
+
 	drive_stop_spinning(d);
 	if (d->conn->env.net->can_spin)
-		mc_spin_note(&d->conn->spin, mc_clock_now(d->conn->env.clk) - d->start_ns,
-			     d->has_polled);
+		mc_spin_note(&d->conn->spin, now, now - d->start_ns, d->has_polled);
 }
 
 /* The socket is full: wait for room as well. */

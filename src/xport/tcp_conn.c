@@ -451,7 +451,7 @@ static void settled(struct mc_tcp_conn *c)
 static void unsettled(struct mc_tcp_shard *sh, uint64_t now_ns)
 {
 	if (sh->idle_since_ns)
-		mc_spin_note(&sh->spin, now_ns - sh->idle_since_ns, sh->has_polled);
+		mc_spin_note(&sh->spin, now_ns, now_ns - sh->idle_since_ns, sh->has_polled);
 	sh->idle_since_ns = 0;
 }
 
@@ -500,6 +500,9 @@ static uint64_t idle_poll(struct mc_idler *id, uint64_t now_ns)
 	if (sh->idle_since_ns == 0 || now_ns - sh->idle_since_ns >= sh->budget_ns ||
 	    !mc_spin_gap_ok(&sh->spin, now_ns, now_ns - sh->polled_ns))
 		return cool(sh);
+	/* Several peers that wait for answers need the cores themselves. */
+	if (sh->hot.next != sh->hot.prev)
+		return cool(sh);
 	if (!sh->is_spinning)
 		sh->is_spinning = mc_spin_enter(now_ns);
 	if (!sh->is_spinning)
@@ -511,7 +514,7 @@ static uint64_t idle_poll(struct mc_idler *id, uint64_t now_ns)
 
 		/* Payload under way comes in larger pieces when it is waited for. */
 		if (c->step == STEP_HEAD && serve(c) > 0 && since_ns) {
-			mc_spin_note(&sh->spin, now_ns - since_ns, true);
+			mc_spin_note(&sh->spin, now_ns, now_ns - since_ns, true);
 			break;
 		}
 	}

@@ -422,13 +422,14 @@ static int wait_long(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **re
 static int wait_pump(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
 		     unsigned max)
 {
-	uint64_t from_ns;
+	uint64_t from_ns, now_ns;
 	uint32_t budget_ns;
 	bool has_polled;
 	int rc = 0;
 
 	if (!mc_list_is_empty(&l->txq) || (l->is_rx_ready && l->rx.left >= RECV_BLOCK_MIN_BYTES))
 		return wait_long(l, block_ns, ret_done, max);
+	mc_spin_wait_begin();
 	from_ns = mc_now_ns();
 	budget_ns = mc_spin_budget(&l->spin, from_ns);
 	has_polled = budget_ns > 0 && mc_spin_enter(from_ns);
@@ -436,7 +437,9 @@ static int wait_pump(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **re
 		rc = spin(l, from_ns, budget_ns, ret_done, max);
 	if (rc == 0)
 		rc = wait_long(l, block_ns, ret_done, max);
-	mc_spin_note(&l->spin, mc_now_ns() - from_ns, has_polled);
+	mc_spin_wait_end();
+	now_ns = mc_now_ns();
+	mc_spin_note(&l->spin, now_ns, now_ns - from_ns, has_polled);
 	return rc;
 }
 
