@@ -23,7 +23,8 @@ import sys
 from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x10000000, 0x20000000, 0x40000000
-MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+CHECKOUT = Path(__file__).resolve().parents[2]
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 SECCOMP_MODE_FILTER = 2
@@ -65,16 +66,35 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     check(done, f"mount {kind} {source} on {target}")
 
 
+def keep(path: str, fd: int) -> None:
+    """What lay below a place that is covered now is shown there again."""
+    os.makedirs(path, exist_ok=True)
+    mount(f"/proc/self/fd/{fd}", path, "", MS_BIND | MS_REC)
+
+
 def mount_all(mounts: dict[str, str]) -> None:
+    """The checkout and the interpreter's environment stay visible, also where they lie below a place that is covered."""
     unshare(CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
-    for place, what in mounts.items():
+    needed = {path: os.open(path, os.O_PATH) for path in sorted({str(CHECKOUT), sys.prefix})}
+    for place, what in sorted(mounts.items(), key=lambda one: one[0] == "/proc"):  # needed until the end
+        below = {path: fd for path, fd in needed.items() if Path(place) in Path(path).parents}
         if what == "gone":
             check(libc.umount2(place.encode(), MNT_DETACH), f"umount {place}")
         elif what.startswith("tmpfs:"):
-            mount("tmpfs", place, "tmpfs", 0, what.removeprefix("tmpfs:"))
+            options = what.removeprefix("tmpfs:").split(",")
+            mount("tmpfs", place, "tmpfs", 0, ",".join(o for o in options if o != "ro"))
+            for path, fd in below.items():
+                keep(path, fd)
+            if "ro" in options:
+                mount("tmpfs", place, "", MS_REMOUNT | MS_BIND | MS_RDONLY)
         else:
             mount(what, place, "", MS_BIND)
+            for path, fd in below.items():
+                keep(path, fd)
+    os.chdir("/")
+    for fd in needed.values():
+        os.close(fd)
 
 
 def show(paths: list[str]) -> None:

@@ -358,13 +358,19 @@ static void connect_to_nobody_ends_calls_with_refused(void **state)
 	struct fix f;
 	struct mc_rpc_conn *conn;
 
+	socklen_t len = sizeof(f.at.ss);
+	int held = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
 	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_tcp(&f);
-	mc_rpc_server_close(f.server);
-	f.server = NULL;
+	/* Bound and not listening: no other program can come to listen there meanwhile. */
+	assert_int_equal(mc_addr_parse("127.0.0.1:0", 0, &f.at), 0);
+	assert_int_equal(bind(held, &f.at.sa, f.at.len), 0);
+	assert_int_equal(getsockname(held, &f.at.sa, &len), 0);
+	f.at.len = len;
 	conn = fix_connect(&f, &mc_env_real, NULL);
 	assert_int_equal(fix_call(conn, soon(), FIX_ECHO, "x", 1, NULL, 0, NULL), -MC_E_REFUSED);
 	mc_rpc_conn_close(conn);
+	mc_fd_close(&held);
 	fix_close(&f);
 	(void)state;
 }
