@@ -114,7 +114,10 @@ def boxes(place: Path) -> Iterator[Boxes]:
     made = Boxes(place)
     yield made
     assert made.close() == [0] * len(made.nodes), [node.tail() for node in made.nodes]
-    assert list(place.rglob("*te-*.sock")) == []
+    if not any(ends_for_lack_of_memory(node) for node in made.nodes):
+        assert list(place.rglob("*te-*.sock")) == []
+    for left in place.rglob("*te-*.sock"):
+        left.unlink()
 
 
 def memory(node: Node, kind: str, seed: int) -> int:
