@@ -53,6 +53,7 @@ enum mc_xcap {
 	MC_XCAP_SYNC = 8,	 /* post() does the whole copy in the calling thread (shm, self) */
 	MC_XCAP_FENCE = 16,	 /* retirement is confirmed by the target */
 	MC_XCAP_MULTI_FRAG = 32, /* more than one fragment a slice */
+	MC_XCAP_OFFER = 64,	 /* lanes are introduced by the engine: offer, accept, connect */
 };
 
 /** A peer's region as this process resolved it. Owned by the engine's peer; constant while any
@@ -121,7 +122,9 @@ struct mc_xdev_env {
 };
 
 struct mc_xpath {
-	struct mc_addr local, remote; /* local.len 0: let the system choose */
+	struct mc_addr local, remote;	  /* local.len 0: let the system choose */
+	unsigned local_port, remote_port; /* of transports with ports of their own (rdma): indexes
+					     at each end */
 	uint64_t peer_epoch; /* the hello must find this incarnation, else -MC_E_PEER_RESTARTED */
 	uint8_t nonce[16];
 	const char *peer_name; /* for messages; outlives the lane */
@@ -135,6 +138,7 @@ struct mc_xarm {
 	int fd;
 	short events;
 	bool is_block_ok; /* the owner may call poll() with block_ns instead of polling the fd */
+	bool is_ready;	  /* there is something to poll for already: do not sleep */
 };
 
 struct mc_xport_ops {
@@ -185,6 +189,21 @@ struct mc_xport_ops {
 		      uint64_t *ret_acked);
 	/** Ends an aborted or idle lane. After it `lane` is gone. */
 	void (*lane_close)(struct mc_xlane *lane);
+
+	/*
+	 * With MC_XCAP_OFFER, else NULL. The engine carries the bytes to the peer and its answer
+	 * back. Until connect() has returned 0 post() takes nothing. None of them on a loop.
+	 */
+	/** What the peer must know of this lane. @return length, at most cap */
+	int (*offer)(const struct mc_xlane *lane, uint8_t *buf, size_t cap);
+	/** Target side: an initiator whose control connection showed `initiator_epoch` offers a
+	 * lane.
+	 * @return length of the answer; -MC_E_PROTO; -MC_E_VERSION; -MC_E_STALE (retired already);
+	 * -MC_E_PEER_RESTARTED (meant for another incarnation); -MC_E_NOENT (port); -MC_E_LIMIT */
+	int (*accept)(struct mc_xdev *dev, uint64_t initiator_epoch, const uint8_t *offer,
+		      size_t len, uint8_t *answer, size_t cap);
+	/** @return 0; -MC_E_PROTO; errors of RAIL scope: abort and close it */
+	int (*connect)(struct mc_xlane *lane, const uint8_t *answer, size_t len);
 };
 
 struct mc_xdev {

@@ -1,0 +1,125 @@
+/*
+ * priv.h: what the files of the RDMA transport share.
+ *
+ *   verbs.c    libibverbs by dlopen            gid.c     which address of a port is used (pure)
+ *   hca.c      ports: open, events, close      mr.c      memory registrations
+ *   qp.c       queue pairs as a state table    cause.c   completion status -> code (pure)
+ *   lane.c     initiator: post, poll, abort    inbound.c target: accept, retire, bounds
+ *   offer.c    bytes of offers and answers (pure)        rdma.c  the vtable, opening and closing
+ *
+ * Threads: ports and memory any thread, under their own locks; a lane its owner; inbound any thread
+ * but a loop.
+ */
+#ifndef MC_XPORT_RDMA_PRIV_H
+#define MC_XPORT_RDMA_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "xport/rdma/rdma.h"
+#include "xport/rdma/verbs.h"
+
+/** Settings, from the environment once a device; upstream's names and defaults where it has them.
+ */
+struct mc_rdma_conf {
+	int64_t gid_index;	  /* MC_GID_INDEX; -1: chosen */
+	int64_t port_num;	  /* MC_IB_PORT */
+	int64_t traffic_class;	  /* MC_IB_TC; -1: not set */
+	int64_t service_level;	  /* MC_IB_SL */
+	int64_t pkey_index;	  /* MC_IB_PKEY_INDEX */
+	int64_t mtu;		  /* MC_MTU: bytes, the most */
+	int64_t wrs_max;	  /* MC_MAX_WR */
+	int64_t sges_max;	  /* MC_MAX_SGE */
+	int64_t inline_max;	  /* MC_MAX_INLINE */
+	int64_t qps;		  /* MC_NUM_QP_PER_EP: of a lane */
+	int64_t inbound_max;	  /* MC_MAX_EP_PER_CTX: accepted lanes of one port */
+	int64_t timeout;	  /* MC_IB_TIMEOUT: 4.096 us << it */
+	int64_t retry_cnt;	  /* MC_IB_RETRY_CNT */
+	bool is_relaxed_ordering; /* MC_IB_PCI_RELAXED_ORDERING */
+};
+void mc_rdma_conf_load(struct mc_rdma_conf *conf);
+
+struct mc_rdma_inbound;
+struct mc_rdma_mrs;
+
+/** A port of an opened HCA. */
+struct mc_rdma_hca {
+	struct mc_rdma_dev *dev;
+	unsigned index;
+	struct mc_rdma_port port;
+	struct ibv_context *ctx;
+	struct ibv_pd *pd;
+	struct ibv_device_attr attr;
+	_Atomic bool is_up;
+	_Atomic bool is_fatal; /* IBV_EVENT_DEVICE_FATAL: nothing of it works again */
+	struct mc_watch async; /* on the first loop */
+};
+
+struct mc_rdma_dev {
+	struct mc_xdev x; /* first */
+	const struct mc_verbs *v;
+	struct mc_rdma_conf conf;
+	struct mc_xdev_env env;
+	struct mc_rdma_hca hca[MC_RDMA_PORTS_MAX];
+	unsigned nhcas;
+	_Atomic uint32_t ports_version;
+	struct mc_rdma_mrs *mrs;
+	struct mc_rdma_inbound *inbound;
+	_Atomic uint64_t next_lane;
+	_Atomic uint32_t nqps, nlanes;
+};
+
+/* ---- hca.c ---- */
+int mc_rdma_hcas_open(struct mc_rdma_dev *dev, const struct mc_rdma_opts *opts,
+		      struct mc_diag *diag);
+void mc_rdma_hcas_close(struct mc_rdma_dev *dev);
+
+/* ---- gid.c (pure) ---- */
+struct mc_rdma_gid {
+	uint8_t raw[16];
+	uint8_t index;
+	bool is_v2;	   /* RoCE v2; false: v1 or InfiniBand */
+	bool has_netdev;   /* its interface is in this network namespace and up */
+	bool is_addr_ours; /* an IPv4-mapped or IPv6 address that the interface has */
+};
+/** The one to use: v2 before v1, an address of the interface before none, IPv4 before routable IPv6
+ * before link-local; the lowest index of equals. @return position in gids; -1: none is usable */
+int mc_rdma_gid_choose(const struct mc_rdma_gid *gids, unsigned n);
+
+/* ---- mr.c ---- */
+int mc_rdma_mrs_open(struct mc_rdma_dev *dev);
+void mc_rdma_mrs_close(struct mc_rdma_dev *dev);
+/** A lane's memory of the last range it found; zeroed: nothing. */
+struct mc_rdma_mr_hit {
+	uint64_t addr, len;
+	uint32_t lkey;
+	uint32_t version; /* of the set: another one makes the hit worthless */
+};
+/**
+ * Local key for [addr, addr + len) at port `index`. A hit costs one load and two compares; a miss
+ * takes a lock. @return 0; -MC_E_NOENT (not registered there)
+ */
+int mc_rdma_lkey(struct mc_rdma_dev *dev, unsigned index, uint64_t addr, uint64_t len,
+		 struct mc_rdma_mr_hit *hit, uint32_t *ret_lkey);
+
+/* ---- cause.c (pure) ---- */
+/** Code of a work completion that failed, and of errno of a verb. */
+int mc_rdma_wc_error(enum ibv_wc_status status);
+int mc_rdma_errno(int err);
+
+/* ---- offer.c (pure) ---- */
+struct mc_rdma_offer {
+	uint64_t lane, initiator_epoch, target_epoch;
+	uint32_t port; /* of the target; in an answer: unused */
+	struct mc_rdma_end end;
+};
+/** @return MC_RDMA_OFFER_BYTES at most; the layout stands in docs/protocol.md */
+size_t mc_rdma_offer_encode(const struct mc_rdma_offer *o, uint8_t buf[MC_RDMA_OFFER_BYTES]);
+/** @return 0; -MC_E_PROTO; -MC_E_VERSION */
+int mc_rdma_offer_decode(const uint8_t *buf, size_t len, struct mc_rdma_offer *ret);
+
+/* ---- inbound.c ---- */
+int mc_rdma_inbound_open(struct mc_rdma_dev *dev);
+void mc_rdma_inbound_close(struct mc_rdma_dev *dev);
+
+#endif

@@ -1,0 +1,129 @@
+/*
+ * rdma.h: the RDMA transport: reliable connected queue pairs over libibverbs, which is loaded at
+ * run time, so that one build serves every machine.
+ *
+ * A device (mc_xdev) holds all HCA ports that this process may use, at most MC_RDMA_PORTS_MAX, in
+ * the order of their names; a port's index is what paths and keys mean. A lane is a set of queue
+ * pairs between one local and one remote port with a completion queue of its own; its owner alone
+ * posts and polls. One-sided READ and WRITE only: the target's processor has no part in a transfer,
+ * so the rights and the life of a range are the HCA's to enforce, by the keys of its memory
+ * registrations.
+ *
+ * Lanes are introduced by the engine over the control connection (MC_XCAP_OFFER): open, offer,
+ * [accept at the peer], connect. The target's queue pair is what the fence retires: once it is
+ * destroyed nothing of the lane lands any more.
+ */
+#ifndef MC_XPORT_RDMA_RDMA_H
+#define MC_XPORT_RDMA_RDMA_H
+
+#include "xport/xport.h"
+
+#define MC_RDMA_PORTS_MAX 8u
+#define MC_RDMA_QPS_MAX 8u /* of one lane */
+#define MC_RDMA_NAME_MAX 64u
+#define MC_RDMA_OFFER_BYTES 128u /* an offer and an answer, both of this length at most */
+
+struct mc_verbs;
+
+struct mc_rdma_opts {
+	const char *devices;  /* comma list of the devices that may be used; NULL or "": all */
+	const char *sys_root; /* NULL: "/sys" */
+	const struct mc_verbs *verbs; /* NULL: libibverbs; tests bring their own */
+};
+
+/** A local port. Constant while the device is open, but for what mc_rdma_port_is_up() tells. */
+struct mc_rdma_port {
+	char name[MC_RDMA_NAME_MAX]; /* of the device: "mlx5_0" */
+	uint8_t port_num;	     /* from 1 */
+	uint8_t gid[16];
+	uint8_t gid_index;
+	uint16_t lid;
+	uint8_t mtu;	  /* enum ibv_mtu, active */
+	bool is_ethernet; /* RoCE: gid is what addresses */
+	uint32_t mbps;
+	int numa; /* -1: unknown */
+};
+
+/** One end of a lane, as the other end has to know it. */
+struct mc_rdma_end {
+	uint8_t gid[16];
+	uint16_t lid;
+	uint8_t mtu;	   /* enum ibv_mtu; 0: not told (upstream), use the local one */
+	uint8_t rd_atomic; /* reads that it takes at once; 0: not told */
+	uint32_t psn;
+	uint32_t nqps; /* 1 … MC_RDMA_QPS_MAX */
+	uint32_t qpn[MC_RDMA_QPS_MAX];
+};
+
+/**
+ * Load libibverbs, open the ports that are listed and active.
+ *
+ * @return 0; -MC_E_UNAVAILABLE (no library, no device, no permission, no active port: diag says
+ * which and what to do); -MC_E_NOENT (the list names no device of this machine: diag lists those
+ * that there are); -MC_E_LIMIT (memlock); -MC_E_NOMEM. Not on a loop.
+ */
+MC_MUST_CHECK int mc_rdma_dev_open(const struct mc_xdev_env *env, const struct mc_rdma_opts *opts,
+				   struct mc_xdev **ret_dev, struct mc_diag *diag);
+unsigned mc_rdma_ports(const struct mc_xdev *dev);
+void mc_rdma_port_get(const struct mc_xdev *dev, unsigned port, struct mc_rdma_port *ret);
+/** As the last asynchronous event said. Any thread, one load. */
+bool mc_rdma_port_is_up(const struct mc_xdev *dev, unsigned port);
+/** Index of the port of this device name; -1: none. */
+int mc_rdma_port_find(const struct mc_xdev *dev, const char *name);
+/** Counts up with every change of a port's state. Any thread. */
+uint32_t mc_rdma_ports_version(const struct mc_xdev *dev);
+
+/* ---- memory (mr.c) ---- */
+
+/**
+ * Register [addr, addr + len) at every port, large ranges in parallel; the very same range again is
+ * counted. A port that refuses has key 0, and that is no error while another has taken the range.
+ *
+ * @param rights    enum mc_right bits; 0: local use only
+ * @param ret_rkey  remote keys by port, 0: none
+ * @return 0; -MC_E_LIMIT (memlock, or the devices' number of regions; diag says which);
+ * -MC_E_NOMEM; -MC_E_UNSUPPORTED (no port can register this memory). Blocks, milliseconds per GiB;
+ * not on a loop.
+ */
+MC_MUST_CHECK int mc_rdma_mem_add(struct mc_xdev *dev, uint64_t addr, uint64_t len, unsigned rights,
+				  uint32_t ret_rkey[MC_RDMA_PORTS_MAX], struct mc_diag *diag);
+/** End one registration of exactly this range. After the last one no HCA touches it. @return 0;
+ * -MC_E_NOENT. Not on a loop. */
+int mc_rdma_mem_del(struct mc_xdev *dev, uint64_t addr, uint64_t len);
+/** The keys that the last mc_rdma_mem_add() of exactly this range gave. @return 0; -MC_E_NOENT */
+int mc_rdma_mem_keys(struct mc_xdev *dev, uint64_t addr, uint64_t len,
+		     uint32_t ret_rkey[MC_RDMA_PORTS_MAX], uint32_t ret_lkey[MC_RDMA_PORTS_MAX]);
+/** Keys as mc_remote_region.key and back: little-endian by port. */
+void mc_rdma_key_put(uint8_t key[MC_XPORT_TOKEN_MAX], const uint32_t rkey[MC_RDMA_PORTS_MAX]);
+uint32_t mc_rdma_key_get(const uint8_t key[MC_XPORT_TOKEN_MAX], unsigned port);
+
+/* ---- peers that are introduced in another way: upstream's (classic handshake) ---- */
+
+/** Our end of a lane that is open and not yet connected. */
+void mc_rdma_lane_end(const struct mc_xlane *lane, struct mc_rdma_end *ret);
+/** Connect it to this end. @return 0; -MC_E_PROTO (numbers that cannot be); -MC_E_UNREACHABLE
+ * (address). Not on a loop. */
+MC_MUST_CHECK int mc_rdma_lane_join(struct mc_xlane *lane, const struct mc_rdma_end *peer);
+/**
+ * Target side: queue pairs for an initiator that names itself by `who` ("server@nic"); an earlier
+ * set of the same `who` and port ends. Bounded: the least recently accepted ones make room.
+ * @return 0; -MC_E_NOENT (no such port); -MC_E_PROTO; -MC_E_UNREACHABLE; -MC_E_LIMIT. Not on a
+ * loop.
+ */
+MC_MUST_CHECK int mc_rdma_accept_named(struct mc_xdev *dev, unsigned port, const char *who,
+				       const struct mc_rdma_end *peer,
+				       struct mc_rdma_end *ret_mine);
+/** End what was accepted from this incarnation, or name: it is gone for good. Not on a loop. */
+void mc_rdma_forget(struct mc_xdev *dev, uint64_t initiator_epoch);
+void mc_rdma_forget_named(struct mc_xdev *dev, const char *who);
+
+/** For metrics and tests; each only grows, but for the numbers of live objects. */
+struct mc_rdma_stats {
+	uint64_t posts, wrs, signaled, polls, wcs; /* verbs calls and what they carried */
+	uint64_t arms, wakes;
+	uint64_t accepted, retired, evicted;
+	uint32_t qps, mrs, lanes, inbound; /* alive now */
+};
+void mc_rdma_stats_get(const struct mc_xdev *dev, struct mc_rdma_stats *ret);
+
+#endif
