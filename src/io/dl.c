@@ -30,7 +30,7 @@ int mc_dl_load(const char *const *sonames, const struct mc_dl_sym *syms, size_t 
 		return -MC_E_UNAVAILABLE;
 	for (size_t i = 0; i < nsyms; i++) {
 		sym = dlsym(lib, syms[i].name);
-		if (!sym) {
+		if (!sym && !syms[i].is_optional) {
 			mc_diag_set(diag, "not available: %s lacks %s", sonames[at], syms[i].name);
 			(void)dlclose(lib);
 			return -MC_E_UNAVAILABLE;

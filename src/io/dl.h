@@ -5,6 +5,7 @@
 #ifndef MC_IO_DL_H
 #define MC_IO_DL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/err.h"
@@ -13,10 +14,15 @@
 struct mc_dl_sym {
 	const char *name;
 	size_t offset;
+	bool is_optional; /* older libraries lack it: the pointer stays NULL */
 };
 #define MC_DL_SYM(table, field, symbol)                                                            \
 	{                                                                                          \
 		.name = (symbol), .offset = offsetof(table, field)                                 \
+	}
+#define MC_DL_SYM_OPTIONAL(table, field, symbol)                                                   \
+	{                                                                                          \
+		.name = (symbol), .offset = offsetof(table, field), .is_optional = true            \
 	}
 
 /**

@@ -22,16 +22,16 @@
 /** Settings, from the environment once a device; upstream's names and defaults where it has them.
  */
 struct mc_rdma_conf {
-	int64_t gid_index;	  /* MC_GID_INDEX; -1: chosen */
-	int64_t port_num;	  /* MC_IB_PORT */
-	int64_t traffic_class;	  /* MC_IB_TC; -1: not set */
-	int64_t service_level;	  /* MC_IB_SL */
-	int64_t pkey_index;	  /* MC_IB_PKEY_INDEX */
-	int64_t mtu;		  /* MC_MTU: bytes, the most */
-	int64_t wrs_max;	  /* MC_MAX_WR */
-	int64_t sges_max;	  /* MC_MAX_SGE */
-	int64_t inline_max;	  /* MC_MAX_INLINE */
-	int64_t qps;		  /* MC_NUM_QP_PER_EP: of a lane */
+	int64_t gid_index;     /* MC_GID_INDEX, NCCL_IB_GID_INDEX; -1: chosen */
+	int64_t port_num;      /* MC_IB_PORT */
+	int64_t traffic_class; /* MC_IB_TC; -1: not set */
+	int64_t service_level; /* MC_IB_SL */
+	int64_t pkey_index;    /* MC_PKEY_INDEX */
+	int64_t mtu;	       /* MC_MTU: bytes, the most; a power of two */
+	int64_t wrs_max;       /* MC_MAX_WR */
+	int64_t sges_max;      /* MC_MAX_SGE */
+	int64_t inline_max;    /* MC_MAX_INLINE */
+	int64_t qps; /* MC_NUM_QP_PER_EP: of a lane; 0: one, and upstream's two towards its peers */
 	int64_t inbound_max;	  /* MC_MAX_EP_PER_CTX: accepted lanes of one port */
 	int64_t timeout;	  /* MC_IB_TIMEOUT: 4.096 us << it */
 	int64_t retry_cnt;	  /* MC_IB_RETRY_CNT */
