@@ -50,8 +50,8 @@ static int connect_to(struct mc_session *s, const struct mc_addr *to, int rail,
 	if (!c)
 		return -MC_E_NOMEM;
 	c->rail = rail;
-	if (rail >= 0 && s->rails[rail].local.len)
-		opts.from = &s->rails[rail].local;
+	if (rail >= 0 && s->tcp.v[rail].local.len)
+		opts.from = &s->tcp.v[rail].local;
 	rc = mc_rpc_conn_open(&mc_env_real, s->eng->loops[0], to, &opts, &c->rpc);
 	if (rc == 0)
 		rc = mc_ctl_hello(s->eng, c->rpc, deadline_ns, ret_hello);
@@ -75,11 +75,11 @@ struct way {
 };
 
 /* The control port first, then the rails; what is not up, or was bad a moment ago, last. Needs room
- * for nrails + 1. */
+ * for tcp.n + 1. */
 static unsigned ways(struct mc_session *s, struct way *ret)
 {
-	int home = mc_rails_of(s, &s->ctl_addr);
-	uint32_t up = mc_rails_up(s);
+	int home = mc_rails_to(s, &s->ctl_addr);
+	uint32_t up = mc_rails_up(s, MC_ROUTE_TCP);
 	unsigned n = 0;
 
 	if (s->ctl_bad_rail >= 0)
@@ -89,9 +89,9 @@ static unsigned ways(struct mc_session *s, struct way *ret)
 
 		if (is_up == (pass == 0))
 			ret[n++] = (struct way){&s->ctl_addr, home};
-		for (int i = 0; i < (int)s->nrails; i++)
+		for (int i = 0; i < (int)s->tcp.n; i++)
 			if (!!(up & (1u << i)) == (pass == 0) && (i != home || pass == 1))
-				ret[n++] = (struct way){&s->rails[i].remote, i};
+				ret[n++] = (struct way){&s->tcp.v[i].remote, i};
 	}
 	return n;
 }
@@ -112,8 +112,8 @@ static int reconnect(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_c
 		if (now_ns >= deadline_ns)
 			break;
 		rc = connect_to(s, w[i].to, w[i].rail,
-				s->nrails > 1 ? mc_min(deadline_ns, now_ns + CONNECT_NS)
-					      : deadline_ns,
+				s->tcp.n > 1 ? mc_min(deadline_ns, now_ns + CONNECT_NS)
+					     : deadline_ns,
 				&c, &hello);
 		is_refused |= rc == -MC_E_REFUSED;
 		if (rc == -MC_E_REFUSED && w[i].to == &s->ctl_addr)
@@ -134,12 +134,12 @@ static int reconnect(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_c
 /* Does it hang on a rail that is lost, while another is not? Under ctl_mu. */
 static bool is_stranded(struct mc_session *s, const struct mc_ctl_conn *c)
 {
-	int rail = c->rail >= 0 ? c->rail : mc_rails_of(s, &s->ctl_addr);
+	int rail = c->rail >= 0 ? c->rail : mc_rails_to(s, &s->ctl_addr);
 	uint32_t up;
 
-	if (s->nrails < 2 || rail < 0)
+	if (s->tcp.n < 2 || rail < 0)
 		return false;
-	up = mc_rails_up(s);
+	up = mc_rails_up(s, MC_ROUTE_TCP);
 	return up != 0 && !(up & (1u << rail));
 }
 
@@ -214,7 +214,7 @@ void mc_ctlconn_put(struct mc_session *s, struct mc_ctl_conn *c, bool is_bad)
 	if (is_bad && s->ctl == c) {
 		s->ctl = NULL;
 		c->is_out = true;
-		s->ctl_bad_rail = c->rail >= 0 ? c->rail : mc_rails_of(s, &s->ctl_addr);
+		s->ctl_bad_rail = c->rail >= 0 ? c->rail : mc_rails_to(s, &s->ctl_addr);
 	} else if (!is_bad) {
 		s->ctl_bad_rail = -1;
 	}
@@ -246,7 +246,7 @@ int mc_session_call(struct mc_session *s, uint16_t method, const void *req, size
 		if (rc < 0)
 			return rc;
 		/* Silence may be the rail's: with others, ask again there, with more patience. */
-		if (s->nrails > 1 && i + 1 < TRIES_MAX)
+		if (s->tcp.n > 1 && i + 1 < TRIES_MAX)
 			call.deadline_ns =
 			    mc_min(deadline_ns, mc_time_after(mc_now_ns(), attempt_ns));
 		attempt_ns *= 2;
@@ -257,7 +257,7 @@ int mc_session_call(struct mc_session *s, uint16_t method, const void *req, size
 			return rc;
 		is_late = rc == -MC_E_TIMEDOUT && mc_now_ns() < deadline_ns;
 		/* Alone, once more on a fresh connection if the old one was dead. */
-		if (!is_late && (mc_err_scope(rc) != MC_SCOPE_RAIL || i >= s->nrails))
+		if (!is_late && (mc_err_scope(rc) != MC_SCOPE_RAIL || i >= s->tcp.n))
 			return rc;
 	}
 	return rc;

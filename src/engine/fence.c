@@ -40,7 +40,7 @@ static uint64_t end_of(const struct mc_session *s, uint64_t deadline_ns)
 }
 
 /* Blocks until fenced, gone, or deadline. */
-static enum fence_result fence_run(struct mc_session *s, const uint8_t *token, size_t token_len,
+static enum fence_result fence_run(struct mc_session *s, const struct mc_fence_token *token,
 				   uint64_t deadline_ns)
 {
 	uint64_t attempt_ns = ATTEMPT_NS;
@@ -53,7 +53,7 @@ static enum fence_result fence_run(struct mc_session *s, const uint8_t *token, s
 			return FENCE_GONE;
 		if (now_ns >= end_ns)
 			return FENCE_NONE;
-		rc = mc_ctl_retire(s, "tcp", token, token_len,
+		rc = mc_ctl_retire(s, mc_route_name(token->route), token->bytes, token->len,
 				   mc_min(end_ns, mc_time_after(now_ns, attempt_ns)));
 		if (rc == 0)
 			return FENCE_OK;
@@ -116,33 +116,31 @@ void mc_quarantine_fini(struct mc_quarantine *q)
 	pthread_mutex_destroy(&q->mu);
 }
 
-static bool is_token(const struct mc_unfenced *u, const uint8_t *token, size_t token_len)
+static bool is_token(const struct mc_unfenced *u, const struct mc_fence_token *token)
 {
-	return u->token_len == token_len && memcmp(u->token, token, token_len) == 0;
-}
-
-static void set_token(struct mc_unfenced *u, uint64_t owner, const uint8_t *token, size_t len)
-{
-	u->owner = owner;
-	u->token_len = len;
-	memcpy(u->token, token, len);
+	return u->token.route == token->route && u->token.len == token->len &&
+	       memcmp(u->token.bytes, token->bytes, token->len) == 0;
 }
 
 /* Under q->mu: there is no memory for a range, and nothing may be forgotten. Every write to this
  * owner waits for the fence, then. */
-static void block(struct mc_quarantine *q, uint64_t owner, const uint8_t *token, size_t token_len)
+static void block(struct mc_quarantine *q, uint64_t owner, const struct mc_fence_token *token)
 {
 	for (unsigned i = 0; i < q->nblocked; i++)
-		if (q->blocked[i].owner == owner && is_token(&q->blocked[i], token, token_len))
+		if (q->blocked[i].owner == owner && is_token(&q->blocked[i], token))
 			return;
-	if (q->nblocked < MC_BLOCKED_MAX)
-		set_token(&q->blocked[q->nblocked++], owner, token, token_len);
-	else
+	if (q->nblocked < MC_BLOCKED_MAX) {
+		struct mc_unfenced *u = &q->blocked[q->nblocked++];
+
+		u->owner = owner;
+		u->token = *token;
+	} else {
 		q->is_all_blocked = true;
+	}
 }
 
-static void quarantine(struct mc_session *s, const struct mc_slice *sl, const uint8_t *token,
-		       size_t token_len)
+static void quarantine(struct mc_session *s, const struct mc_slice *sl,
+		       const struct mc_fence_token *token)
 {
 	struct mc_quarantine *q = &s->eng->quarantine;
 
@@ -152,12 +150,13 @@ static void quarantine(struct mc_session *s, const struct mc_slice *sl, const ui
 
 		pthread_mutex_lock(&q->mu);
 		if (u && q->ranges.len < MC_UNFENCED_MAX) {
-			set_token(u, s->fence_key, token, token_len);
+			u->owner = s->fence_key;
+			u->token = *token;
 			mc_list_push_back(&q->list, &u->link);
 			mc_itree_insert(&q->ranges, &u->node, f->raddr, f->raddr + f->len);
 			u = NULL;
 		} else {
-			block(q, s->fence_key, token, token_len);
+			block(q, s->fence_key, token);
 		}
 		count(q);
 		pthread_mutex_unlock(&q->mu);
@@ -165,7 +164,7 @@ static void quarantine(struct mc_session *s, const struct mc_slice *sl, const ui
 	}
 }
 
-static void quarantine_drop(struct mc_quarantine *q, const uint8_t *token, size_t token_len)
+static void quarantine_drop(struct mc_quarantine *q, const struct mc_fence_token *token)
 {
 	struct mc_unfenced *u;
 
@@ -173,10 +172,10 @@ static void quarantine_drop(struct mc_quarantine *q, const uint8_t *token, size_
 		return;
 	pthread_mutex_lock(&q->mu);
 	mc_list_each (u, &q->list, link)
-		if (is_token(u, token, token_len))
+		if (is_token(u, token))
 			drop(q, u);
 	for (unsigned i = q->nblocked; i-- > 0;)
-		if (is_token(&q->blocked[i], token, token_len))
+		if (is_token(&q->blocked[i], token))
 			q->blocked[i] = q->blocked[--q->nblocked];
 	count(q);
 	pthread_mutex_unlock(&q->mu);
@@ -223,16 +222,16 @@ int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t d
 
 		if (rc <= 0)
 			return rc;
-		if (u.token_len > 0)
-			result = fence_run(s, u.token, u.token_len,
-					   mc_min(deadline_ns, mc_now_ns() + ATTEMPT_NS));
+		if (u.token.len > 0)
+			result =
+			    fence_run(s, &u.token, mc_min(deadline_ns, mc_now_ns() + ATTEMPT_NS));
 		if (result == FENCE_NONE)
 			return -MC_E_UNFENCED;
 		if (result == FENCE_GONE) {
 			mc_session_gone(s);
 			return -MC_E_PEER_DEAD;
 		}
-		quarantine_drop(q, u.token, u.token_len);
+		quarantine_drop(q, &u.token);
 	}
 }
 
@@ -240,7 +239,7 @@ int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t d
 
 /* Slices whose outcome is known leave `maybe`; what stays has time left. Owner's thread. */
 static void decide(struct mc_pump *p, struct mc_list *maybe, enum fence_result result, int cause,
-		   const uint8_t *token, size_t token_len)
+		   const struct mc_fence_token *token)
 {
 	struct mc_session *s = p->session;
 	uint64_t now_ns = mc_now_ns();
@@ -249,12 +248,12 @@ static void decide(struct mc_pump *p, struct mc_list *maybe, enum fence_result r
 	if (result == FENCE_GONE)
 		mc_session_gone(s);
 	if (result == FENCE_OK)
-		quarantine_drop(&s->eng->quarantine, token, token_len);
+		quarantine_drop(&s->eng->quarantine, token);
 	mc_list_each (sl, maybe, link) {
 		struct mc_eslice *es = mc_eslice_of(sl);
 
 		/* The fence was given up for another group's deadline. */
-		if (result == FENCE_NONE && token_len > 0 &&
+		if (result == FENCE_NONE && token->len > 0 &&
 		    now_ns < end_of(s, es->op->deadline_ns))
 			continue;
 		mc_list_del(&sl->link);
@@ -264,7 +263,7 @@ static void decide(struct mc_pump *p, struct mc_list *maybe, enum fence_result r
 		} else if (result == FENCE_GONE) {
 			mc_gop_slice_end(es, -MC_E_PEER_DEAD, mc_route_name(es->route));
 		} else {
-			quarantine(s, sl, token, token_len);
+			quarantine(s, sl, token);
 			mc_gop_slice_end(es, -MC_E_UNFENCED, mc_route_name(es->route));
 		}
 	}
@@ -288,8 +287,7 @@ struct fence_job {
 	struct mc_task back;
 	struct mc_pump *pump;
 	struct mc_list maybe;
-	uint8_t token[MC_XPORT_TOKEN_MAX];
-	size_t token_len;
+	struct mc_fence_token token;
 	uint64_t deadline_ns;
 	unsigned n;
 	int cause;
@@ -311,7 +309,7 @@ static void job_back(struct mc_task *task)
 	struct mc_session *s = p->session;
 
 	p->nfencing -= j->n;
-	decide(p, &j->maybe, j->result, j->cause, j->token, j->token_len);
+	decide(p, &j->maybe, j->result, j->cause, &j->token);
 	if (!mc_list_is_empty(&j->maybe)) {
 		job_post(j);
 		mc_async_kick(p);
@@ -326,48 +324,47 @@ static void job_run(struct mc_worker_job *job)
 {
 	struct fence_job *j = mc_container_of(job, struct fence_job, job);
 
-	j->result = fence_run(j->pump->session, j->token, j->token_len, j->deadline_ns);
+	j->result = fence_run(j->pump->session, &j->token, j->deadline_ns);
 	mc_loop_post(j->pump->loop, &j->back);
 }
 
 /* In the caller's own thread. */
-static void fence_here(struct mc_pump *p, struct mc_list *maybe, const uint8_t *token,
-		       size_t token_len, int cause)
+static void fence_here(struct mc_pump *p, struct mc_list *maybe, const struct mc_fence_token *token,
+		       int cause)
 {
 	unsigned n;
 
 	/* Each round decides at least the slice with the first deadline. */
 	while (!mc_list_is_empty(maybe))
-		decide(p, maybe, fence_run(p->session, token, token_len, deadline_of(maybe, &n)),
-		       cause, token, token_len);
+		decide(p, maybe, fence_run(p->session, token, deadline_of(maybe, &n)), cause,
+		       token);
 }
 
-void mc_fence(struct mc_pump *p, struct mc_list *maybe, const uint8_t *token, size_t token_len,
+void mc_fence(struct mc_pump *p, struct mc_list *maybe, const struct mc_fence_token *token,
 	      int cause)
 {
 	struct fence_job *j;
 
-	if (token_len == 0) { /* a peer that knows no fence */
+	if (token->len == 0) { /* a peer that knows no fence */
 		bool is_gone = atomic_load_explicit(&p->session->is_gone, memory_order_acquire);
 
-		decide(p, maybe, is_gone ? FENCE_GONE : FENCE_NONE, cause, token, 0);
+		decide(p, maybe, is_gone ? FENCE_GONE : FENCE_NONE, cause, token);
 		return;
 	}
 	if (!p->loop) {
-		fence_here(p, maybe, token, token_len, cause);
+		fence_here(p, maybe, token, cause);
 		return;
 	}
 	j = mc_calloc(1, sizeof(*j));
 	if (!j) { /* the loop blocks: rarer and better than to leave the range unfenced */
-		fence_here(p, maybe, token, token_len, cause);
+		fence_here(p, maybe, token, cause);
 		return;
 	}
 	j->job.run = job_run;
 	j->back.run = job_back;
 	j->pump = p;
 	j->cause = cause;
-	memcpy(j->token, token, token_len);
-	j->token_len = token_len;
+	j->token = *token;
 	mc_list_init(&j->maybe);
 	mc_list_splice_back(&j->maybe, maybe);
 	mc_session_ref(p->session);

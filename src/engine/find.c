@@ -88,7 +88,7 @@ static int classic_learn(struct mc_session *s, const struct mc_segdesc *desc)
 
 int mc_classic_open(struct mc_session *s, const struct mc_segdesc *desc, struct mc_diag *diag)
 {
-	struct mc_rail *rail = &s->rails[0];
+	struct mc_rail *rail = &s->tcp.v[0];
 	char text[MC_ADDR_TEXT_MAX];
 	int rc = 0;
 
@@ -126,7 +126,7 @@ int mc_classic_refresh(struct mc_session *s, uint64_t addr, uint64_t deadline_ns
 	if (rc < 0)
 		return rc;
 	/* Another data port is another process under the same name. */
-	if (desc->tcp_data_port != mc_addr_port(&s->rails[0].remote))
+	if (desc->tcp_data_port != mc_addr_port(&s->tcp.v[0].remote))
 		rc = -MC_E_PEER_RESTARTED;
 	else
 		rc = classic_learn(s, desc);

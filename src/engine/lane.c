@@ -6,7 +6,7 @@
 
 #include "base/log.h"
 #include "base/sync.h"
-#include "engine/priv.h"
+#include "engine/rails.h"
 #include "engine/routes.h"
 
 #define CHECK_IDLE_NS                                                                              \
@@ -61,8 +61,9 @@ static int lane_new(struct mc_session *s, enum mc_route route, unsigned rail,
 	lane->session = s;
 	lane->route = route;
 	lane->rail = rail;
-	lane->stats = route == MC_ROUTE_TCP
-			  ? s->rails[rail].stats
+	lane->rails = mc_rails_of(s, route);
+	lane->stats = lane->rails
+			  ? lane->rails->v[rail].stats
 			  : mc_stats_rail(s->eng, mc_route_name(route), "local", s->peer->name);
 	atomic_init(&lane->is_owned, true);
 	mc_list_init(&lane->flying);

@@ -42,6 +42,7 @@
 #define MC_GROUP_FRAGS_MAX (1u << 20)
 #define MC_LANES_MAX 24u      /* of one session on one rail */
 #define MC_PUMP_LANES_MAX 16u /* of one pump */
+#define MC_BATCH_MAX 16u      /* slices in one call of a transport's post() */
 #define MC_INBOX_MAX 65536u   /* notices waiting */
 #define MC_INBOX_BYTES_MAX (64u << 20)
 #define MC_UNFENCED_MAX 65536u /* quarantined ranges */
@@ -138,6 +139,7 @@ struct mc_elane {
 	struct mc_session *session;
 	struct mc_xlane *x;
 	enum mc_route route;
+	struct mc_rail_set *rails; /* of the route; NULL: it has none */
 	unsigned rail;
 	_Atomic bool is_owned; /* claimed and released under session.mu */
 	uint64_t idle_since_ns;
@@ -145,6 +147,9 @@ struct mc_elane {
 	struct mc_list flying; /* mc_eslice.flying */
 	uint64_t flying_bytes;
 	unsigned flying_n;
+	struct mc_slice
+	    *batch[MC_BATCH_MAX]; /* of flying: chosen, posted at the end of the round */
+	unsigned nbatch;
 	uint64_t seen_progress; /* watchdog: as of its last look */
 	uint64_t seen_ns;	/* bytes moved, or there was nothing to move, until here */
 	uint64_t moved_ns;	/* bytes moved */
@@ -156,12 +161,26 @@ struct mc_elane {
 };
 
 struct mc_rail {
-	struct mc_addr local, remote; /* local.len 0: the system's choice */
+	struct mc_session *session;
+	enum mc_route route;
+	unsigned index;		      /* in its set */
+	struct mc_addr local, remote; /* TCP; local.len 0: the system's choice */
 	struct mc_rail_health health; /* session.mu */
-	unsigned nlanes;	      /* session.mu */
-	struct mc_rail_stats *stats;  /* of the engine, by local address and transport */
-	struct mc_session *session;   /* the probe's */
+	struct mc_rail_stats *stats;  /* of the engine, by local end and transport */
 	struct mc_worker_job probe_job;
+};
+
+/** Rails of one transport, constant once the session is open, but for their health. */
+struct mc_rail_set {
+	struct mc_rail v[MC_RAILS_MAX];
+	unsigned n;
+};
+
+/** What the target must be asked for: a lane of one transport to be retired. len 0: no fence. */
+struct mc_fence_token {
+	enum mc_route route;
+	size_t len;
+	uint8_t bytes[MC_XPORT_TOKEN_MAX];
 };
 
 /** A write that could not be fenced: no new write there until it is. */
@@ -169,8 +188,7 @@ struct mc_unfenced {
 	struct mc_list link;
 	struct mc_inode node; /* remote addresses */
 	uint64_t owner;	      /* mc_session.fence_key */
-	uint8_t token[MC_XPORT_TOKEN_MAX];
-	size_t token_len;
+	struct mc_fence_token token;
 };
 
 /** Of the whole engine: it outlives sessions, which come and go while an incarnation lives. */
@@ -197,8 +215,7 @@ struct mc_session {
 	uint64_t fence_key; /* epoch; of peers without one: the session's own number */
 	uint8_t nonce[MC_NONCE_BYTES];
 	int classic_proto;
-	struct mc_rail rails[MC_RAILS_MAX];
-	unsigned nrails;
+	struct mc_rail_set tcp;
 	struct mc_shm_peer *shm; /* attached, or NULL */
 	struct mc_file_seg *file;
 
@@ -420,7 +437,7 @@ void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now
 /* ---- fence.c ---- */
 /** Fence the writes in `maybe` (mc_slice.link) whose lane's token this is; the pump gets them back
  * decided. */
-void mc_fence(struct mc_pump *p, struct mc_list *maybe, const uint8_t *token, size_t token_len,
+void mc_fence(struct mc_pump *p, struct mc_list *maybe, const struct mc_fence_token *token,
 	      int cause);
 /** -MC_E_UNFENCED while an earlier write to the range may still land. Tries to fence it first. */
 int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns);

@@ -3,23 +3,20 @@
  * who drives it on the stack, and a loop, which drives it by events: everything here runs on the
  * owner's thread.
  *
- * Slices wait in `todo` by priority. A lane takes the next slice when it has room, so a faster rail
- * takes more of them; a rail that would finish the slice later than the others would finish
- * everything is left out. A lane is added while there is more to move than one lane has in flight.
- * What breaks is sorted by retry.h and rail.h; writes that may still land go through fence.c first.
+ * Slices wait in `todo` by priority. choose.c says which lane takes the next one; what a lane takes
+ * in one round is posted at once, in a batch. What breaks is sorted by retry.h and rail.h; writes
+ * that may still land go through fence.c first.
  */
 #include "engine/pump.h"
 
 #include <poll.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "base/sync.h"
 #include "engine/rails.h"
 
 #define DONE_MAX 32u
-#define LANE_BYTES_MAX (4u << 20) /* in flight on a lane that has several slices */
-#define LANE_SHARE_MIN (1u << 20) /* a lane more is considered for this much more to move */
-#define LANE_SLICES_MAX 16u
 
 void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,
 		  unsigned loop_index)
@@ -76,10 +73,10 @@ static void rail_worked(struct mc_pump *p, struct mc_elane *lane, uint64_t bytes
 	struct mc_session *s = p->session;
 
 	lane->moved_ns = lane->seen_ns = now_ns;
-	if (s->nrails == 1 || lane->route != MC_ROUTE_TCP)
+	if (!mc_lane_is_measured(lane) || !mc_rail_meter_add(&lane->meter, bytes, now_ns))
 		return;
 	pthread_mutex_lock(&s->mu);
-	mc_rail_meter_done(&lane->meter, &s->rails[lane->rail].health, bytes, now_ns);
+	mc_rail_meter_done(&lane->meter, &lane->rails->v[lane->rail].health, now_ns);
 	pthread_mutex_unlock(&s->mu);
 }
 
@@ -114,137 +111,6 @@ void mc_pump_release(struct mc_pump *p)
 	}
 }
 
-static struct mc_elane *lane_add(struct mc_pump *p, enum mc_route route, unsigned rail, int *ret_rc)
-{
-	struct mc_elane *lane;
-
-	if (p->nlanes == MC_PUMP_LANES_MAX) {
-		*ret_rc = -MC_E_AGAIN;
-		return NULL;
-	}
-	*ret_rc = mc_lane_claim(p->session, route, rail, p->now_ns, &lane);
-	if (*ret_rc < 0)
-		return NULL;
-	lane->pump = p;
-	lane->flying_n = 0;
-	lane->flying_bytes = 0;
-	lane->seen_ns = 0;
-	p->lanes[p->nlanes++] = lane;
-	return lane;
-}
-
-static bool has_room(const struct mc_elane *lane, const struct mc_eslice *es)
-{
-	if (lane->flying_n == 0)
-		return true;
-	return lane->flying_n < LANE_SLICES_MAX && lane->flying_bytes + es->s.len <= LANE_BYTES_MAX;
-}
-
-/* Lanes worth having on one rail. */
-static unsigned lanes_wanted(const struct mc_pump *p, double rate)
-{
-	const struct mc_session *s = p->session;
-	unsigned most = (unsigned)s->eng->conf.lanes, want;
-
-	if (s->nrails > 1)
-		return mc_rail_lanes(rate, p->todo_bytes, most);
-	if (s->kind == MC_PEER_CLASSIC)
-		return mc_min(1 + p->ntodo / 4, most);
-	want = 1 + (unsigned)(p->todo_bytes / LANE_SHARE_MIN);
-	return mc_min(want, p->lanes_max);
-}
-
-/* The lane for this slice on one rail: the least busy one with room, or a new one. @return NULL:
- * none; *ret_rc says why when it is not for being busy */
-static struct mc_elane *lane_on(struct mc_pump *p, const struct mc_eslice *es, unsigned rail,
-				double rate, int *ret_rc)
-{
-	unsigned n = 0, want = lanes_wanted(p, rate);
-	struct mc_elane *mine = NULL, *lane;
-	int rc;
-
-	for (unsigned i = 0; i < p->nlanes; i++) {
-		lane = p->lanes[i];
-		if (lane->route != es->route || lane->rail != rail)
-			continue;
-		n++;
-		if (has_room(lane, es) && (!mine || lane->flying_bytes < mine->flying_bytes))
-			mine = lane;
-	}
-	if ((mine && mine->flying_n == 0) || (n > 0 && n >= want))
-		return mine;
-	lane = lane_add(p, es->route, rail, &rc);
-	if (lane)
-		return lane;
-	if (rc != -MC_E_AGAIN) {
-		*ret_rc = rc;
-		if (es->route == MC_ROUTE_TCP)
-			mc_rails_failed(p->session, rail, mc_now_ns());
-	}
-	return mine;
-}
-
-static uint64_t flying_on(const struct mc_pump *p, enum mc_route route, unsigned rail)
-{
-	uint64_t sum = 0;
-
-	for (unsigned i = 0; i < p->nlanes; i++)
-		if (p->lanes[i]->route == route && p->lanes[i]->rail == rail)
-			sum += p->lanes[i]->flying_bytes;
-	return sum;
-}
-
-/* The rail that would be through with the slice first, of those with room for it. */
-static struct mc_elane *choose_rail(struct mc_pump *p, struct mc_eslice *es, uint64_t now_ns,
-				    int *ret_rc)
-{
-	unsigned nrails = p->session->nrails;
-	uint64_t left = p->todo_bytes, flying[MC_RAILS_MAX];
-	struct mc_elane *best = NULL, *lane;
-	struct mc_rails_view v;
-	double best_ns = 0, rates = 0;
-	bool is_rated = true;
-
-	mc_rails_look(p->session, now_ns, &v);
-	for (unsigned r = 0; r < nrails; r++) {
-		flying[r] = flying_on(p, es->route, r);
-		left += flying[r];
-		if (v.usable & (1u << r)) {
-			rates += v.rate[r];
-			is_rated &= v.rate[r] > 0;
-		}
-	}
-	for (unsigned r = 0; r < nrails; r++) {
-		/* Until all are known, all count as equals. */
-		double rate = is_rated ? v.rate[r] : 1;
-		double at_ns = (double)(flying[r] + es->s.len) / rate;
-
-		if (!(v.usable & (1u << r)))
-			continue;
-		if (best && at_ns >= best_ns)
-			continue;
-		if (is_rated && !mc_rail_is_worth(at_ns, left, rates - rate))
-			continue;
-		lane = lane_on(p, es, r, v.rate[r], ret_rc);
-		if (lane) {
-			best = lane;
-			best_ns = at_ns;
-		}
-	}
-	return best;
-}
-
-/* The lane for this slice: an owned one with room, least busy first, or a new one. NULL with
- * *ret_rc: none now (AGAIN) or why not. */
-static struct mc_elane *choose(struct mc_pump *p, struct mc_eslice *es, uint64_t now_ns,
-			       int *ret_rc)
-{
-	*ret_rc = -MC_E_AGAIN;
-	if (es->route == MC_ROUTE_TCP && p->session->nrails > 1)
-		return choose_rail(p, es, now_ns, ret_rc);
-	return lane_on(p, es, 0, 0, ret_rc);
-}
-
 /* ---- posting ---- */
 
 static void flying_add(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
@@ -253,7 +119,7 @@ static void flying_add(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 	if (lane->flying_n == 0) {
 		lane->seen_ns = now_ns;
 		mc_rail_meter_begin(&lane->meter, now_ns);
-		if (p->session->nrails > 1)
+		if (mc_lane_is_measured(lane))
 			lane->seen_progress = lane->x->ops->progress(lane->x);
 	}
 	mc_list_push_back(&lane->flying, &es->flying);
@@ -301,46 +167,68 @@ static bool fall_back(struct mc_pump *p, struct mc_eslice *es, int rc)
 	return true;
 }
 
-void mc_pump_feed(struct mc_pump *p, uint64_t now_ns)
+/* Slices go to lanes, each lane's in a batch, until nothing has room or nothing waits. */
+static void gather(struct mc_pump *p, uint64_t now_ns)
 {
+	struct mc_chooser c = {.pump = p, .now_ns = now_ns};
 	struct mc_eslice *es;
 
-	p->now_ns = now_ns;
-	if (now_ns < p->wait_until_ns)
-		return;
-	while ((es = todo_first(p))) {
-		struct mc_slice *s = &es->s;
+	while (now_ns >= p->wait_until_ns && (es = todo_first(p))) {
 		int rc;
-		struct mc_elane *lane = choose(p, es, now_ns, &rc);
+		struct mc_elane *lane = mc_choose(&c, es, &rc);
 
-		if (!lane) {
-			if (rc == -MC_E_AGAIN)
-				return;
-			todo_del(p, es);
-			if (fall_back(p, es, rc))
-				continue;
-			mc_pump_again(p, es, lane_error(rc), now_ns);
-			if (now_ns < p->wait_until_ns)
-				return;
-			continue;
-		}
+		if (!lane && rc == -MC_E_AGAIN)
+			return;
 		todo_del(p, es);
-		es->lane = lane;
-		flying_add(p, lane, es, now_ns);
-		rc = lane->x->ops->post(lane->x, &s, 1);
-		if (rc == 1)
-			continue;
-		flying_del(p, lane, es);
-		es->lane = NULL;
-		if (rc == 0) {
-			todo_front(p, es);
-			return;
+		if (lane) {
+			es->lane = lane;
+			flying_add(p, lane, es, now_ns);
+			lane->batch[lane->nbatch++] = &es->s;
+		} else if (!fall_back(p, es, rc)) {
+			mc_pump_again(p, es, lane_error(rc), now_ns);
 		}
-		rc = lane_error(rc);
-		mc_pump_break(p, lane, rc, now_ns);
-		mc_pump_again(p, es, rc, now_ns);
-		if (now_ns < p->wait_until_ns)
-			return;
+	}
+}
+
+/* Post the lane's batch. @return as post() */
+static int post_batch(struct mc_pump *p, struct mc_elane *lane, uint64_t now_ns)
+{
+	struct mc_slice *batch[MC_BATCH_MAX];
+	unsigned n = lane->nbatch, taken;
+	int rc = lane->x->ops->post(lane->x, lane->batch, n);
+
+	lane->nbatch = 0;
+	if (rc == (int)n)
+		return rc;
+	taken = rc < 0 ? 0 : (unsigned)rc;
+	memcpy(batch, lane->batch, sizeof(batch));
+	for (unsigned i = taken; i < n; i++) {
+		flying_del(p, lane, mc_eslice_of(batch[i]));
+		mc_eslice_of(batch[i])->lane = NULL;
+	}
+	if (rc < 0)
+		mc_pump_break(p, lane, lane_error(rc), now_ns);
+	/* From the last on, because each goes to the front. */
+	for (unsigned i = n; i-- > taken;) {
+		if (rc < 0)
+			mc_pump_again(p, mc_eslice_of(batch[i]), lane_error(rc), now_ns);
+		else
+			todo_front(p, mc_eslice_of(batch[i]));
+	}
+	return rc;
+}
+
+void mc_pump_feed(struct mc_pump *p, uint64_t now_ns)
+{
+	bool has_broken = true;
+
+	p->now_ns = now_ns;
+	while (has_broken && now_ns >= p->wait_until_ns) {
+		has_broken = false;
+		gather(p, now_ns);
+		for (unsigned i = p->nlanes; i-- > 0;)
+			if (i < p->nlanes && p->lanes[i]->nbatch > 0)
+				has_broken |= post_batch(p, p->lanes[i], now_ns) < 0;
 	}
 }
 
@@ -398,7 +286,7 @@ void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now
 		 mc_err_scope(rc) == MC_SCOPE_RAIL)
 		rc = -MC_E_PEER_DEAD;
 	else if (mc_retry_next(&es->retry, rc, (unsigned)p->session->eng->conf.tries, &wait_ns)) {
-		if (wait_ns && (p->session->nrails == 1 || mc_rails_up(p->session) == 0))
+		if (wait_ns && !mc_choose_has_way(p->session, es->route))
 			p->wait_until_ns = mc_time_after(now_ns, wait_ns);
 		todo_front(p, es);
 		return;
@@ -412,21 +300,20 @@ void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now
 
 void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t now_ns)
 {
-	uint8_t token[MC_XPORT_TOKEN_MAX];
+	struct mc_fence_token token = {.route = lane->route};
 	struct mc_list left, maybe;
 	struct mc_slice *s;
-	size_t token_len;
 
 	mc_list_init(&left);
 	mc_list_init(&maybe);
 	/* While its descriptor is open: a copy in a forked child would keep the watch alive. */
 	unwatch(p, lane);
-	token_len = lane->x->ops->abort(lane->x, &left, token);
+	token.len = lane->x->ops->abort(lane->x, &left, token.bytes);
 	mc_log_info("lane broke", "peer=%s transport=%s cause=\"%s\" slices=%u",
 		    p->session->peer->name, mc_route_name(lane->route), mc_err_text(rc),
 		    lane->flying_n);
-	if (lane->route == MC_ROUTE_TCP && mc_err_scope(rc) != MC_SCOPE_OP)
-		mc_rails_failed(p->session, lane->rail, now_ns);
+	if (lane->rails && mc_err_scope(rc) != MC_SCOPE_OP)
+		mc_rails_failed(&lane->rails->v[lane->rail], now_ns);
 	mc_counter_add(&lane->stats->broken, 1);
 	mc_list_each (s, &left, link) {
 		struct mc_eslice *es = mc_eslice_of(s);
@@ -449,7 +336,7 @@ void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t no
 	if (rc == -MC_E_PEER_RESTARTED)
 		mc_session_gone(p->session);
 	if (!mc_list_is_empty(&maybe))
-		mc_fence(p, &maybe, token, token_len, rc);
+		mc_fence(p, &maybe, &token, rc);
 }
 
 /* ---- progress ---- */
@@ -549,8 +436,8 @@ static void watch(struct mc_pump *p, uint64_t now_ns)
 		if (progress == lane->seen_progress)
 			continue;
 		lane->seen_progress = progress;
-		if (lane->route == MC_ROUTE_TCP)
-			mc_rails_gap(p->session, lane->rail, now_ns - lane->seen_ns, now_ns);
+		if (lane->route == MC_ROUTE_TCP && lane->rails->n > 1)
+			mc_rails_gap(&lane->rails->v[lane->rail], now_ns - lane->seen_ns, now_ns);
 		lane->seen_ns = lane->moved_ns = now_ns;
 	}
 }
@@ -571,10 +458,10 @@ static bool is_lost(struct mc_pump *p, const struct mc_elane *lane, const struct
 		 * with everything a look before counts, too. */
 		uint64_t late_ns = other->flying_n == 0 ? 2 * mc_pump_check_ns(p) : 0;
 
-		w.has_others_done |= other->rail != lane->rail &&
+		w.has_others_done |= other->route == lane->route && other->rail != lane->rail &&
 				     mc_time_after(other->moved_ns, late_ns) > lane->seen_ns;
 	}
-	w.is_link_down = mc_rails_is_link_down(p->session, lane->rail);
+	w.is_link_down = mc_rails_is_link_down(&lane->rails->v[lane->rail]);
 	return mc_rail_is_lost(&w);
 }
 
@@ -590,7 +477,7 @@ static int verdict(struct mc_pump *p, struct mc_elane *lane, const struct mc_rai
 		if (rc < 0)
 			return rc;
 	}
-	if (lane->route == MC_ROUTE_TCP && p->session->nrails > 1 && is_lost(p, lane, v, now_ns))
+	if (lane->route == MC_ROUTE_TCP && lane->rails->n > 1 && is_lost(p, lane, v, now_ns))
 		return -MC_E_STALLED;
 	return 0;
 }
@@ -612,7 +499,7 @@ void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 			mc_gop_slice_end(es, rc, mc_route_name(es->route));
 		}
 	}
-	mc_rails_look(p->session, now_ns, &v);
+	mc_rails_look(p->session, MC_ROUTE_TCP, now_ns, &v);
 	watch(p, now_ns);
 	for (unsigned i = p->nlanes; i-- > 0;) {
 		struct mc_elane *lane;

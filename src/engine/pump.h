@@ -5,6 +5,7 @@
 #define MC_ENGINE_PUMP_H
 
 #include "engine/priv.h"
+#include "engine/rails.h"
 #include "engine/routes.h"
 
 static inline struct mc_eslice *mc_eslice_of(struct mc_slice *s)
@@ -12,10 +13,30 @@ static inline struct mc_eslice *mc_eslice_of(struct mc_slice *s)
 	return mc_container_of(s, struct mc_eslice, s);
 }
 
+/** Choosing lanes for one round of slices. Zeroed but for pump and now_ns. */
+struct mc_chooser {
+	struct mc_pump *pump;
+	uint64_t now_ns;
+	struct mc_rails_view view; /* of `route`: taken once a round, no lock for each slice */
+	enum mc_route route;
+	bool has_view;
+};
+/** The lane for this slice: an owned one with room, least busy first, or a new one. NULL with
+ * *ret_rc: none now (AGAIN) or why not. */
+struct mc_elane *mc_choose(struct mc_chooser *c, struct mc_eslice *es, int *ret_rc);
+/** Is there another rail of this route that is up, so that a retry need not wait? */
+bool mc_choose_has_way(struct mc_session *s, enum mc_route route);
+
+/** Is the lane one of several, whose rates and silences are compared? */
+static inline bool mc_lane_is_measured(const struct mc_elane *lane)
+{
+	return lane->rails && lane->rails->n > 1;
+}
+
 /** How often mc_pump_check() is to be called while anything is under way. */
 static inline uint64_t mc_pump_check_ns(const struct mc_pump *p)
 {
-	return (p->session->nrails > 1 ? 20 : 40) * MC_NS_PER_MS;
+	return (p->session->tcp.n > 1 ? 20 : 40) * MC_NS_PER_MS;
 }
 
 #endif

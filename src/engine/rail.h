@@ -127,18 +127,19 @@ static inline void mc_rail_probed(struct mc_rail_health *h, bool is_good, uint64
 	}
 }
 
-/** `bytes` more were completed on a lane that was busy since the last call or
- * mc_rail_meter_begin(). */
-static inline void mc_rail_meter_done(struct mc_rail_meter *m, struct mc_rail_health *h,
-				      uint64_t bytes, uint64_t now_ns)
+/** `bytes` more were completed on a lane that was busy since the last mc_rail_meter_done() or
+ * mc_rail_meter_begin(). @return true: enough to tell a rate: mc_rail_meter_done() */
+static inline bool mc_rail_meter_add(struct mc_rail_meter *m, uint64_t bytes, uint64_t now_ns)
 {
-	uint64_t took_ns = now_ns - m->from_ns;
-	double rate;
-
 	m->bytes += bytes;
-	if (took_ns < MC_RAIL_METER_NS)
-		return;
-	rate = (double)m->bytes / (double)took_ns;
+	return now_ns - m->from_ns >= MC_RAIL_METER_NS;
+}
+
+static inline void mc_rail_meter_done(struct mc_rail_meter *m, struct mc_rail_health *h,
+				      uint64_t now_ns)
+{
+	double rate = (double)m->bytes / (double)(now_ns - m->from_ns);
+
 	h->rate = h->rate > 0 ? h->rate * 0.8 + rate * 0.2 : rate;
 	*m = (struct mc_rail_meter){.from_ns = now_ns};
 }

@@ -63,9 +63,9 @@ static void rail_pair(struct mc_session *s, struct mc_rail *rail)
 
 int mc_rails_set(struct mc_session *s, const struct mc_ctl_peer *hello)
 {
-	s->nrails = 0;
+	s->tcp.n = 0;
 	for (unsigned i = 0; i < hello->nrails; i++) {
-		struct mc_rail *rail = &s->rails[s->nrails];
+		struct mc_rail *rail = &s->tcp.v[s->tcp.n];
 
 		if (mc_addr_parse(hello->rails[i], 0, &rail->remote) < 0 ||
 		    mc_addr_port(&rail->remote) == 0)
@@ -78,18 +78,18 @@ int mc_rails_set(struct mc_session *s, const struct mc_ctl_peer *hello)
 			mc_addr_port_set(&rail->remote, port);
 		}
 		rail_pair(s, rail);
-		s->nrails++;
+		s->tcp.n++;
 	}
 	/* With one address of ours, further ones of the peer are not further rails. */
-	if (s->eng->nrail_addrs <= 1 && s->nrails > 1)
-		s->nrails = 1;
-	return s->nrails > 0 ? 0 : -MC_E_PROTO;
+	if (s->eng->nrail_addrs <= 1 && s->tcp.n > 1)
+		s->tcp.n = 1;
+	return s->tcp.n > 0 ? 0 : -MC_E_PROTO;
 }
 
-int mc_rails_of(const struct mc_session *s, const struct mc_addr *remote)
+int mc_rails_to(const struct mc_session *s, const struct mc_addr *remote)
 {
-	for (unsigned i = 0; i < s->nrails; i++) {
-		struct mc_addr a = s->rails[i].remote;
+	for (unsigned i = 0; i < s->tcp.n; i++) {
+		struct mc_addr a = s->tcp.v[i].remote;
 
 		mc_addr_port_set(&a, mc_addr_port(remote));
 		if (mc_addr_is_equal(&a, remote))
@@ -98,23 +98,35 @@ int mc_rails_of(const struct mc_session *s, const struct mc_addr *remote)
 	return -1;
 }
 
+void mc_rails_init(struct mc_session *s)
+{
+	for (unsigned i = 0; i < MC_RAILS_MAX; i++)
+		s->tcp.v[i] = (struct mc_rail){.session = s, .route = MC_ROUTE_TCP, .index = i};
+	s->tcp.n = 1;
+}
+
+struct mc_rail_set *mc_rails_of(struct mc_session *s, enum mc_route route)
+{
+	return route == MC_ROUTE_TCP ? &s->tcp : NULL;
+}
+
 /* Under session.mu. */
-static uint32_t up_bits(const struct mc_session *s)
+static uint32_t up_bits(const struct mc_rail_set *set)
 {
 	uint32_t up = 0;
 
-	for (unsigned i = 0; i < s->nrails; i++)
-		if (s->rails[i].health.state == MC_RAIL_UP)
+	for (unsigned i = 0; i < set->n; i++)
+		if (set->v[i].health.state == MC_RAIL_UP)
 			up |= 1u << i;
 	return up;
 }
 
-uint32_t mc_rails_up(struct mc_session *s)
+uint32_t mc_rails_up(struct mc_session *s, enum mc_route route)
 {
 	uint32_t up;
 
 	pthread_mutex_lock(&s->mu);
-	up = up_bits(s);
+	up = up_bits(mc_rails_of(s, route));
 	pthread_mutex_unlock(&s->mu);
 	return up;
 }
@@ -161,53 +173,52 @@ static void probe_run(struct mc_worker_job *job)
 	mc_session_put(s);
 }
 
-void mc_rails_look(struct mc_session *s, uint64_t now_ns, struct mc_rails_view *ret)
+void mc_rails_look(struct mc_session *s, enum mc_route route, uint64_t now_ns,
+		   struct mc_rails_view *ret)
 {
+	struct mc_rail_set *set = mc_rails_of(s, route);
 	uint32_t due = 0;
 
-	if (s->nrails <= 1) {
+	if (set->n <= 1) {
 		*ret = (struct mc_rails_view){.usable = 1, .up = 1};
 		return;
 	}
 	pthread_mutex_lock(&s->mu);
-	ret->up = up_bits(s);
-	for (unsigned i = 0; i < s->nrails; i++) {
-		ret->rate[i] = s->rails[i].health.rate;
-		ret->patience_ns[i] = mc_rail_patience(&s->rails[i].health, now_ns);
-		if (!(ret->up & (1u << i)) && mc_rail_wants_probe(&s->rails[i].health, now_ns))
+	ret->up = up_bits(set);
+	for (unsigned i = 0; i < set->n; i++) {
+		ret->rate[i] = set->v[i].health.rate;
+		ret->patience_ns[i] = mc_rail_patience(&set->v[i].health, now_ns);
+		if (!(ret->up & (1u << i)) && mc_rail_wants_probe(&set->v[i].health, now_ns))
 			due |= 1u << i;
 	}
 	pthread_mutex_unlock(&s->mu);
-	ret->usable = ret->up ? ret->up : (1u << s->nrails) - 1;
+	ret->usable = ret->up ? ret->up : (1u << set->n) - 1;
 	for (unsigned i = 0; due; i++, due >>= 1) {
 		if (!(due & 1))
 			continue;
-		s->rails[i].session = s;
-		s->rails[i].probe_job.run = probe_run;
+		set->v[i].probe_job.run = probe_run;
 		mc_session_ref(s);
-		mc_work_post(s->eng, &s->rails[i].probe_job);
+		mc_work_post(s->eng, &set->v[i].probe_job);
 	}
 }
 
-void mc_rails_failed(struct mc_session *s, unsigned rail, uint64_t now_ns)
+void mc_rails_failed(struct mc_rail *rail, uint64_t now_ns)
 {
-	pthread_mutex_lock(&s->mu);
-	mc_rail_failed(&s->rails[rail].health, now_ns);
-	pthread_mutex_unlock(&s->mu);
+	pthread_mutex_lock(&rail->session->mu);
+	mc_rail_failed(&rail->health, now_ns);
+	pthread_mutex_unlock(&rail->session->mu);
 }
 
-void mc_rails_gap(struct mc_session *s, unsigned rail, uint64_t gap_ns, uint64_t now_ns)
+void mc_rails_gap(struct mc_rail *rail, uint64_t gap_ns, uint64_t now_ns)
 {
-	if (s->nrails < 2 || 3 * gap_ns <= MC_RAIL_STALL_NS)
+	if (3 * gap_ns <= MC_RAIL_STALL_NS)
 		return;
-	pthread_mutex_lock(&s->mu);
-	mc_rail_gap(&s->rails[rail].health, gap_ns, now_ns);
-	pthread_mutex_unlock(&s->mu);
+	pthread_mutex_lock(&rail->session->mu);
+	mc_rail_gap(&rail->health, gap_ns, now_ns);
+	pthread_mutex_unlock(&rail->session->mu);
 }
 
-bool mc_rails_is_link_down(const struct mc_session *s, unsigned rail)
+bool mc_rails_is_link_down(const struct mc_rail *rail)
 {
-	const struct mc_addr *local = &s->rails[rail].local;
-
-	return local->len != 0 && !mc_addr_is_running(local);
+	return rail->local.len != 0 && !mc_addr_is_running(&rail->local);
 }

@@ -15,18 +15,23 @@ struct mc_rails_view {
 	uint64_t patience_ns[MC_RAILS_MAX];
 };
 
+/** Of a new session: one TCP rail, nothing known of it. */
+void mc_rails_init(struct mc_session *s);
 /** From what the peer says of itself. @return 0; -MC_E_PROTO: no usable address */
 int mc_rails_set(struct mc_session *s, const struct mc_ctl_peer *hello);
-/** The rail that goes to this host, whatever the port; -1: none does. */
-int mc_rails_of(const struct mc_session *s, const struct mc_addr *remote);
-/** Bit a rail that is up. Any thread. */
-uint32_t mc_rails_up(struct mc_session *s);
-/** Look, and start the probes that are due. Any thread. */
-void mc_rails_look(struct mc_session *s, uint64_t now_ns, struct mc_rails_view *ret);
-void mc_rails_failed(struct mc_session *s, unsigned rail, uint64_t now_ns);
+/** The rails of a route; NULL: it has none. */
+struct mc_rail_set *mc_rails_of(struct mc_session *s, enum mc_route route);
+/** The TCP rail that goes to this host, whatever the port; -1: none does. */
+int mc_rails_to(const struct mc_session *s, const struct mc_addr *remote);
+/** Bit a rail that is up; of a route with rails. Any thread. */
+uint32_t mc_rails_up(struct mc_session *s, enum mc_route route);
+/** Look, and start the probes that are due; of a route with rails. Any thread. */
+void mc_rails_look(struct mc_session *s, enum mc_route route, uint64_t now_ns,
+		   struct mc_rails_view *ret);
+void mc_rails_failed(struct mc_rail *rail, uint64_t now_ns);
 /** Bytes moved again after so long a silence. */
-void mc_rails_gap(struct mc_session *s, unsigned rail, uint64_t gap_ns, uint64_t now_ns);
+void mc_rails_gap(struct mc_rail *rail, uint64_t gap_ns, uint64_t now_ns);
 /** Has the local end of the rail lost its link, as far as the kernel knows? */
-bool mc_rails_is_link_down(const struct mc_session *s, unsigned rail);
+bool mc_rails_is_link_down(const struct mc_rail *rail);
 
 #endif

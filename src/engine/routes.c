@@ -65,8 +65,8 @@ uint64_t mc_route_slice_bytes(const struct mc_session *s, enum mc_route route, u
 	if (set)
 		return set;
 	/* Several rails share a transfer evenly only in pieces; one rail wants few, large ones. */
-	if (s->nrails > 1)
-		return total / (s->nrails * 8) < SLICE_SMALL ? SLICE_SMALL / 2 : SLICE_SMALL;
+	if (s->tcp.n > 1)
+		return total / (s->tcp.n * 8) < SLICE_SMALL ? SLICE_SMALL / 2 : SLICE_SMALL;
 	return SLICE_LARGE;
 }
 
@@ -82,8 +82,8 @@ int mc_route_lane_open(struct mc_session *s, enum mc_route route, unsigned rail,
 	else if (route == MC_ROUTE_FILE)
 		path.peer_state = s->file;
 	else if (route == MC_ROUTE_TCP) {
-		path.local = s->rails[rail].local;
-		path.remote = s->rails[rail].remote;
+		path.local = s->tcp.v[rail].local;
+		path.remote = s->tcp.v[rail].remote;
 		if (s->kind == MC_PEER_CLASSIC)
 			return mc_tcp_classic_lane_open(dev, &path, s->classic_proto, ret_lane);
 	}

@@ -95,7 +95,7 @@ static struct mc_session *session_new(struct mc_peer *peer, enum mc_peer_kind ki
 	s->eng = peer->eng;
 	s->peer = peer;
 	s->kind = kind;
-	s->nrails = 1;
+	mc_rails_init(s);
 	s->ctl_bad_rail = -1;
 	atomic_init(&s->refs, 1);
 	pthread_mutex_init(&s->mu, NULL);
@@ -335,7 +335,7 @@ static int session_open(struct mc_peer *peer, uint64_t deadline_ns, struct mc_di
 		return rc;
 	}
 	mc_log_info("session open", "peer=%s kind=%d rails=%u shm=%d", peer->name, (int)s->kind,
-		    s->nrails, s->shm != NULL);
+		    s->tcp.n, s->shm != NULL);
 	*ret = s;
 	return 0;
 }

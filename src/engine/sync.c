@@ -24,7 +24,7 @@ static unsigned climb_begin(struct mc_pump *p, const struct mc_gop *op)
 	uint64_t bytes = 0;
 	unsigned width;
 
-	if (s->kind != MC_PEER_OURS || s->nrails > 1 || op->slices[0].route != MC_ROUTE_TCP)
+	if (s->kind != MC_PEER_OURS || s->tcp.n > 1 || op->slices[0].route != MC_ROUTE_TCP)
 		return MC_CLIMB_WIDTHS;
 	for (size_t i = 0; i < op->nslices && bytes < CLIMB_BYTES_MIN; i++)
 		bytes += op->slices[i].s.len;

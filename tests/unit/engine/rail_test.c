@@ -147,7 +147,8 @@ static void meter_learns_the_rate_of_a_bursty_rail(void **state)
 
 	mc_rail_meter_begin(&m, 5000);
 	for (size_t i = 0; i < MC_ARRAY_LEN(gigabit); i++)
-		mc_rail_meter_done(&m, &h, gigabit[i].bytes, 5000 + gigabit[i].us * 1000);
+		if (mc_rail_meter_add(&m, gigabit[i].bytes, 5000 + gigabit[i].us * 1000))
+			mc_rail_meter_done(&m, &h, 5000 + gigabit[i].us * 1000);
 	assert_true(h.rate > 0.110 && h.rate < 0.130);
 	assert_int_equal(mc_rail_lanes(h.rate, 64u << 20, 4), 1);
 	(void)state;
