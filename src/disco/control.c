@@ -1,7 +1,8 @@
 /*
  * control.c: the control port's sockets: listener, connections, deadlines, bounds.
  *
- * A connection goes read -> write -> drain. Draining (our write side is shut, we wait for the peer
+ * A connection goes read -> write -> drain, with a wait before writing when the answer comes from
+ * another thread. Draining (our write side is shut, we wait for the peer
  * to close) keeps the kernel from answering late bytes with a reset that would destroy the reply.
  * Connections that have not yet sent a whole head, and draining ones, stand in `idle` in order of
  * age: they are the ones that make room.
@@ -29,7 +30,17 @@
 #define FDS_BACKOFF (100 * MC_NS_PER_MS) /* out of descriptors: nothing to do but wait */
 #define FIRST_BYTES 512u		 /* most requests fit; no heap for them */
 
-enum conn_state { CONN_READ, CONN_WRITE, CONN_DRAIN };
+enum conn_state { CONN_READ, CONN_WAIT, CONN_WRITE, CONN_DRAIN };
+
+struct conn;
+
+/* What remains of a request while its answer is made; outlives the connection. */
+struct mc_control_call {
+	struct mc_task task;
+	struct mc_loop *loop;
+	struct conn *conn;	      /* loop thread only; NULL: it has ended */
+	struct mc_control_text *text; /* the answer */
+};
 
 /* Loop thread only. */
 struct conn {
@@ -45,6 +56,7 @@ struct conn {
 	size_t cap, len, need;	     /* of the request */
 	struct mc_control_step step; /* the reply; step.text is ours */
 	size_t sent;
+	struct mc_control_call *call; /* while waiting */
 };
 
 struct mc_control {
@@ -87,6 +99,8 @@ static void conn_end(struct conn *c)
 	if (c->big)
 		atomic_fetch_sub_explicit(&ctl->bytes, c->cap, memory_order_relaxed);
 	mc_free(c->big);
+	if (c->call)
+		c->call->conn = NULL;
 	mc_control_text_put(c->step.text);
 	mc_free(c);
 	atomic_fetch_sub_explicit(&ctl->nconns, 1, memory_order_relaxed);
@@ -104,13 +118,15 @@ static void conn_drop(struct conn *c, const char *why)
 
 static void conn_on_time(struct mc_timer *t)
 {
+	static const char *const why[] = {[CONN_READ] = "request did not come in time",
+					  [CONN_WAIT] = "no answer was found in time",
+					  [CONN_WRITE] = "reply was not taken in time"};
 	struct conn *c = mc_container_of(t, struct conn, timer);
 
 	if (c->state == CONN_DRAIN)
 		conn_end(c); /* it has its reply */
 	else
-		conn_drop(c, c->state == CONN_READ ? "request did not come in time"
-						   : "reply was not taken in time");
+		conn_drop(c, why[c->state]);
 }
 
 static int conn_deadline(struct conn *c, uint64_t after_ns)
@@ -168,6 +184,56 @@ static void conn_reply(struct conn *c)
 	if (conn_deadline(c, c->ctl->conf.reply_ns) < 0 ||
 	    (conn_write(c) && mc_loop_rewatch(c->ctl->loop, &c->watch, EPOLLOUT) < 0))
 		conn_drop(c, mc_err_text(-MC_E_NOMEM));
+}
+
+static void call_run(struct mc_task *task)
+{
+	struct mc_control_call *call = mc_container_of(task, struct mc_control_call, task);
+	struct conn *c = call->conn;
+
+	if (c) {
+		c->call = NULL;
+		if (call->text) {
+			mc_control_step_reply(&c->step, call->text);
+			conn_reply(c);
+		} else {
+			conn_drop(c, "its request cannot be answered");
+		}
+	} else {
+		mc_control_text_put(call->text);
+	}
+	mc_free(call);
+}
+
+void mc_control_answer(struct mc_control_call *call, struct mc_control_text *text)
+{
+	call->text = text;
+	call->task.run = call_run;
+	mc_loop_post(call->loop, &call->task);
+}
+
+/* The owner answers, maybe from another thread, maybe before this returns. */
+static void conn_wait(struct conn *c)
+{
+	const struct mc_control_conf *conf = &c->ctl->conf;
+	const struct mc_hs_frame *f = &c->step.frame;
+	struct mc_control_call *call = mc_calloc(1, sizeof(*call));
+
+	if (!call) {
+		conn_drop(c, mc_err_text(-MC_E_NOMEM));
+		return;
+	}
+	call->loop = c->ctl->loop;
+	call->conn = c;
+	c->state = CONN_WAIT;
+	if (conn_deadline(c, conf->reply_ns) < 0 ||
+	    mc_loop_rewatch(c->ctl->loop, &c->watch, 0) < 0 ||
+	    conf->ops->later(conf->user, f->type, f->json, f->len, call) < 0) {
+		mc_free(call);
+		conn_drop(c, "its request cannot be answered");
+		return;
+	}
+	c->call = call; /* the answer runs on this loop, later than this */
 }
 
 static void conn_adopt(struct conn *c)
@@ -232,6 +298,10 @@ static bool conn_look(struct conn *c)
 		mc_list_del(&c->idle);
 		conn_reply(c);
 		return false;
+	case MC_CONTROL_LATER:
+		mc_list_del(&c->idle);
+		conn_wait(c);
+		return false;
 	case MC_CONTROL_DROP:
 	case MC_CONTROL_ACT_COUNT:
 		break;
@@ -289,6 +359,9 @@ static void conn_on_event(struct mc_watch *w, uint32_t events)
 	switch (c->state) {
 	case CONN_READ:
 		conn_read(c);
+		break;
+	case CONN_WAIT:
+		conn_end(c); /* only that the peer is gone wakes a connection that waits */
 		break;
 	case CONN_WRITE:
 		(void)conn_write(c); /* gone or not, there is nothing left to do with it */

@@ -53,6 +53,15 @@ MC_MUST_CHECK int mc_control_text_open(char *json, size_t len, struct mc_control
 struct mc_control_text *mc_control_text_get(struct mc_control_text *text);
 void mc_control_text_put(struct mc_control_text *text); /* NULL is allowed */
 
+/** A request that is answered later, maybe by another thread. */
+struct mc_control_call;
+/**
+ * Answer it; `call` is gone after this. Any thread, exactly once, while the port's loop lives; the
+ * port itself or the connection may be closed meanwhile.
+ * @param text  a reference that this takes over; NULL: close the connection without a reply
+ */
+void mc_control_answer(struct mc_control_call *call, struct mc_control_text *text);
+
 /** What the owner of the port does; called on the loop, must not block. */
 struct mc_control_ops {
 	/**
@@ -68,6 +77,13 @@ struct mc_control_ops {
 	 * are the callee's; the bytes only during the call. */
 	void (*adopt)(void *user, int fd, const void *bytes, size_t len,
 		      const struct mc_addr *peer);
+	/**
+	 * A request of a type in conf.later. The JSON lives during the call only.
+	 * @return 0: mc_control_answer() follows; else the connection is closed without a reply and
+	 * `call` is not touched again
+	 */
+	int (*later)(void *user, enum mc_hs_type type, const char *json, size_t len,
+		     struct mc_control_call *call);
 };
 
 struct mc_control_conf {
@@ -77,10 +93,11 @@ struct mc_control_conf {
 	void *user;
 	uint8_t preface[MC_CONTROL_PREFACE_MAX]; /* first bytes of our own protocol */
 	uint8_t preface_len;			 /* 1 … 8; 0: adopt nothing */
-	uint32_t conns_max;			 /* 0: 4096 */
+	uint32_t later;	    /* 1 << enum mc_hs_type: requests that ops->later answers */
+	uint32_t conns_max; /* 0: 4096 */
 	uint64_t bytes_max; /* requests being received, all together; 0: 256 MiB */
 	uint64_t step_ns;   /* deadline of header and body each; 0: 5 s, body + 1 s per MiB */
-	uint64_t reply_ns;  /* deadline of sending the reply; 0: 60 s */
+	uint64_t reply_ns; /* deadline of an answer that comes later, and of sending any; 0: 60 s */
 };
 
 /* ---- the protocol without sockets ---- */
@@ -89,6 +106,7 @@ enum mc_control_act {
 	MC_CONTROL_READ,  /* `need` bytes in all before the next look */
 	MC_CONTROL_ADOPT, /* our own protocol */
 	MC_CONTROL_REPLY, /* head and text are to be sent */
+	MC_CONTROL_LATER, /* ops->later is to be called with `frame`, a view of the data */
 	MC_CONTROL_DROP,  /* close; diag says why */
 	MC_CONTROL_ACT_COUNT,
 };
@@ -98,6 +116,7 @@ struct mc_control_step {
 	uint8_t head[MC_HS_HEAD_BYTES];
 	size_t head_len;
 	struct mc_control_text *text; /* a reference for the caller */
+	struct mc_hs_frame frame;     /* of a whole request */
 };
 /**
  * What to do with a connection whose first `len` bytes are `data`; calls the ops when a request is
@@ -105,6 +124,8 @@ struct mc_control_step {
  */
 void mc_control_step(const struct mc_control_conf *conf, const void *data, size_t len,
 		     struct mc_control_step *ret, struct mc_diag *diag);
+/** The answer has come: what to send. Takes the reference over. */
+void mc_control_step_reply(struct mc_control_step *step, struct mc_control_text *text);
 
 /* ---- the server ---- */
 

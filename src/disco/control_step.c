@@ -105,10 +105,19 @@ static int answer(const struct mc_control_conf *conf, const struct mc_hs_frame *
 	return -MC_E_PROTO;
 }
 
+void mc_control_step_reply(struct mc_control_step *step, struct mc_control_text *text)
+{
+	mc_assert(text);
+	step->act = MC_CONTROL_REPLY;
+	step->text = text;
+	step->head_len =
+	    mc_hs_head_put(step->head, step->frame.type, step->frame.is_legacy, text->len);
+}
+
 void mc_control_step(const struct mc_control_conf *conf, const void *data, size_t len,
 		     struct mc_control_step *ret, struct mc_diag *diag)
 {
-	struct mc_hs_frame frame;
+	struct mc_control_text *text = NULL;
 	int rc;
 
 	*ret = (struct mc_control_step){.act = MC_CONTROL_DROP};
@@ -118,19 +127,20 @@ void mc_control_step(const struct mc_control_conf *conf, const void *data, size_
 		return;
 	}
 	/* Eight bytes tell the two protocols apart; before that a length means nothing. */
-	rc = mc_hs_frame_parse(data, len, (size_t)conf->hs->bytes_max, &frame, &ret->need);
+	rc = mc_hs_frame_parse(data, len, (size_t)conf->hs->bytes_max, &ret->frame, &ret->need);
 	if (rc == 0) {
 		ret->act = MC_CONTROL_READ;
 		return;
 	}
+	if (rc > 0 && (conf->later & 1u << ret->frame.type)) {
+		ret->act = MC_CONTROL_LATER;
+		return;
+	}
 	if (rc > 0)
-		rc = answer(conf, &frame, &ret->text, diag);
+		rc = answer(conf, &ret->frame, &text, diag);
 	else
 		mc_diag_set(diag, "neither a control message nor our protocol: %s",
 			    mc_err_text(rc));
-	if (rc < 0)
-		return;
-	mc_assert(ret->text);
-	ret->act = MC_CONTROL_REPLY;
-	ret->head_len = mc_hs_head_put(ret->head, frame.type, frame.is_legacy, ret->text->len);
+	if (rc == 0)
+		mc_control_step_reply(ret, text);
 }

@@ -16,7 +16,7 @@
 #include "base/err.h"
 
 enum mc_hs_type {
-	MC_HS_CONNECTION, /* queue pairs; never offered by us */
+	MC_HS_CONNECTION, /* queue pairs: connection.h */
 	MC_HS_METADATA,	  /* segment descriptors, one each way */
 	MC_HS_NOTIFY,	  /* one message for the peer's program */
 	MC_HS_PROBE,	  /* is anybody there */

@@ -1,7 +1,7 @@
 /*
  * fuzz_handshake.c: the bytes of a connection to the control port. The first byte says into how
- * large parts they come; each part goes through mc_control_step(), as the socket loop does it. The
- * outcome must not depend on the parts.
+ * large parts they come, and whether some requests are answered later; each part goes through
+ * mc_control_step(), as the socket loop does it. The outcome must not depend on the parts.
  */
 #include "disco/control.h"
 
@@ -63,7 +63,7 @@ static enum mc_control_act run(const struct mc_control_conf *conf, const uint8_t
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	static const struct mc_control_ops ops = {on_metadata, on_notify, NULL};
+	static const struct mc_control_ops ops = {on_metadata, on_notify, NULL, NULL};
 	struct mc_hs_conf hs = {.bytes_max = 65536};
 	struct seen seen = {0};
 	struct mc_control_conf conf = {.hs = &hs,
@@ -78,6 +78,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
 	if (len == 0)
 		return 0;
+	conf.later = data[0] & 0x80 ? 1u << MC_HS_CONNECTION | 1u << MC_HS_METADATA : 0;
 	json = mc_strdup("{}");
 	if (!json || mc_control_text_open(json, 2, &seen.text) < 0)
 		return 0;

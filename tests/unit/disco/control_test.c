@@ -61,7 +61,7 @@ static void on_adopt(void *user, int fd, const void *bytes, size_t len, const st
 	o->adopted_fd = fd;
 }
 
-static const struct mc_control_ops ops = {on_metadata, on_notify, on_adopt};
+static const struct mc_control_ops ops = {on_metadata, on_notify, on_adopt, NULL};
 
 static struct mc_control_conf conf_of(struct owner *o)
 {
@@ -162,6 +162,178 @@ static void every_request_gets_its_answer(void **state)
 					       &len, &diag),
 			 -MC_E_RESET);
 	owner_end(&o);
+	(void)state;
+}
+
+static void nothing(void *arg)
+{
+	(void)arg;
+}
+
+/* ---- answers that come later ---- */
+
+/* What the owner is asked and answers from a thread of its own. */
+struct slow {
+	struct owner o; /* first: the ops' user */
+	pthread_mutex_t mu;
+	pthread_cond_t cond;
+	struct mc_control_call *call; /* under mu */
+	char asked[64];
+	enum mc_hs_type type;
+	_Atomic int n;
+};
+
+static int on_later(void *user, enum mc_hs_type type, const char *json, size_t len,
+		    struct mc_control_call *call)
+{
+	struct slow *s = user;
+
+	if (len >= 4 && memcmp(json, "null", 4) == 0)
+		return -MC_E_PROTO;
+	assert_true(len < sizeof(s->asked));
+	pthread_mutex_lock(&s->mu);
+	memcpy(s->asked, json, len);
+	s->type = type;
+	s->call = call;
+	pthread_cond_signal(&s->cond);
+	pthread_mutex_unlock(&s->mu);
+	s->n++;
+	return 0;
+}
+
+static struct mc_control_call *take_call(struct slow *s)
+{
+	struct mc_control_call *call;
+
+	pthread_mutex_lock(&s->mu);
+	while (!s->call)
+		pthread_cond_wait(&s->cond, &s->mu);
+	call = s->call;
+	s->call = NULL;
+	pthread_mutex_unlock(&s->mu);
+	return call;
+}
+
+static void answer(struct mc_control_call *call, const char *json)
+{
+	struct mc_control_text *text = NULL;
+
+	if (json)
+		assert_int_equal(mc_control_text_open(mc_strdup(json), strlen(json), &text), 0);
+	mc_control_answer(call, text);
+}
+
+static void slow_open(struct slow *s, uint64_t reply_ns)
+{
+	static const struct mc_control_ops slow_ops = {on_metadata, on_notify, on_adopt, on_later};
+	struct mc_control_conf conf;
+
+	memset(s, 0, sizeof(*s));
+	owner_init(&s->o);
+	pthread_mutex_init(&s->mu, NULL);
+	pthread_cond_init(&s->cond, NULL);
+	conf = conf_of(&s->o);
+	conf.ops = &slow_ops;
+	conf.later = 1u << MC_HS_CONNECTION;
+	conf.reply_ns = reply_ns;
+	open_with(&s->o, "{}", &conf);
+}
+
+static void slow_end(struct slow *s)
+{
+	owner_end(&s->o);
+	pthread_cond_destroy(&s->cond);
+	pthread_mutex_destroy(&s->mu);
+}
+
+static uint32_t conns_of(const struct owner *o)
+{
+	struct mc_control_stats stats;
+
+	mc_control_stats_get(o->ctl, &stats);
+	return stats.conns;
+}
+
+static void answer_may_come_later_from_another_thread(void **state)
+{
+	struct slow s;
+	char reply[64];
+	int fd;
+
+	slow_open(&s, 0);
+	fd = dial(&s.o);
+	send_bytes(fd, "\x04\0\0\0\0\0\0\0\x00{1}", 12);
+	answer(take_call(&s), "{\"later\":1}");
+	assert_int_equal(s.type, MC_HS_CONNECTION);
+	assert_string_equal(s.asked, "{1}");
+	assert_int_equal(mc_sock_recv_all(fd, reply, 20, mc_now_ns() + WAIT_NS), 0);
+	assert_memory_equal(reply, "\x0c\0\0\0\0\0\0\0\x00{\"later\":1}", 20);
+	assert_closed(fd);
+	fd = dial(&s.o); /* an old peer: without type */
+	send_bytes(fd, "\x03\0\0\0\0\0\0\0{2}", 11);
+	answer(take_call(&s), "{}");
+	assert_int_equal(mc_sock_recv_all(fd, reply, 10, mc_now_ns() + WAIT_NS), 0);
+	assert_memory_equal(reply, "\x02\0\0\0\0\0\0\0{}", 10);
+	assert_closed(fd);
+	fd = dial(&s.o); /* other types are answered meanwhile as ever */
+	send_bytes(fd, "\x03\0\0\0\0\0\0\0\x03{}", 11);
+	assert_int_equal(mc_sock_recv_all(fd, reply, 29, mc_now_ns() + WAIT_NS), 0);
+	assert_closed(fd);
+	assert_int_equal(s.n, 2);
+	slow_end(&s);
+	(void)state;
+}
+
+static void request_that_cannot_be_answered_is_closed(void **state)
+{
+	struct slow s;
+	int fd;
+
+	slow_open(&s, 0);
+	fd = dial(&s.o);
+	send_bytes(fd, "\x05\0\0\0\0\0\0\0\x00null", 13); /* refused by the owner at once */
+	assert_closed(fd);
+	fd = dial(&s.o);
+	send_bytes(fd, "\x03\0\0\0\0\0\0\0\x00{}", 11);
+	answer(take_call(&s), NULL);
+	assert_closed(fd);
+	slow_end(&s);
+	slow_open(&s, 50 * MC_NS_PER_MS); /* the owner takes longer than it may */
+	fd = dial(&s.o);
+	send_bytes(fd, "\x03\0\0\0\0\0\0\0\x00{}", 11);
+	assert_closed(fd);
+	answer(take_call(&s), "{}"); /* nobody is left to hear it */
+	slow_end(&s);
+	(void)state;
+}
+
+static void late_answer_outlives_its_connection_and_the_port(void **state)
+{
+	struct mc_control_call *call;
+	struct slow s;
+	int fd;
+
+	slow_open(&s, 0);
+	fd = dial(&s.o);
+	send_bytes(fd, "\x03\0\0\0\0\0\0\0\x00{}", 11);
+	call = take_call(&s);
+	/* The peer dies: with a reset, so that nobody waits for its last byte. */
+	assert_int_equal(
+	    setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger)),
+	    0);
+	mc_fd_close(&fd);
+	for (uint64_t end = mc_now_ns() + WAIT_NS; conns_of(&s.o) > 0 && mc_now_ns() < end;)
+		mc_loop_call(s.o.loop, nothing, NULL);
+	assert_int_equal(conns_of(&s.o), 0);
+	answer(call, "{}");
+	fd = dial(&s.o);
+	send_bytes(fd, "\x03\0\0\0\0\0\0\0\x00{}", 11);
+	call = take_call(&s);
+	mc_control_close(s.o.ctl);
+	s.o.ctl = NULL;
+	answer(call, "{}");
+	assert_closed(fd);
+	slow_end(&s);
 	(void)state;
 }
 
@@ -305,11 +477,6 @@ static void *caller(void *arg)
 			mc_free(reply);
 	}
 	return (void *)failed;
-}
-
-static void nothing(void *arg)
-{
-	(void)arg;
 }
 
 static void stalled_peers_stall_nobody_else(void **state)
@@ -533,6 +700,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(every_request_gets_its_answer),
+	    cmocka_unit_test(answer_may_come_later_from_another_thread),
+	    cmocka_unit_test(request_that_cannot_be_answered_is_closed),
+	    cmocka_unit_test(late_answer_outlives_its_connection_and_the_port),
 	    cmocka_unit_test(old_peer_gets_an_answer_without_type),
 	    cmocka_unit_test(request_may_come_byte_by_byte),
 	    cmocka_unit_test(connection_with_our_preface_is_handed_over),
