@@ -205,15 +205,15 @@ struct mc_status {
 MC_API MC_MUST_CHECK int mc_transfer_sync(struct mc_engine *eng, const struct mc_group *group,
 					  struct mc_diag *diag);
 /**
- * Start a group, whole or not at all, and return. It blocks for the peer only where the peer must
- * be asked first, and no longer than the group's deadline: about ranges that no group named before,
- * and when its process has to be found anew.
+ * Start a group, whole or not at all, and return: it never waits for a peer. Where the peer must be
+ * asked first (about ranges that no group named before, or because its process has to be found
+ * anew) the request is copied, and what comes of it, -MC_E_RANGE for instance, is the completion's.
+ * Such a group may begin after one that was submitted later.
  * @param ret_id in [1, 2^63 - 1]; end it with mc_group_free(). With a cq it ends by itself at its
  * completion.
- * @return 0; -MC_E_INVAL; -MC_E_STALE (segment); -MC_E_RANGE (not the peer's registered memory);
- * -MC_E_UNFENCED (an earlier write to the range may still land); -MC_E_TOO_BIG; -MC_E_AGAIN (too
- * many under way, or waiting in the cq: back-pressure); -MC_E_CLOSED (the cq is being closed);
- * -MC_E_NOMEM; -MC_E_FORKED; where the peer must be asked: mc_segment_open()'s codes
+ * @return 0; -MC_E_INVAL; -MC_E_STALE (segment); -MC_E_RANGE (not our own registered memory);
+ * -MC_E_TOO_BIG; -MC_E_AGAIN (too many under way, or waiting in the cq: back-pressure);
+ * -MC_E_CLOSED (the cq is being closed); -MC_E_NOMEM; -MC_E_FORKED
  */
 MC_API MC_MUST_CHECK int mc_submit(struct mc_engine *eng, const struct mc_group *group,
 				   uint64_t *ret_id);

@@ -4,8 +4,26 @@
 #include "base/fork.h"
 #include "engine/priv.h"
 
+/* Ready to start, or to wait until the peer was asked (*ret_pend). */
+static int prepare(struct mc_engine *eng, const struct mc_group *group, struct mc_gop *op,
+		   struct mc_pend **ret_pend)
+{
+	struct mc_peer *peer;
+	int rc = mc_gop_build(op, group, 0, NULL, &peer);
+
+	if (rc > 0)
+		rc = mc_pend_open(op, group, peer, ret_pend);
+	if (rc < 0)
+		return rc;
+	rc = mc_ids_add(eng->groups, op, &op->id); /* the id's reference is the opener's */
+	if (rc < 0)
+		mc_pend_drop(*ret_pend);
+	return rc == -MC_E_LIMIT ? -MC_E_AGAIN : rc;
+}
+
 int mc_submit(struct mc_engine *eng, const struct mc_group *group, uint64_t *ret_id)
 {
+	struct mc_pend *pend = NULL;
 	struct mc_gop *op;
 	int rc;
 
@@ -18,9 +36,7 @@ int mc_submit(struct mc_engine *eng, const struct mc_group *group, uint64_t *ret
 	}
 	rc = mc_gop_open(eng, group, NULL, &op);
 	if (rc == 0) {
-		rc = mc_ids_add(eng->groups, op, &op->id); /* the id's reference is the opener's */
-		if (rc == -MC_E_LIMIT)
-			rc = -MC_E_AGAIN;
+		rc = prepare(eng, group, op, &pend);
 		if (rc < 0)
 			mc_gop_put(op);
 	}
@@ -31,7 +47,10 @@ int mc_submit(struct mc_engine *eng, const struct mc_group *group, uint64_t *ret
 	}
 	op->cq = group->cq;
 	*ret_id = op->id;
-	mc_async_start(op);
+	if (pend)
+		mc_pend_start(pend);
+	else
+		mc_async_start(op);
 	return 0;
 }
 

@@ -209,6 +209,14 @@ static int quarantine_find(struct mc_session *s, uint64_t addr, uint64_t len,
 	return rc;
 }
 
+bool mc_fence_is_clear(struct mc_session *s, uint64_t addr, uint64_t len)
+{
+	struct mc_unfenced u;
+
+	return atomic_load_explicit(&s->eng->quarantine.n, memory_order_relaxed) == 0 ||
+	       quarantine_find(s, addr, len, &u) == 0;
+}
+
 int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns)
 {
 	struct mc_quarantine *q = &s->eng->quarantine;

@@ -1,9 +1,6 @@
 /*
- * group.c: a group under way: cut into fragments and slices, counted down, ended once.
- *
- * Building resolves every remote range to a region of the peer, so that what goes on the wire is
- * {region, generation, offset}. It may cost a round trip for ranges never seen before. Nothing is
- * allocated once the pool is warm: a group keeps its arrays.
+ * group.c: a group under way: begun, counted down, ended once. Nothing is allocated once the pool
+ * is warm: a group keeps its arrays, which build.c fills.
  */
 #include <string.h>
 
@@ -43,12 +40,8 @@ static struct mc_gop *pool_take(struct mc_engine *eng)
 /* Sessions, notification: everything the group holds but its memory. */
 static void gop_clear(struct mc_gop *op)
 {
-	for (size_t i = 0; i < op->nslices; i++)
-		mc_session_put(op->slices[i].session);
-	op->nslices = op->nfrags = op->nt = 0;
-	if (op->notify_session)
-		mc_session_put(op->notify_session);
-	op->notify_session = NULL;
+	op->nt = 0;
+	mc_gop_unbuild(op);
 	mc_free(op->notify_name);
 	mc_free(op->notify_msg);
 	op->notify_name = op->notify_msg = NULL;
@@ -83,176 +76,7 @@ void mc_gop_pool_fini(struct mc_engine *eng)
 		gop_free(mc_list_entry(n, struct mc_gop, pool_link));
 }
 
-/* ---- building ---- */
-
-/* Where the builder stands. */
-struct build {
-	struct mc_engine *eng;
-	struct mc_gop *op;
-	struct mc_diag *diag;
-	struct mc_session *session; /* of the transfer being cut; one reference */
-	struct mc_eslice *slice;    /* open, or NULL */
-	const struct mc_remote_region *rr;
-	enum mc_route route; /* of rr */
-	uint32_t frags_max;
-	uint64_t slice_bytes;
-	uint64_t total;
-};
-
-static int array_grow(void *array, size_t *cap, size_t want, size_t max, size_t size)
-{
-	return mc_array_grow((void **)array, cap, want, max, size);
-}
-
-static void slice_close(struct build *b)
-{
-	b->slice = NULL;
-}
-
-static int slice_open(struct build *b, uint32_t t)
-{
-	struct mc_gop *op = b->op;
-	struct mc_eslice *es;
-	int rc = array_grow(&op->slices, &op->slices_cap, op->nslices + 1, MC_GROUP_FRAGS_MAX,
-			    sizeof(*op->slices));
-
-	if (rc < 0)
-		return rc;
-	es = &op->slices[op->nslices++];
-	memset(es, 0, sizeof(*es));
-	es->op = op;
-	es->session = b->session;
-	mc_session_ref(b->session);
-	es->route = b->route;
-	es->s.op = op->op;
-	es->s.frags = (struct mc_frag *)op->nfrags; /* index for now: the array may still move */
-	es->t_first = es->t_last = t;
-	b->slice = es;
-	return 0;
-}
-
-/* Append one fragment that lies in b->rr, cut at slice boundaries. */
-static int frag_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
-{
-	struct mc_gop *op = b->op;
-
-	while (len > 0) {
-		uint64_t room, n;
-		struct mc_frag *f;
-		int rc;
-
-		if (b->slice &&
-		    (b->slice->s.nfrags == b->frags_max || b->slice->s.len >= b->slice_bytes ||
-		     b->slice->route != b->route || b->slice->session != b->session))
-			slice_close(b);
-		if (!b->slice) {
-			rc = slice_open(b, t);
-			if (rc < 0)
-				return rc;
-		}
-		rc = array_grow(&op->frags, &op->frags_cap, op->nfrags + 1, MC_GROUP_FRAGS_MAX,
-				sizeof(*op->frags));
-		if (rc < 0)
-			return rc;
-		room = b->slice_bytes - b->slice->s.len;
-		n = len < room ? len : room;
-		f = &op->frags[op->nfrags++];
-		*f = (struct mc_frag){
-		    .local = (uint8_t *)(uintptr_t)local, .raddr = raddr, .len = n, .rr = b->rr};
-		b->slice->s.nfrags++;
-		b->slice->s.len += n;
-		if (b->slice->t_last != t || b->slice->s.nfrags == 1) {
-			b->slice->t_last = t;
-			op->t[t].slices_left++;
-		}
-		local += n;
-		raddr += n;
-		len -= n;
-	}
-	return 0;
-}
-
-static int fence_check(struct build *b, uint64_t raddr, uint64_t len)
-{
-	int rc = mc_fence_check(b->session, raddr, len, b->op->soft_ns);
-
-	if (rc < 0)
-		mc_diag_set(b->diag, "%s: an earlier write to [0x%llx, +%llu) may still land: %s",
-			    b->session->peer->name, (unsigned long long)raddr,
-			    (unsigned long long)len, mc_err_text(rc));
-	return rc;
-}
-
-/* Find the region(s) of [raddr, raddr + len) and append. */
-static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
-{
-	if (b->op->op == MC_OP_WRITE) {
-		int rc = fence_check(b, raddr, len);
-
-		if (rc < 0)
-			return rc;
-	}
-	while (len > 0) {
-		uint64_t n = len;
-		int rc;
-
-		if (!b->rr || raddr - b->rr->addr >= b->rr->len ||
-		    n > b->rr->len - (raddr - b->rr->addr)) {
-			rc = mc_session_region(b->session, raddr, len, b->op->soft_ns, &b->rr);
-			if (rc < 0) {
-				mc_diag_set(b->diag,
-					    "%s: [0x%llx, +%llu) is not in its registered memory",
-					    b->session->peer->name, (unsigned long long)raddr,
-					    (unsigned long long)len);
-				return rc;
-			}
-			b->route = mc_route_choose(b->session, b->rr);
-			b->frags_max = mc_route_frags_max(b->session, b->route);
-			b->slice_bytes = mc_route_slice_bytes(b->session, b->route, b->total);
-			if (n > b->rr->len - (raddr - b->rr->addr))
-				n = b->rr->len - (raddr - b->rr->addr);
-		}
-		rc = frag_add(b, t, local, raddr, n);
-		if (rc < 0)
-			return rc;
-		local += n;
-		raddr += n;
-		len -= n;
-	}
-	return 0;
-}
-
-/* Walk both lists of ranges; each step takes what both have in one piece. */
-static int transfer_add(struct build *b, uint32_t t, const struct mc_transfer *x)
-{
-	uint32_t li = 0, ri = 0;
-	uint64_t lo = 0, ro = 0;
-
-	while (ri < x->nremote) {
-		const struct mc_iov *r = &x->remote[ri], *l;
-		uint64_t n;
-		int rc;
-
-		if (ro == r->len) {
-			ri++;
-			ro = 0;
-			continue;
-		}
-		l = &x->local[li]; /* sums are equal: there is one */
-		if (lo == l->len) {
-			li++;
-			lo = 0;
-			continue;
-		}
-		n = mc_min(r->len - ro, l->len - lo);
-		rc = range_add(b, t, l->addr + lo, r->addr + ro, n);
-		if (rc < 0)
-			return rc;
-		lo += n;
-		ro += n;
-	}
-	return 0;
-}
+/* ---- opening ---- */
 
 static int sum_iov(const struct mc_iov *v, uint32_t n, uint64_t *ret_sum)
 {
@@ -305,84 +129,12 @@ static int copy_notify(struct mc_gop *op, const struct mc_notify *n)
 	return 0;
 }
 
-/* Ask the peer for all ranges of a transfer at once before they are looked up one by one. */
-static int prefetch(struct build *b, const struct mc_transfer *x)
-{
-	if (b->session->kind != MC_PEER_OURS || x->nremote < 2)
-		return 0;
-	return mc_session_resolve(b->session, x->remote, x->nremote, b->op->soft_ns);
-}
-
-static int build_transfers(struct build *b, const struct mc_group *g)
-{
-	int32_t segment = -1;
-	int rc = 0;
-
-	for (uint32_t t = 0; t < g->n && rc == 0; t++) {
-		const struct mc_transfer *x = &g->transfers[t];
-
-		if (b->op->t[t].len == 0)
-			continue;
-		if (x->op != (uint8_t)b->op->op || !b->session || x->segment != segment) {
-			struct mc_peer *peer;
-
-			slice_close(b);
-			b->op->op = (enum mc_op)x->op;
-			if (b->session)
-				mc_session_put(b->session);
-			b->session = NULL;
-			b->rr = NULL;
-			rc = mc_peer_by_id(b->eng, x->segment, &peer);
-			if (rc < 0) {
-				mc_diag_set(b->diag, "segment id %d is not open", x->segment);
-				break;
-			}
-			rc = mc_session_get(peer, b->op->soft_ns, b->diag, &b->session);
-			if (rc < 0)
-				break;
-			segment = x->segment;
-		}
-		rc = prefetch(b, x);
-		if (rc == 0)
-			rc = transfer_add(b, t, x);
-	}
-	if (rc == 0 && g->notify && g->n > 0) {
-		struct mc_peer *peer;
-
-		rc = mc_peer_by_id(b->eng, g->transfers[0].segment, &peer);
-		if (rc == 0)
-			rc = mc_session_get(peer, b->op->soft_ns, b->diag, &b->op->notify_session);
-		if (rc == 0)
-			rc = copy_notify(b->op, g->notify);
-	}
-	if (b->session)
-		mc_session_put(b->session);
-	return rc;
-}
-
-/* Indices become pointers, and the count-downs are set. */
-static void build_finish(struct mc_gop *op)
-{
-	for (size_t i = 0; i < op->nslices; i++) {
-		struct mc_eslice *es = &op->slices[i];
-
-		es->s.frags = &op->frags[(size_t)es->s.frags];
-		es->s.user = es;
-		mc_list_init(&es->s.link);
-		mc_list_init(&es->flying);
-	}
-	op->slices_left = (uint32_t)op->nslices;
-	for (size_t t = 0; t < op->nt; t++)
-		if (op->t[t].slices_left == 0)
-			atomic_store_explicit(&op->t[t].is_done, true, memory_order_relaxed);
-}
-
-static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag *diag,
-		     uint64_t *ret_total)
+static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag *diag)
 {
 	struct mc_engine *eng = op->eng;
 	uint64_t timeout_ns =
 	    g->deadline_ns ? g->deadline_ns : (uint64_t)eng->conf.transfer_timeout_s * MC_NS_PER_S;
+	uint64_t total = 0;
 	int rc;
 
 	atomic_store_explicit(&op->refs, 1, memory_order_relaxed);
@@ -401,27 +153,25 @@ static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag
 	op->deadline_ns = mc_time_after(op->begin_ns, timeout_ns);
 	/* A write that is cut off needs time to be fenced before the deadline. */
 	op->soft_ns = op->deadline_ns - mc_min(FENCE_GRACE_NS, timeout_ns / 4);
-	rc = array_grow(&op->t, &op->t_cap, g->n, MC_GROUP_MAX, sizeof(*op->t));
+	rc = mc_array_grow((void **)&op->t, &op->t_cap, g->n, MC_GROUP_MAX, sizeof(*op->t));
 	if (rc < 0)
 		return rc;
 	op->nt = g->n;
 	if (g->n)
 		memset(op->t, 0, g->n * sizeof(*op->t));
-	*ret_total = 0;
 	for (uint32_t t = 0; t < g->n; t++) {
 		rc = check_transfer(&g->transfers[t], &op->t[t].len, diag);
 		if (rc < 0)
 			return rc;
-		if (__builtin_add_overflow(*ret_total, op->t[t].len, ret_total))
+		if (__builtin_add_overflow(total, op->t[t].len, &total))
 			return -MC_E_TOO_BIG;
 	}
-	return 0;
+	return g->notify ? copy_notify(op, g->notify) : 0;
 }
 
 int mc_gop_open(struct mc_engine *eng, const struct mc_group *g, struct mc_diag *diag,
 		struct mc_gop **ret_op)
 {
-	struct build b = {.eng = eng, .diag = diag};
 	struct mc_gop *op;
 	int rc;
 
@@ -450,15 +200,11 @@ int mc_gop_open(struct mc_engine *eng, const struct mc_group *g, struct mc_diag 
 	}
 	op->eng = eng;
 	mc_list_init(&op->pool_link);
-	b.op = op;
-	rc = gop_begin(op, g, diag, &b.total);
-	if (rc == 0)
-		rc = build_transfers(&b, g);
+	rc = gop_begin(op, g, diag);
 	if (rc < 0) {
 		mc_gop_put(op);
 		return rc;
 	}
-	build_finish(op);
 	*ret_op = op;
 	return 0;
 }

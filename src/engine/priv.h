@@ -54,6 +54,7 @@ struct mc_ctl_conn;
 struct mc_peer;
 struct mc_pump;
 struct mc_gop;
+struct mc_pend;
 
 struct mc_worker_job {
 	struct mc_list link;
@@ -254,6 +255,13 @@ struct mc_peer {
 	bool is_opening;	   /* one caller opens, the others wait for open_seq */
 	_Atomic uint32_t open_seq; /* futex word: an attempt is over */
 	_Atomic bool is_closed;
+	_Atomic uint32_t nclosed; /* how often: groups that wait for an answer end */
+	/* groups that cannot start before the peer was asked: pend.c */
+	struct mc_list pend_todo; /* mc_pend.todo, under mu, as is_asking */
+	bool is_asking;		  /* a worker is at it */
+	struct mc_worker_job pend_job;
+	struct mc_list pending; /* mc_pend.shown; of the peer's loop, as pend_timer */
+	struct mc_timer pend_timer;
 };
 
 /** Moves slices of one session. The owner thread calls everything in here. */
@@ -365,12 +373,17 @@ void mc_peers_close(struct mc_engine *eng);
 /** The peer's session, opened if there is none that lives. Blocks. One reference for the caller. */
 int mc_session_get(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *diag,
 		   struct mc_session **ret_session);
+/** The same if there is one that needs no look, else NULL. Never blocks. */
+struct mc_session *mc_session_now(struct mc_peer *peer);
 void mc_session_ref(struct mc_session *s);
 void mc_session_put(struct mc_session *s);
 /** Give it up: the next mc_session_get() opens anew. */
 void mc_session_kill(struct mc_session *s);
 /** Its incarnation is proven gone: nothing of ours lands there any more. Any thread. */
 void mc_session_gone(struct mc_session *s);
+/** The region of a range as far as it is known, else NULL. Never blocks. */
+const struct mc_remote_region *mc_session_region_known(struct mc_session *s, uint64_t addr,
+						       uint64_t len);
 /** Regions for the ranges of a request. Blocks for one round trip per unknown batch. */
 int mc_session_region(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns,
 		      const struct mc_remote_region **ret_region);
@@ -441,6 +454,8 @@ void mc_fence(struct mc_pump *p, struct mc_list *maybe, const struct mc_fence_to
 	      int cause);
 /** -MC_E_UNFENCED while an earlier write to the range may still land. Tries to fence it first. */
 int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns);
+/** No earlier write to the range may still land, as far as is known. Never blocks. */
+bool mc_fence_is_clear(struct mc_session *s, uint64_t addr, uint64_t len);
 void mc_quarantine_init(struct mc_quarantine *q);
 /** Everything of this owner can be forgotten. */
 void mc_quarantine_forget(struct mc_quarantine *q, uint64_t owner);
@@ -451,7 +466,30 @@ void mc_quarantine_fini(struct mc_quarantine *q);
  * @return true: the slice comes back to the pump; false: it may not, or cannot */
 bool mc_refresh(struct mc_pump *p, struct mc_eslice *es);
 
+/* ---- build.c ---- */
+/**
+ * Cut the request into slices.
+ * @param until_ns  what may be waited for answers of peers; 0: not at all
+ * @param ret_peer  the last one that was needed, whatever the outcome
+ * @return 0; 1 (until_ns 0): that peer has to be asked; < 0. Not 0: nothing is built
+ */
+int mc_gop_build(struct mc_gop *op, const struct mc_group *g, uint64_t until_ns,
+		 struct mc_diag *diag, struct mc_peer **ret_peer);
+/** Undo it: no sessions, no slices. */
+void mc_gop_unbuild(struct mc_gop *op);
+
+/* ---- pend.c ---- */
+/** Keep a copy of the request, which waits until `peer` was asked. */
+int mc_pend_open(struct mc_gop *op, const struct mc_group *g, struct mc_peer *peer,
+		 struct mc_pend **ret_pend);
+/** It is not to be. NULL is allowed. */
+void mc_pend_drop(struct mc_pend *pend);
+/** Have the peer asked, then start the group. */
+void mc_pend_start(struct mc_pend *pend);
+void mc_pend_peer_init(struct mc_peer *peer);
+
 /* ---- group.c ---- */
+/** Check the request, and begin a group for it; mc_gop_build() is next. */
 int mc_gop_open(struct mc_engine *eng, const struct mc_group *group, struct mc_diag *diag,
 		struct mc_gop **ret_op);
 void mc_gop_ref(struct mc_gop *op);

@@ -38,6 +38,7 @@ static int peer_new(struct mc_engine *eng, const char *name, struct mc_peer **re
 		return rc;
 	}
 	pthread_mutex_init(&p->mu, NULL);
+	mc_pend_peer_init(p);
 	eng->peers[eng->npeers++] = p;
 	*ret_peer = p;
 	return 0;
@@ -166,6 +167,7 @@ int mc_segment_close(struct mc_engine *eng, int32_t segment)
 	if (rc < 0)
 		return rc;
 	atomic_store_explicit(&p->is_closed, true, memory_order_relaxed);
+	atomic_fetch_add_explicit(&p->nclosed, 1, memory_order_relaxed);
 	session_drop(p);
 	return 0;
 }

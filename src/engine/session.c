@@ -191,6 +191,19 @@ int mc_session_learn(struct mc_session *s, const struct mc_remote_region *r,
 	return rc;
 }
 
+const struct mc_remote_region *mc_session_region_known(struct mc_session *s, uint64_t addr,
+						       uint64_t len)
+{
+	const struct mc_remote_region *r;
+
+	pthread_mutex_lock(&s->mu);
+	r = region_known(s, addr, len);
+	if (!r && s->kind == MC_PEER_CLASSIC)
+		r = region_known(s, addr, 1);
+	pthread_mutex_unlock(&s->mu);
+	return r;
+}
+
 int mc_session_region(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns,
 		      const struct mc_remote_region **ret_region)
 {
@@ -198,11 +211,7 @@ int mc_session_region(struct mc_session *s, uint64_t addr, uint64_t len, uint64_
 	struct mc_remote_region r;
 	int rc;
 
-	pthread_mutex_lock(&s->mu);
-	*ret_region = region_known(s, addr, len);
-	if (!*ret_region && s->kind == MC_PEER_CLASSIC)
-		*ret_region = region_known(s, addr, 1);
-	pthread_mutex_unlock(&s->mu);
+	*ret_region = mc_session_region_known(s, addr, len);
 	if (*ret_region)
 		return 0;
 	if (s->kind == MC_PEER_SELF)
@@ -424,6 +433,20 @@ static int turn_end(struct mc_peer *peer, struct mc_session *s, struct mc_sessio
 static bool needs_look(struct mc_session *s)
 {
 	return atomic_load_explicit(&s->is_ctl_lost, memory_order_acquire) || !is_alive(s);
+}
+
+struct mc_session *mc_session_now(struct mc_peer *peer)
+{
+	struct mc_session *s = NULL;
+
+	pthread_mutex_lock(&peer->mu);
+	if (!peer->is_opening && peer->session && !needs_look(peer->session) &&
+	    !atomic_load_explicit(&peer->is_closed, memory_order_relaxed)) {
+		s = peer->session;
+		mc_session_ref(s);
+	}
+	pthread_mutex_unlock(&peer->mu);
+	return s;
 }
 
 int mc_session_get(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *diag,

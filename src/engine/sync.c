@@ -90,6 +90,7 @@ static void drive(struct mc_gop *op)
 
 int mc_transfer_sync(struct mc_engine *eng, const struct mc_group *group, struct mc_diag *diag)
 {
+	struct mc_peer *peer;
 	struct mc_gop *op;
 	int rc;
 
@@ -98,6 +99,11 @@ int mc_transfer_sync(struct mc_engine *eng, const struct mc_group *group, struct
 	rc = mc_gop_open(eng, group, diag, &op);
 	if (rc < 0)
 		return rc;
+	rc = mc_gop_build(op, group, op->soft_ns, diag, &peer);
+	if (rc < 0) {
+		mc_gop_put(op);
+		return rc;
+	}
 	if (op->nslices > 0 && !is_one_session(op)) {
 		mc_async_start(op);
 		(void)mc_gop_wait(op, MC_TIME_NEVER); /* it ends by its deadline */

@@ -119,6 +119,14 @@ void peer_close(struct peer *peer)
 	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+void peer_kill(struct peer *peer)
+{
+	assert_int_equal(kill(peer->pid, SIGKILL), 0);
+	assert_int_equal(waitpid(peer->pid, NULL, 0), peer->pid);
+	(void)fclose(peer->in);
+	(void)fclose(peer->out);
+}
+
 void peer_stop(struct peer *peer)
 {
 	int status;

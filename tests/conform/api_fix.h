@@ -52,6 +52,8 @@ int peer_main(void);
 void peer_open(struct peer *peer);
 /** Ends however the peer stands, stopped or not. */
 void peer_close(struct peer *peer);
+/** SIGKILL instead, however it stands; it is reaped. */
+void peer_kill(struct peer *peer);
 /** Stop it, and return when it has stopped. */
 void peer_stop(struct peer *peer);
 void peer_go(struct peer *peer);

@@ -122,6 +122,47 @@ static void memory_that_runs_out_in_a_transfer_is_an_error_and_no_leak(void **st
 	(void)good;
 }
 
+static void memory_that_runs_out_in_a_submit_is_an_error_and_no_leak(void **state)
+{
+	const struct mc_notify notify = {.name = "n", .name_len = 1, .msg = "m", .msg_len = 1};
+	int64_t live = mc_mem_live();
+	struct mc_status st;
+	struct mc_iov l, r;
+	struct mc_transfer t = {
+	    .op = MC_WRITE, .nlocal = 1, .nremote = 1, .local = &l, .remote = &r};
+	struct mc_group g = {.size = sizeof(g), .n = 1, .transfers = &t, .priority = 1};
+	unsigned refused = 0, failed = 0;
+	struct pair p;
+
+	(void)state;
+	pair_open(&p);
+	for (int n = 0; n < 80; n++) {
+		uint64_t id;
+		int rc;
+
+		/* Another incarnation of the session each time: the peer has to be asked. */
+		assert_int_equal(mc_segment_close(p.a, p.seg), 0);
+		assert_int_equal(mc_segment_open(p.a, mc_engine_name(p.b), 0, NULL, &t.segment), 0);
+		l = (struct mc_iov){(uintptr_t)p.local, BYTES};
+		r = (struct mc_iov){(uintptr_t)p.remote, BYTES};
+		g.notify = n % 2 ? &notify : NULL;
+		g.deadline_ns = 20 * MC_NS_PER_S;
+		mc_mem_fail_after(n);
+		rc = mc_submit(p.a, &g, &id);
+		l = r = (struct mc_iov){0, 0};
+		if (rc == 0)
+			assert_int_equal(mc_group_wait(p.a, id, 30 * MC_NS_PER_S, &st), 0);
+		mc_mem_fail_after(-1);
+		refused += rc < 0;
+		failed += rc == 0 && st.status < 0;
+		if (rc == 0)
+			assert_int_equal(mc_group_free(p.a, id), 0);
+	}
+	assert_true(refused > 0 && failed > 0 && refused + failed < 80);
+	pair_close(&p);
+	assert_int_equal(mc_mem_live(), live);
+}
+
 static void memory_that_runs_out_in_registration_registers_nothing(void **state)
 {
 	struct mc_engine *eng = open_one();
@@ -275,6 +316,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(
 		memory_that_its_user_registered_and_unregistered_is_freed_all_the_same),
 	    cmocka_unit_test(memory_that_runs_out_in_registration_registers_nothing),
+	    cmocka_unit_test(memory_that_runs_out_in_a_submit_is_an_error_and_no_leak),
 	    cmocka_unit_test(memory_that_runs_out_in_a_transfer_is_an_error_and_no_leak),
 	    cmocka_unit_test(memory_that_runs_out_while_an_engine_opens_is_an_error_and_no_leak),
 	};

@@ -1,0 +1,304 @@
+/*
+ * build.c: a request becomes fragments and slices. Each remote range is resolved to a region of the
+ * peer, so that what goes on the wire is {region, generation, offset}.
+ *
+ * What is known of the peer is enough as a rule; then nothing here waits or allocates in a warm
+ * engine. What is not has to be asked for, which costs a round trip, or for ever at a peer that
+ * stands still: who may not wait is told so instead.
+ */
+#include <string.h>
+
+#include "engine/pump.h"
+
+#define MUST_ASK 1 /* the peer has to be asked, and we may not */
+
+/* Where the builder stands. */
+struct build {
+	struct mc_gop *op;
+	struct mc_diag *diag;
+	struct mc_session *session; /* of the transfer being cut; one reference */
+	struct mc_eslice *slice;    /* open, or NULL */
+	const struct mc_remote_region *rr;
+	enum mc_route route; /* of rr */
+	uint32_t frags_max;
+	uint64_t slice_bytes;
+	uint64_t total;
+	uint64_t until_ns;    /* 0: may not wait */
+	struct mc_peer *peer; /* of the session */
+};
+
+static int array_grow(void *array, size_t *cap, size_t want, size_t max, size_t size)
+{
+	return mc_array_grow((void **)array, cap, want, max, size);
+}
+
+static void slice_close(struct build *b)
+{
+	b->slice = NULL;
+}
+
+static int slice_open(struct build *b, uint32_t t)
+{
+	struct mc_gop *op = b->op;
+	struct mc_eslice *es;
+	int rc = array_grow(&op->slices, &op->slices_cap, op->nslices + 1, MC_GROUP_FRAGS_MAX,
+			    sizeof(*op->slices));
+
+	if (rc < 0)
+		return rc;
+	es = &op->slices[op->nslices++];
+	memset(es, 0, sizeof(*es));
+	es->op = op;
+	es->session = b->session;
+	mc_session_ref(b->session);
+	es->route = b->route;
+	es->s.op = op->op;
+	es->s.frags = (struct mc_frag *)op->nfrags; /* index for now: the array may still move */
+	es->t_first = es->t_last = t;
+	b->slice = es;
+	return 0;
+}
+
+/* Append one fragment that lies in b->rr, cut at slice boundaries. */
+static int frag_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
+{
+	struct mc_gop *op = b->op;
+
+	while (len > 0) {
+		uint64_t room, n;
+		struct mc_frag *f;
+		int rc;
+
+		if (b->slice &&
+		    (b->slice->s.nfrags == b->frags_max || b->slice->s.len >= b->slice_bytes ||
+		     b->slice->route != b->route || b->slice->session != b->session))
+			slice_close(b);
+		if (!b->slice) {
+			rc = slice_open(b, t);
+			if (rc < 0)
+				return rc;
+		}
+		rc = array_grow(&op->frags, &op->frags_cap, op->nfrags + 1, MC_GROUP_FRAGS_MAX,
+				sizeof(*op->frags));
+		if (rc < 0)
+			return rc;
+		room = b->slice_bytes - b->slice->s.len;
+		n = len < room ? len : room;
+		f = &op->frags[op->nfrags++];
+		*f = (struct mc_frag){
+		    .local = (uint8_t *)(uintptr_t)local, .raddr = raddr, .len = n, .rr = b->rr};
+		b->slice->s.nfrags++;
+		b->slice->s.len += n;
+		if (b->slice->t_last != t || b->slice->s.nfrags == 1) {
+			b->slice->t_last = t;
+			op->t[t].slices_left++;
+		}
+		local += n;
+		raddr += n;
+		len -= n;
+	}
+	return 0;
+}
+
+static int fence_check(struct build *b, uint64_t raddr, uint64_t len)
+{
+	int rc;
+
+	if (b->until_ns == 0)
+		return mc_fence_is_clear(b->session, raddr, len) ? 0 : MUST_ASK;
+	rc = mc_fence_check(b->session, raddr, len, b->until_ns);
+
+	if (rc < 0)
+		mc_diag_set(b->diag, "%s: an earlier write to [0x%llx, +%llu) may still land: %s",
+			    b->session->peer->name, (unsigned long long)raddr,
+			    (unsigned long long)len, mc_err_text(rc));
+	return rc;
+}
+
+static int region_find(struct build *b, uint64_t raddr, uint64_t len)
+{
+	b->rr = mc_session_region_known(b->session, raddr, len);
+	if (b->rr)
+		return 0;
+	/* Our own ranges are looked up, not asked for. */
+	if (b->until_ns == 0 && b->session->kind != MC_PEER_SELF)
+		return MUST_ASK;
+	return mc_session_region(b->session, raddr, len, b->until_ns, &b->rr);
+}
+
+/* Find the region(s) of [raddr, raddr + len) and append. */
+static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
+{
+	if (b->op->op == MC_OP_WRITE) {
+		int rc = fence_check(b, raddr, len);
+
+		if (rc != 0)
+			return rc;
+	}
+	while (len > 0) {
+		uint64_t n = len;
+		int rc;
+
+		if (!b->rr || raddr - b->rr->addr >= b->rr->len ||
+		    n > b->rr->len - (raddr - b->rr->addr)) {
+			rc = region_find(b, raddr, len);
+			if (rc == MUST_ASK)
+				return rc;
+			if (rc < 0) {
+				mc_diag_set(b->diag,
+					    "%s: [0x%llx, +%llu) is not in its registered memory",
+					    b->session->peer->name, (unsigned long long)raddr,
+					    (unsigned long long)len);
+				return rc;
+			}
+			b->route = mc_route_choose(b->session, b->rr);
+			b->frags_max = mc_route_frags_max(b->session, b->route);
+			b->slice_bytes = mc_route_slice_bytes(b->session, b->route, b->total);
+			if (n > b->rr->len - (raddr - b->rr->addr))
+				n = b->rr->len - (raddr - b->rr->addr);
+		}
+		rc = frag_add(b, t, local, raddr, n);
+		if (rc < 0)
+			return rc;
+		local += n;
+		raddr += n;
+		len -= n;
+	}
+	return 0;
+}
+
+/* Walk both lists of ranges; each step takes what both have in one piece. */
+static int transfer_add(struct build *b, uint32_t t, const struct mc_transfer *x)
+{
+	uint32_t li = 0, ri = 0;
+	uint64_t lo = 0, ro = 0;
+
+	while (ri < x->nremote) {
+		const struct mc_iov *r = &x->remote[ri], *l;
+		uint64_t n;
+		int rc;
+
+		if (ro == r->len) {
+			ri++;
+			ro = 0;
+			continue;
+		}
+		l = &x->local[li]; /* sums are equal: there is one */
+		if (lo == l->len) {
+			li++;
+			lo = 0;
+			continue;
+		}
+		n = mc_min(r->len - ro, l->len - lo);
+		rc = range_add(b, t, l->addr + lo, r->addr + ro, n);
+		if (rc != 0)
+			return rc;
+		lo += n;
+		ro += n;
+	}
+	return 0;
+}
+
+/* Ask the peer for all ranges of a transfer at once before they are looked up one by one. */
+static int prefetch(struct build *b, const struct mc_transfer *x)
+{
+	if (b->until_ns == 0 || b->session->kind != MC_PEER_OURS || x->nremote < 2)
+		return 0;
+	return mc_session_resolve(b->session, x->remote, x->nremote, b->until_ns);
+}
+
+static int session_find(struct build *b, int32_t segment, struct mc_session **ret)
+{
+	int rc = mc_peer_by_id(b->op->eng, segment, &b->peer);
+
+	if (rc < 0) {
+		mc_diag_set(b->diag, "segment id %d is not open", segment);
+		return rc;
+	}
+	*ret = mc_session_now(b->peer);
+	if (*ret)
+		return 0;
+	if (b->until_ns == 0)
+		return MUST_ASK;
+	return mc_session_get(b->peer, b->until_ns, b->diag, ret);
+}
+
+static int transfers_add(struct build *b, const struct mc_group *g)
+{
+	int32_t segment = -1;
+	int rc = 0;
+
+	for (uint32_t t = 0; t < g->n && rc == 0; t++) {
+		const struct mc_transfer *x = &g->transfers[t];
+
+		if (b->op->t[t].len == 0)
+			continue;
+		if (x->op != (uint8_t)b->op->op || !b->session || x->segment != segment) {
+			slice_close(b);
+			b->op->op = (enum mc_op)x->op;
+			if (b->session)
+				mc_session_put(b->session);
+			b->session = NULL;
+			b->rr = NULL;
+			rc = session_find(b, x->segment, &b->session);
+			if (rc != 0)
+				break;
+			segment = x->segment;
+		}
+		rc = prefetch(b, x);
+		if (rc == 0)
+			rc = transfer_add(b, t, x);
+	}
+	if (rc == 0 && g->notify && g->n > 0)
+		rc = session_find(b, g->transfers[0].segment, &b->op->notify_session);
+	if (b->session)
+		mc_session_put(b->session);
+	return rc;
+}
+
+/* Indices become pointers, and the count-downs are set. */
+static void finish(struct mc_gop *op)
+{
+	for (size_t i = 0; i < op->nslices; i++) {
+		struct mc_eslice *es = &op->slices[i];
+
+		es->s.frags = &op->frags[(size_t)es->s.frags];
+		es->s.user = es;
+		mc_list_init(&es->s.link);
+		mc_list_init(&es->flying);
+	}
+	op->slices_left = (uint32_t)op->nslices;
+	for (size_t t = 0; t < op->nt; t++)
+		if (op->t[t].slices_left == 0)
+			atomic_store_explicit(&op->t[t].is_done, true, memory_order_relaxed);
+}
+
+void mc_gop_unbuild(struct mc_gop *op)
+{
+	for (size_t i = 0; i < op->nslices; i++)
+		mc_session_put(op->slices[i].session);
+	op->nslices = op->nfrags = 0;
+	for (size_t t = 0; t < op->nt; t++)
+		op->t[t].slices_left = 0;
+	if (op->notify_session)
+		mc_session_put(op->notify_session);
+	op->notify_session = NULL;
+}
+
+int mc_gop_build(struct mc_gop *op, const struct mc_group *g, uint64_t until_ns,
+		 struct mc_diag *diag, struct mc_peer **ret_peer)
+{
+	struct build b = {.op = op, .diag = diag, .until_ns = until_ns};
+	int rc;
+
+	for (size_t t = 0; t < op->nt; t++)
+		b.total += op->t[t].len; /* does not wrap: mc_gop_open() added them up */
+	op->op = MC_OP_READ;
+	rc = transfers_add(&b, g);
+	*ret_peer = b.peer;
+	if (rc == 0)
+		finish(op);
+	else
+		mc_gop_unbuild(op);
+	return rc;
+}
