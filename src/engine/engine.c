@@ -30,7 +30,8 @@ struct mc_xdev_env mc_engine_xdev_env(struct mc_engine *eng)
 	return (struct mc_xdev_env){.loops = eng->loops,
 				    .nloops = eng->nloops,
 				    .regions = eng->regions,
-				    .clk = &mc_clock_real,
+				    .clk = mc_env_real.clk,
+				    .disk = mc_env_real.disk,
 				    .epoch = eng->epoch,
 				    .nonce = eng->nonce};
 }

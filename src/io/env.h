@@ -1,6 +1,6 @@
 /*
- * env.h: the outside world as an argument: clock and network. What ships runs on mc_env_real; the
- * simulator gives the same object files a virtual clock and a network in memory.
+ * env.h: the outside world as an argument: clock, network and disk. What ships runs on mc_env_real;
+ * the simulator gives the same object files a virtual clock, a network and a disk in memory.
  *
  * A network makes listeners and stream connections. All calls return at once, but wait(). One
  * thread at a time may send on a connection and one may receive, at the same time; watching is for
@@ -16,6 +16,7 @@
 #include <sys/uio.h>
 
 #include "base/clock.h"
+#include "io/disk.h"
 #include "io/loop.h"
 #include "io/sock.h"
 
@@ -92,6 +93,7 @@ struct mc_net {
 struct mc_env {
 	const struct mc_clock *clk;
 	const struct mc_net *net;
+	const struct mc_disk *disk; /* NULL where nothing uses it */
 };
 
 /** TCP and unix sockets of the kernel. */

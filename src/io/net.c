@@ -332,4 +332,5 @@ const struct mc_net mc_net_real = {
     .tune = real_tune,
 };
 
-const struct mc_env mc_env_real = {.clk = &mc_clock_real, .net = &mc_net_real};
+const struct mc_env mc_env_real = {
+    .clk = &mc_clock_real, .net = &mc_net_real, .disk = &mc_disk_real};

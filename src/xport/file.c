@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdio.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -43,7 +42,7 @@ static bool is_childs(const struct mc_file_lane *l)
 	return mc_fork_is_child(l->dev->fork_gen);
 }
 
-void mc_file_event_set(struct mc_file_lane *l)
+static void event_set(struct mc_file_lane *l)
 {
 	uint64_t one = 1;
 
@@ -52,7 +51,7 @@ void mc_file_event_set(struct mc_file_lane *l)
 		;
 }
 
-void mc_file_event_clear(struct mc_file_lane *l)
+static void event_clear(struct mc_file_lane *l)
 {
 	uint64_t count;
 
@@ -115,8 +114,9 @@ static uint32_t cut(const struct mc_file_lane *l, uint64_t off, const uint8_t *m
 
 static void part_start(struct mc_file_lane *l, struct mc_file_part *p)
 {
-	p->op_len = cut(l, p->off, p->mem, p->len, &p->is_direct);
-	l->be->start(l, p);
+	p->io.len = cut(l, p->io.off, p->io.mem, p->len, &p->is_direct);
+	p->io.file = p->is_direct ? l->seg->direct : l->seg->plain;
+	l->queue->ops->start(l->queue, &p->io);
 }
 
 /* Give the kernel as many parts as it may have. */
@@ -132,13 +132,13 @@ static void issue(struct mc_file_lane *l)
 		if (!w)
 			return;
 		f = &w->s->frags[w->frag];
-		p = mc_list_entry(mc_list_pop_front(&l->spare), struct mc_file_part, link);
+		p = mc_list_entry(mc_list_pop_front(&l->spare), struct mc_file_part, io.link);
 		p->work = w;
 		p->frag = w->frag;
-		p->op = w->s->op;
-		p->off = f->raddr + w->at;
-		p->mem = f->local + w->at;
-		p->len = cut(l, p->off, p->mem, f->len - w->at, &is_direct);
+		p->io.op = w->s->op == MC_OP_READ ? MC_DISK_OP_READ : MC_DISK_OP_WRITE;
+		p->io.off = f->raddr + w->at;
+		p->io.mem = f->local + w->at;
+		p->len = cut(l, p->io.off, p->io.mem, f->len - w->at, &is_direct);
 		p->tries = 0;
 		w->at += p->len;
 		w->nparts++;
@@ -151,8 +151,8 @@ static void issue(struct mc_file_lane *l)
 
 static void part_moved(struct mc_file_lane *l, struct mc_file_part *p, uint32_t bytes)
 {
-	p->off += bytes;
-	p->mem += bytes;
+	p->io.off += bytes;
+	p->io.mem = (uint8_t *)p->io.mem + bytes;
 	p->len -= bytes;
 	p->tries = 0;
 	p->work->s->moved += bytes;
@@ -164,12 +164,12 @@ static void part_moved(struct mc_file_lane *l, struct mc_file_part *p, uint32_t 
 /* What a result means for the part. @return 1: go on; 0: its range is done; < 0: it failed */
 static int part_judge(struct mc_file_lane *l, struct mc_file_part *p, int res)
 {
-	mc_assert(res <= 0 || (uint32_t)res <= p->op_len);
+	mc_assert(res <= 0 || (uint32_t)res <= p->io.len);
 	if (res > 0) {
 		part_moved(l, p, (uint32_t)res);
 		return p->len > 0;
 	}
-	if (res == 0 && p->op == MC_OP_READ)
+	if (res == 0 && p->io.op == MC_DISK_OP_READ)
 		return -MC_E_RANGE; /* the end of the file */
 	if (res == -EINVAL && p->is_direct) {
 		/* The file system promised O_DIRECT at open, but not for this. */
@@ -183,21 +183,21 @@ static int part_judge(struct mc_file_lane *l, struct mc_file_part *p, int res)
 	return mc_err_from_errno(-res);
 }
 
-void mc_file_part_done(struct mc_file_lane *l, struct mc_file_part *p, int res)
+/* The operation of a started part ended: continues it, or ends it. */
+static void part_done(void *user, struct mc_disk_io *io, int res)
 {
+	struct mc_file_lane *l = user;
+	struct mc_file_part *p = mc_container_of(io, struct mc_file_part, io);
 	struct mc_file_work *w = p->work;
-	int rc;
+	int rc = part_judge(l, p, res);
 
-	if (l->dev->fault)
-		res = l->dev->fault->result(l->dev->fault, p, res);
-	rc = part_judge(l, p, res);
 	if (rc > 0 && w->status == 0 && !l->is_aborting) {
 		part_start(l, p);
 		return;
 	}
 	l->nparts--;
 	w->nparts--;
-	mc_list_push_back(&l->spare, &p->link);
+	mc_list_push_back(&l->spare, &p->io.link);
 	if (rc < 0 && !l->is_aborting)
 		work_fail(l, w, p->frag, rc);
 	/* Otherwise there is more to cut, or abort() returns it. */
@@ -268,7 +268,7 @@ static int file_post(struct mc_xlane *x, struct mc_slice **slices, unsigned n)
 	for (i = 0; i < n; i++)
 		take(l, slices[i]);
 	issue(l);
-	(void)l->be->flush(l); /* an error stays: poll() meets it again */
+	(void)l->queue->ops->flush(l->queue); /* an error stays: poll() meets it again */
 	return (int)n;
 }
 
@@ -286,12 +286,12 @@ static unsigned collect(struct mc_file_lane *l, struct mc_slice **ret_done, unsi
 /* Reports, then starts what there is room for now. */
 static int turn(struct mc_file_lane *l, uint64_t block_ns)
 {
-	int rc = l->be->reap(l, block_ns);
+	int rc = l->queue->ops->reap(l->queue, block_ns);
 
 	if (rc < 0)
 		return rc;
 	issue(l);
-	return l->be->flush(l);
+	return l->queue->ops->flush(l->queue);
 }
 
 static int file_poll(struct mc_xlane *x, uint64_t block_ns, struct mc_slice **ret_done,
@@ -323,9 +323,9 @@ static void file_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 		return;
 	/* Signals of what was already taken go; what ends from here on, or has ended and waits,
 	 * makes it readable again. The order matters: a backend stores first and signals then. */
-	mc_file_event_clear(l);
-	if (!mc_list_is_empty(&l->done) || l->be->is_ready(l))
-		mc_file_event_set(l);
+	event_clear(l);
+	if (!mc_list_is_empty(&l->done) || l->queue->ops->is_ready(l->queue))
+		event_set(l);
 }
 
 static uint64_t file_progress(const struct mc_xlane *x)
@@ -354,7 +354,7 @@ static size_t file_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t *
 	(void)ret_token; /* nothing lands any more once nothing is under way: no fence needed */
 	l->is_broken = l->is_aborting = true;
 	if (!is_childs(l)) {
-		l->be->drain(l);
+		l->queue->ops->drain(l->queue);
 		mc_assert(l->nparts == 0);
 	}
 	mc_list_splice_back(ret_left, &l->done);
@@ -371,24 +371,21 @@ static void file_lane_close(struct mc_xlane *x)
 	if (!l)
 		return;
 	mc_assert(l->nparts == 0 || is_childs(l));
-	if (l->be)
-		l->be->close(l);
+	if (l->queue)
+		l->queue->ops->close(l->queue);
 	mc_fd_close(&l->event_fd);
 	mc_free(l);
 }
 
-static int backend_open(struct mc_file_lane *l)
+static int queue_open(struct mc_file_lane *l)
 {
-	int rc = l->dev->be->open(l);
+	struct mc_disk_queue_conf conf = {
+	    .depth = MC_FILE_PARTS, .event_fd = l->event_fd, .on_done = part_done, .user = l};
 
-	l->be = l->dev->be;
-	if (rc == 0 || l->be == &mc_file_threads)
-		return rc;
-	/* A limit on locked memory, say, that the first rings have used up. */
-	mc_log_debug("no ring for this lane, using threads", "cause=\"%s\"", mc_err_text(rc));
-	l->be->close(l);
-	l->be = &mc_file_threads;
-	return l->be->open(l);
+	conf.files[conf.nfiles++] = l->seg->plain;
+	if (l->seg->direct)
+		conf.files[conf.nfiles++] = l->seg->direct;
+	return l->dev->aio->ops->queue_open(l->dev->aio, &conf, &l->queue);
 }
 
 static int file_lane_open(struct mc_xdev *x, const struct mc_xpath *path,
@@ -414,12 +411,10 @@ static int file_lane_open(struct mc_xdev *x, const struct mc_xpath *path,
 	mc_list_init(&l->spare);
 	for (unsigned i = 0; i < MC_FILE_DEPTH; i++)
 		mc_list_push_back(&l->rest, &l->works[i].link);
-	for (unsigned i = 0; i < MC_FILE_PARTS; i++) {
-		l->parts[i].lane = l;
-		mc_list_push_back(&l->spare, &l->parts[i].link);
-	}
+	for (unsigned i = 0; i < MC_FILE_PARTS; i++)
+		mc_list_push_back(&l->spare, &l->parts[i].io.link);
 	l->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	rc = l->event_fd < 0 ? mc_err_from_errno(errno) : backend_open(l);
+	rc = l->event_fd < 0 ? mc_err_from_errno(errno) : queue_open(l);
 	if (rc < 0)
 		goto fail;
 	*ret_lane = &l->base;
@@ -433,7 +428,8 @@ static void file_dev_close(struct mc_xdev *x)
 {
 	struct mc_file_dev *dev = dev_of(x);
 
-	mc_file_pool_fini(&dev->pool, !mc_fork_is_child(dev->fork_gen));
+	if (dev->aio)
+		dev->aio->ops->close(dev->aio);
 	mc_free(dev);
 }
 
@@ -457,35 +453,30 @@ static const struct mc_xport_ops file_ops = {
 int mc_file_dev_open(const struct mc_xdev_env *env, struct mc_xdev **ret_dev)
 {
 	struct file_conf conf;
-	struct mc_file_dev *dev = mc_calloc(1, sizeof(*dev));
-	char why[MC_FILE_TEXT_MAX];
+	struct mc_file_dev *dev;
+	int rc;
 
-	(void)env;
+	mc_assert(env->disk);
+	dev = mc_calloc(1, sizeof(*dev));
 	if (!dev)
 		return -MC_E_NOMEM;
-	mc_file_pool_init(&dev->pool);
 	dev->base.ops = &file_ops;
+	dev->disk = env->disk;
 	dev->fork_gen = mc_fork_gen();
-	dev->be = &mc_file_uring;
 	(void)mc_opt_load_env(conf_rows, MC_ARRAY_LEN(conf_rows), &conf, NULL); /* logs by itself */
-	(void)snprintf(dev->text, sizeof(dev->text), "io_uring");
-	if (conf.is_uring_off)
-		(void)snprintf(why, sizeof(why), "MC_FILE_NO_URING is set");
-	if (conf.is_uring_off || !mc_file_uring_probe(why)) {
-		dev->be = &mc_file_threads;
-		(void)snprintf(dev->text, sizeof(dev->text), "threads: %.140s", why);
-	}
-	mc_log_debug("file transport", "by=\"%s\"", dev->text);
+	rc = dev->disk->aio_open(dev->disk, conf.is_uring_off ? "MC_FILE_NO_URING is set" : NULL,
+				 &dev->aio);
+	if (rc < 0)
+		goto fail;
+	mc_log_debug("file transport", "by=\"%s\"", dev->aio->text);
 	*ret_dev = &dev->base;
 	return 0;
+fail:
+	file_dev_close(&dev->base);
+	return rc;
 }
 
 const char *mc_file_dev_describe(const struct mc_xdev *dev)
 {
-	return ((const struct mc_file_dev *)dev)->text;
-}
-
-void mc_file_dev_fault(struct mc_xdev *dev, struct mc_file_fault *fault)
-{
-	dev_of(dev)->fault = fault;
+	return ((const struct mc_file_dev *)dev)->aio->text;
 }

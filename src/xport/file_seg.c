@@ -3,15 +3,13 @@
  *
  * Operations by O_DIRECT and through the page cache run at the same time, so they never share a
  * page: a direct write drops the pages it covers and would lose what the other way has just put
- * there. The buffered descriptor reads without read-ahead for the same reason: pages outside the
+ * there. The buffered one reads without read-ahead for the same reason: pages outside the
  * range asked for must not come back into the cache behind a direct write.
  */
 #include "xport/file_priv.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -39,101 +37,82 @@ static bool is_pow2(uint32_t n)
 }
 
 /* What O_DIRECT needs on this file: the kernel says (since 6.1), or a page for everything. */
-static void align_learn(int fd, struct mc_file_align *ret)
+static void align_learn(const struct mc_disk_stat *st, struct mc_file_align *ret)
 {
 	uint32_t page = (uint32_t)sysconf(_SC_PAGESIZE);
-	struct statx stx;
 
 	*ret = (struct mc_file_align){.is_direct_ok = true, .unit = page, .mem = page};
-	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_DIOALIGN, &stx) != 0)
+	if (is_pow2(st->block) && st->block <= UNIT_MAX)
+		ret->unit = mc_max(ret->unit, st->block);
+	if (!st->is_direct_known)
 		return;
-	if (is_pow2(stx.stx_blksize) && stx.stx_blksize <= UNIT_MAX)
-		ret->unit = mc_max(ret->unit, stx.stx_blksize);
-	if (!(stx.stx_mask & STATX_DIOALIGN))
-		return;
-	if (!is_pow2(stx.stx_dio_mem_align) || !is_pow2(stx.stx_dio_offset_align) ||
-	    stx.stx_dio_offset_align > MC_FILE_CHUNK) {
+	if (!is_pow2(st->direct_mem) || !is_pow2(st->direct_off) ||
+	    st->direct_off > MC_FILE_CHUNK) {
 		ret->is_direct_ok = false; /* 0 means: not on this file */
 		return;
 	}
-	ret->unit = mc_max(ret->unit, stx.stx_dio_offset_align);
-	ret->mem = stx.stx_dio_mem_align;
+	ret->unit = mc_max(ret->unit, st->direct_off);
+	ret->mem = st->direct_mem;
 }
 
-/* O_NONBLOCK: a FIFO without a writer would keep us here. Taken off again, as io_uring would pass
- * it on to reads of files. */
 static int open_plain(const char *path, struct mc_file_seg *seg)
 {
-	static const int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+	const struct mc_disk *disk = seg->disk;
+	int rc;
 
 	seg->rights = MC_RIGHT_READ | MC_RIGHT_WRITE;
-	seg->fd = open(path, O_RDWR | flags);
-	if (seg->fd < 0 &&
-	    (errno == EACCES || errno == EPERM || errno == EROFS || errno == ETXTBSY)) {
+	rc = disk->open(disk, path, MC_DISK_READ | MC_DISK_WRITE | MC_DISK_RANDOM, 0, &seg->plain);
+	if (rc == -EACCES || rc == -EPERM || rc == -EROFS || rc == -ETXTBSY) {
 		seg->rights = MC_RIGHT_READ;
-		seg->fd = open(path, O_RDONLY | flags);
+		rc = disk->open(disk, path, MC_DISK_READ | MC_DISK_RANDOM, 0, &seg->plain);
 	}
-	return seg->fd < 0 ? mc_err_from_errno(errno) : 0;
+	return rc < 0 ? mc_err_from_errno(-rc) : 0;
 }
 
-/* Open the second descriptor, of the same file. A file system that refuses is no error. */
-static int open_direct(const char *path, const struct stat *st, struct mc_file_seg *seg)
+/* Open it a second time, the same file. A file system that refuses O_DIRECT is no error. */
+static int open_direct(const char *path, const struct mc_disk_stat *st, struct mc_file_seg *seg)
 {
-	int mode = seg->rights & MC_RIGHT_WRITE ? O_RDWR : O_RDONLY;
-	struct stat again;
+	uint32_t flags = MC_DISK_READ | MC_DISK_DIRECT;
+	struct mc_disk_stat again;
+	int rc;
 
-	align_learn(seg->fd, &seg->align);
+	align_learn(st, &seg->align);
 	if (!seg->align.is_direct_ok)
 		return 0;
-	seg->direct_fd = open(path, mode | O_DIRECT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	if (seg->direct_fd < 0) {
-		if (errno == EMFILE || errno == ENFILE || errno == ENOMEM)
-			return mc_err_from_errno(errno);
-		mc_log_debug("no O_DIRECT", "path=%s cause=\"%s\"", path, strerror(errno));
+	flags |= seg->rights & MC_RIGHT_WRITE ? MC_DISK_WRITE : 0;
+	rc = seg->disk->open(seg->disk, path, flags, 0, &seg->direct);
+	if (rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM)
+		return mc_err_from_errno(-rc);
+	if (rc < 0) {
+		mc_log_debug("no O_DIRECT", "path=%s cause=\"%s\"", path, strerror(-rc));
 		seg->align.is_direct_ok = false;
 		return 0;
 	}
-	if (fstat(seg->direct_fd, &again) != 0)
-		return mc_err_from_errno(errno);
-	return again.st_dev == st->st_dev && again.st_ino == st->st_ino ? 0 : -MC_E_BUSY;
-}
-
-static int blocking(int fd)
-{
-	int flags = fcntl(fd, F_GETFL);
-
-	if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
-		return mc_err_from_errno(errno);
-	return 0;
+	rc = seg->disk->stat(seg->direct, &again);
+	if (rc < 0)
+		return mc_err_from_errno(-rc);
+	return again.dev == st->dev && again.ino == st->ino ? 0 : -MC_E_BUSY;
 }
 
 static int open_both(const char *path, struct mc_file_seg *seg, struct mc_diag *diag)
 {
-	struct stat st;
-	int rc = open_plain(path, seg);
+	struct mc_disk_stat st;
+	int rc = open_plain(path, seg), err;
 
-	if (rc < 0) {
-		mc_diag_set(diag, "open %s: %s", path, mc_err_text(rc));
-		return rc;
+	if (rc == 0) {
+		err = seg->disk->stat(seg->plain, &st);
+		rc = err < 0 ? mc_err_from_errno(-err) : 0;
 	}
-	if (fstat(seg->fd, &st) != 0)
-		return mc_err_from_errno(errno);
-	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
+	if (rc == 0 && !st.is_regular && !st.is_block) {
 		mc_diag_set(diag, "%s is neither a file nor a block device", path);
 		return -MC_E_INVAL;
 	}
-	rc = open_direct(path, &st, seg);
 	if (rc == 0)
-		rc = blocking(seg->fd);
-	if (rc == 0 && seg->direct_fd >= 0)
-		rc = blocking(seg->direct_fd);
-	if (rc < 0) {
+		rc = open_direct(path, &st, seg);
+	if (rc < 0)
 		mc_diag_set(diag, "open %s: %s", path,
 			    rc == -MC_E_BUSY ? "it was replaced meanwhile" : mc_err_text(rc));
-		return rc;
-	}
-	(void)posix_fadvise(seg->fd, 0, 0, POSIX_FADV_RANDOM); /* see above; advice only */
-	return 0;
+	return rc;
 }
 
 int mc_file_seg_open(struct mc_xdev *dev, const char *path, struct mc_file_seg **ret_seg,
@@ -143,7 +122,6 @@ int mc_file_seg_open(struct mc_xdev *dev, const char *path, struct mc_file_seg *
 	struct mc_file_seg *seg;
 	int rc;
 
-	(void)dev;
 	if (strncmp(path, scheme, sizeof(scheme) - 1) == 0)
 		path += sizeof(scheme) - 1;
 	if (path[0] != '/') {
@@ -153,7 +131,7 @@ int mc_file_seg_open(struct mc_xdev *dev, const char *path, struct mc_file_seg *
 	seg = mc_calloc(1, sizeof(*seg));
 	if (!seg)
 		return -MC_E_NOMEM;
-	seg->fd = seg->direct_fd = -1;
+	seg->disk = ((const struct mc_file_dev *)dev)->disk;
 	rc = open_both(path, seg, diag);
 	if (rc < 0)
 		goto fail;
@@ -170,17 +148,18 @@ void mc_file_seg_close(struct mc_file_seg *seg)
 {
 	if (!seg)
 		return;
-	mc_fd_close(&seg->fd);
-	mc_fd_close(&seg->direct_fd);
+	if (seg->plain)
+		seg->disk->close(seg->plain);
+	if (seg->direct)
+		seg->disk->close(seg->direct);
 	mc_free(seg);
 }
 
 uint64_t mc_file_seg_size(const struct mc_file_seg *seg)
 {
-	/* For a block device fstat says 0. Nobody uses the descriptor's position. */
-	off_t end = lseek(seg->fd, 0, SEEK_END);
+	struct mc_disk_stat st;
 
-	return end < 0 ? 0 : (uint64_t)end;
+	return seg->disk->stat(seg->plain, &st) < 0 ? 0 : st.len_bytes;
 }
 
 uint32_t mc_file_seg_rights(const struct mc_file_seg *seg)

@@ -319,7 +319,7 @@ int mc_shm_lane_open(struct mc_xdev *dev, const struct mc_xpath *path, struct mc
 	struct shm_lane *l;
 	int rc;
 
-	mc_assert(p && &p->d->dev == dev);
+	mc_assert(&p->d->dev == dev);
 	if (mc_fork_is_child(p->fork_gen))
 		return -MC_E_FORKED;
 	if (mc_shm_peer_is_dead(p))

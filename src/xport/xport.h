@@ -33,6 +33,7 @@
 #include "base/clock.h"
 #include "base/err.h"
 #include "base/list.h"
+#include "io/disk.h"
 #include "io/loop.h"
 #include "io/sock.h"
 #include "xport/region.h"
@@ -116,6 +117,7 @@ struct mc_xdev_env {
 	unsigned nloops;
 	struct mc_region_table *regions;
 	const struct mc_clock *clk;
+	const struct mc_disk *disk; /* of the file transport alone */
 	uint64_t epoch;	      /* incarnation of this process's segment, never 0 */
 	const uint8_t *nonce; /* 16 bytes: a lane's hello must show it (told to peers over the
 				 control connection) */

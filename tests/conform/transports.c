@@ -22,6 +22,7 @@ static struct mc_xdev_env env_of(struct side *s)
 				    .nloops = s->nloops,
 				    .regions = s->regions,
 				    .clk = &mc_clock_real,
+				    .disk = &mc_disk_real,
 				    .epoch = s->epoch,
 				    .nonce = s->nonce};
 }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -15,7 +16,12 @@
 
 /* ---- results that the kernel gives seldom ---- */
 
-static int cut_short(struct mc_file_fault *f, const struct mc_file_part *p, int res)
+static bool is_direct(const struct fault_call *call)
+{
+	return call->flags & MC_DISK_DIRECT;
+}
+
+static int cut_short(struct fault_disk *f, const struct fault_call *call, int res)
 {
 	(void)f;
 	switch (mc_rand_below(&t.rand, 8)) {
@@ -24,7 +30,7 @@ static int cut_short(struct mc_file_fault *f, const struct mc_file_part *p, int 
 	case 1:
 		return -ECANCELED;
 	case 2:
-		return p->is_direct && mc_rand_below(&t.rand, 16) == 0 ? -EINVAL : res;
+		return is_direct(call) && mc_rand_below(&t.rand, 16) == 0 ? -EINVAL : res;
 	case 3:
 		return res; /* whole */
 	default:
@@ -35,16 +41,17 @@ static int cut_short(struct mc_file_fault *f, const struct mc_file_part *p, int 
 static void short_operations_are_continued(void **state)
 {
 	seed(0);
-	t.fault.result = cut_short;
-	mc_file_dev_fault(t.dev, &t.fault);
+	use_faults(cut_short);
 	sweep(30);
 	(void)state;
 }
 
-static int fail_second_fragment(struct mc_file_fault *f, const struct mc_file_part *p, int res)
+#define SECOND_FRAG 16384u
+
+static int fail_second_fragment(struct fault_disk *f, const struct fault_call *call, int res)
 {
 	(void)f;
-	return p->frag == 1 ? -t.faults_left : res;
+	return call->off >= SECOND_FRAG && call->off < SECOND_FRAG + 3 * MIB ? -t.faults_left : res;
 }
 
 static int status_of_failure(int error)
@@ -52,7 +59,7 @@ static int status_of_failure(int error)
 	struct mc_slice *s = add_slice(MC_OP_WRITE);
 
 	add_frag(s, t.local, 0, 8192);
-	add_frag(s, t.local + 8192, 16384, 3 * MIB);
+	add_frag(s, t.local + 8192, SECOND_FRAG, 3 * MIB);
 	add_frag(s, t.local, 8 * MIB, 100);
 	t.faults_left = error;
 	run_all();
@@ -62,31 +69,29 @@ static int status_of_failure(int error)
 
 static void errors_of_the_disk_have_codes_and_name_the_fragment(void **state)
 {
-	t.fault.result = fail_second_fragment;
-	mc_file_dev_fault(t.dev, &t.fault);
+	use_faults(fail_second_fragment);
 	open_lane(t.path);
 	assert_int_equal(status_of_failure(EIO), -MC_E_IO);
 	assert_int_equal(status_of_failure(ENOSPC), -MC_E_NOSPACE);
 	assert_int_equal(status_of_failure(EDQUOT), -MC_E_NOSPACE);
 	assert_int_equal(status_of_failure(EFBIG), -MC_E_TOO_BIG);
 	assert_int_equal(status_of_failure(ECANCELED), -MC_E_IO); /* for ever: not tried for ever */
-	t.fault.result = cut_short;
+	t.fault.after = cut_short;
 	seed(1);
 	assert_int_equal(run(MC_OP_READ, t.local, 0, 3 * MIB), 0); /* the lane still works */
 	(void)state;
 }
 
-static int refuse_direct(struct mc_file_fault *f, const struct mc_file_part *p, int res)
+static int refuse_direct(struct fault_disk *f, const struct fault_call *call, int res)
 {
 	(void)f;
-	t.faults_left -= p->is_direct;
-	return p->is_direct ? -EINVAL : res;
+	t.faults_left -= is_direct(call);
+	return is_direct(call) ? -EINVAL : res;
 }
 
 static void o_direct_refused_later_goes_through_the_cache(void **state)
 {
-	t.fault.result = refuse_direct;
-	mc_file_dev_fault(t.dev, &t.fault);
+	use_faults(refuse_direct);
 	open_lane(t.path);
 	assert_int_equal(run(MC_OP_READ, t.local, 0, MIB), 0);
 	assert_memory_equal(t.local, t.image, MIB);
@@ -243,10 +248,9 @@ static bool forbid(uint32_t nr, uint32_t error)
 
 static int child_open(const char *want)
 {
-	struct mc_xdev_env env = {0};
 	struct mc_xpath path = {0};
 
-	if (mc_file_dev_open(&env, &t.dev) < 0)
+	if (open_dev(&mc_disk_real) < 0)
 		return 1;
 	if (strncmp(mc_file_dev_describe(t.dev), want, strlen(want)) != 0)
 		return 2;
@@ -336,7 +340,7 @@ static void a_lane_whose_ring_is_forbidden_later_breaks_and_ends(void **state)
 
 static void lack_of_memory_or_descriptors_fails_the_opening_only(void **state)
 {
-	struct mc_xdev_env env = {0};
+	struct mc_xdev_env env = {.disk = &mc_disk_real};
 	struct mc_file_seg *seg;
 	struct mc_xdev *dev;
 	struct mc_xlane *lane;
@@ -354,7 +358,7 @@ static void lack_of_memory_or_descriptors_fails_the_opening_only(void **state)
 	if (strcmp(mc_file_dev_describe(t.dev), "io_uring") == 0) {
 		/* The lane is there, the ring is not: threads do it. */
 		t.lane->ops->lane_close(t.lane);
-		mc_mem_fail_after(1);
+		mc_mem_fail_after(2); /* lane, queue */
 		assert_int_equal(t.dev->ops->lane_open(t.dev, &path, &t.lane), 0);
 		mc_mem_fail_after(-1);
 		assert_int_equal(run(MC_OP_READ, t.local, 0, 3 * MIB), 0);

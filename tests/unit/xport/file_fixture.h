@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/rand.h"
+#include "sim/fault_disk.h"
 #include "xport/file_priv.h"
 
 #define MIB (1u << 20)
@@ -43,7 +44,7 @@ static struct {
 	struct mc_file_seg *seg;
 	struct mc_xlane *lane;
 	uint8_t *image, *local;
-	struct mc_file_fault fault;
+	struct fault_disk fault;
 	struct mc_rand rand;
 	int faults_left;
 	unsigned ops[2]; /* seen: through the cache, direct */
@@ -101,17 +102,32 @@ static inline const char *disk_dir(void)
 	return dir && dir[0] && strlen(dir) < 40 ? dir : "/tmp";
 }
 
+static inline int open_dev(const struct mc_disk *disk)
+{
+	struct mc_xdev_env env = {.disk = disk};
+
+	return mc_file_dev_open(&env, &t.dev);
+}
+
+/* From here on `after` sees what each operation gave. */
+static inline void use_faults(int (*after)(struct fault_disk *f, const struct fault_call *call,
+					   int res))
+{
+	t.dev->ops->dev_close(t.dev);
+	fault_disk_init(&t.fault, &mc_disk_real);
+	t.fault.after = after;
+	assert_int_equal(open_dev(&t.fault.disk), 0);
+}
+
 static inline int setup(void **state)
 {
-	struct mc_xdev_env env = {0};
-
 	memset(&t, 0, sizeof(t));
 	t.live_before = mc_mem_live();
 	t.image = mc_aligned_alloc(4096, IMAGE);
 	t.local = mc_aligned_alloc(4096, LOCAL);
 	if (!t.image || !t.local || setenv("MC_FILE_NO_URING", *state, 1) != 0)
 		return -1;
-	if (mc_file_dev_open(&env, &t.dev) < 0)
+	if (open_dev(&mc_disk_real) < 0)
 		return -1;
 	make_file(disk_dir(), 3 * MIB + 777);
 	return 0;
