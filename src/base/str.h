@@ -40,6 +40,9 @@ static inline const char *mc_str_text(const struct mc_str *str)
 /** Copy with NUL, cut to cap - 1 bytes; cap >= 1. @return 0; -MC_E_TOO_BIG when it was cut */
 int mc_strlcpy(char *dst, size_t cap, const char *src);
 
+/** Order of names with numbers in them, by value: "mlx5_2" before "mlx5_10". As strcmp(). */
+int mc_name_cmp(const char *a, const char *b);
+
 /** Part of somebody else's text, not ended by NUL. */
 struct mc_view {
 	const char *at;

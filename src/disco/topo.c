@@ -10,39 +10,6 @@
 #include "base/mem.h"
 #include "disco/topo_build.h"
 
-static bool is_digit(char c)
-{
-	return c >= '0' && c <= '9';
-}
-
-int mc_topo_name_cmp(const char *a, const char *b)
-{
-	while (*a && *b) {
-		if (is_digit(*a) && is_digit(*b)) {
-			size_t la, lb;
-			int diff;
-
-			a += strspn(a, "0");
-			b += strspn(b, "0");
-			la = strspn(a, "0123456789");
-			lb = strspn(b, "0123456789");
-			if (la != lb)
-				return la < lb ? -1 : 1;
-			diff = memcmp(a, b, la);
-			if (diff)
-				return diff;
-			a += la;
-			b += lb;
-			continue;
-		}
-		if (*a != *b)
-			break;
-		a++;
-		b++;
-	}
-	return (unsigned char)*a - (unsigned char)*b;
-}
-
 bool mc_topo_is_listed(const char *list, const char *name)
 {
 	bool is_empty = true;

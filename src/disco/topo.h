@@ -84,8 +84,6 @@ const struct mc_topo_location *mc_topo_find(const struct mc_topo *topo, const ch
 
 /** True when `name` is in the comma list, or the list is NULL or empty. Blanks do not count. */
 bool mc_topo_is_listed(const char *list, const char *name);
-/** Order of device names: numbers in them by value. */
-int mc_topo_name_cmp(const char *a, const char *b);
 
 /* ---- addresses ---- */
 

@@ -65,7 +65,7 @@ static bool take(const struct ifaddrs *ifa, const char *sys, struct mc_topo_addr
 static int by_interface(const void *a, const void *b)
 {
 	const struct mc_topo_addr *x = a, *y = b;
-	int diff = mc_topo_name_cmp(x->ifname, y->ifname);
+	int diff = mc_name_cmp(x->ifname, y->ifname);
 
 	if (diff == 0)
 		diff = (int)x->addr.sa.sa_family - (int)y->addr.sa.sa_family;

@@ -192,7 +192,7 @@ static int add_hca(struct disco *d, const char *name)
 
 static int by_name(const void *a, const void *b)
 {
-	return mc_topo_name_cmp(*(char *const *)a, *(char *const *)b);
+	return mc_name_cmp(*(char *const *)a, *(char *const *)b);
 }
 
 static int find_hcas(struct disco *d)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/str.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
@@ -28,8 +29,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 			mc_assert(topo->locations[i].devs[k] < topo->nhcas);
 	}
 	for (size_t i = 1; i < topo->nhcas; i++) {
-		int ab = mc_topo_name_cmp(topo->hcas[i - 1].name, topo->hcas[i].name);
-		int ba = mc_topo_name_cmp(topo->hcas[i].name, topo->hcas[i - 1].name);
+		int ab = mc_name_cmp(topo->hcas[i - 1].name, topo->hcas[i].name);
+		int ba = mc_name_cmp(topo->hcas[i].name, topo->hcas[i - 1].name);
 
 		mc_assert((ab < 0) == (ba > 0) && (ab == 0) == (ba == 0));
 	}

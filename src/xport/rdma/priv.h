@@ -2,7 +2,8 @@
  * priv.h: what the files of the RDMA transport share.
  *
  *   verbs.c    libibverbs by dlopen            gid.c     which address of a port is used (pure)
- *   hca.c      ports: open, events, close      mr.c      memory registrations
+ *   hca.c      ports: open, events, close      port.c    what is known of a port
+ *   mr.c       memory registrations
  *   qp.c       queue pairs as a state table    cause.c   completion status -> code (pure)
  *   lane.c     initiator: post, poll, abort    inbound.c target: accept, retire, bounds
  *   offer.c    bytes of offers and answers (pure)        rdma.c  the vtable, opening and closing
@@ -51,13 +52,16 @@ struct mc_rdma_hca {
 	struct ibv_pd *pd;
 	struct ibv_device_attr attr;
 	_Atomic bool is_up;
-	_Atomic bool is_fatal; /* IBV_EVENT_DEVICE_FATAL: nothing of it works again */
-	struct mc_watch async; /* on the first loop */
+	_Atomic bool is_fatal;	     /* IBV_EVENT_DEVICE_FATAL: nothing of it works again */
+	bool is_link_up, is_addr_ok; /* first loop only; both: up */
+	struct mc_watch async;	     /* on the first loop */
 };
 
 struct mc_rdma_dev {
 	struct mc_xdev x; /* first */
 	const struct mc_verbs *v;
+	uint64_t fork_gen; /* of the opening: a forked child frees memory and calls no verb, as the
+			      objects are its parent's */
 	struct mc_rdma_conf conf;
 	struct mc_xdev_env env;
 	struct mc_rdma_hca hca[MC_RDMA_PORTS_MAX];
@@ -70,9 +74,21 @@ struct mc_rdma_dev {
 };
 
 /* ---- hca.c ---- */
+/** Open the ports that may be used; `dev` has v, conf and env. @return as mc_rdma_dev_open(); what
+ * is open is left for mc_rdma_hcas_close() */
 int mc_rdma_hcas_open(struct mc_rdma_dev *dev, const struct mc_rdma_opts *opts,
 		      struct mc_diag *diag);
+/** Nothing of the ports may be left: no memory, queue pair or lane. Not on a loop. */
 void mc_rdma_hcas_close(struct mc_rdma_dev *dev);
+
+/* ---- port.c ---- */
+struct ifaddrs;
+/** Fill h->port from verbs and sysfs; h has dev, ctx and attr. @return 0; -MC_E_UNAVAILABLE (diag
+ * says why the port cannot be used); -MC_E_NOMEM */
+int mc_rdma_port_load(struct mc_rdma_hca *h, const char *sys_root, const struct ifaddrs *ifs,
+		      struct mc_diag *diag);
+/** The address is still where it was. */
+bool mc_rdma_port_has_gid(struct mc_rdma_hca *h);
 
 /* ---- gid.c (pure) ---- */
 struct mc_rdma_gid {

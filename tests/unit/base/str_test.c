@@ -148,6 +148,15 @@ static void view_trims_and_copies(void **state)
 	(void)state;
 }
 
+static void names_are_compared_by_number(void **state)
+{
+	assert_true(mc_name_cmp("mlx5_2", "mlx5_10") < 0);
+	assert_true(mc_name_cmp("mlx5_10", "mlx5_9") > 0);
+	assert_int_equal(mc_name_cmp("a1b", "a1b"), 0);
+	assert_true(mc_name_cmp("a", "ab") < 0);
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -159,6 +168,7 @@ int main(void)
 	    cmocka_unit_test(strlcpy_cuts_and_says_so),
 	    cmocka_unit_test(split_gives_empty_parts_too),
 	    cmocka_unit_test(view_trims_and_copies),
+	    cmocka_unit_test(names_are_compared_by_number),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
