@@ -19,7 +19,8 @@
 #define MC_SEGDESC_DEVICES_MAX 256u
 #define MC_SEGDESC_RAILS_MAX 64u
 #define MC_SEGDESC_TEXT_MAX 4096u /* bytes of a name */
-#define MC_SEGDESC_MC_VERSION 1u  /* of the "mc" object */
+#define MC_SEGDESC_PROTOCOL_MAX 16u
+#define MC_SEGDESC_MC_VERSION 1u /* of the "mc" object */
 
 struct mc_segdesc_buffer {
 	const char *name; /* location ("cpu:0"), or over TCP the segment's name */
@@ -75,7 +76,8 @@ void mc_segdesc_free(struct mc_segdesc *desc);
  * Encode for a peer or a metadata service. As long as the text fits bytes_max every buffer is
  * listed as it is. Else ranges without keys are joined, touching ones first, then those with the
  * smallest gaps between them, until it fits; the first buffer is always listed by itself, because
- * clients ask for its address.
+ * clients ask for its address. Ranges with keys cannot be joined: mc_segdesc_fit() says how many
+ * fit.
  *
  * @param bytes_max  most bytes of JSON; readers of upstream's take 1 MiB (MC_HANDSHAKE_MAX_LENGTH)
  * @param ret_json   NUL-terminated; ends with mc_free()
@@ -84,6 +86,18 @@ void mc_segdesc_free(struct mc_segdesc *desc);
  */
 MC_MUST_CHECK int mc_segdesc_encode(const struct mc_segdesc *desc, size_t bytes_max,
 				    char **ret_json, size_t *ret_len, struct mc_diag *diag);
+
+/** How many of the descriptor's first buffers fit bytes_max, each with its keys: for those that
+ * cannot be joined. @return the number; errors of mc_segdesc_encode() */
+MC_MUST_CHECK int mc_segdesc_fit(const struct mc_segdesc *desc, size_t bytes_max,
+				 struct mc_diag *diag);
+/**
+ * The protocol in a descriptor's text, without decoding the rest: one walk over it. Of an array the
+ * first that is `want`, else the last.
+ * @return true: ret holds it; false: there is none, or it is no text. Garbage may give either.
+ */
+bool mc_segdesc_protocol(const void *json, size_t len, const char *want,
+			 char ret[MC_SEGDESC_PROTOCOL_MAX]);
 
 /**
  * Join ranges in place until at most `want` are left: sorts by address, keeps element 0 where it

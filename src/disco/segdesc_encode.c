@@ -248,6 +248,54 @@ int mc_segdesc_encode(const struct mc_segdesc *desc, size_t bytes_max, char **re
 	return rc;
 }
 
+static size_t digits(uint64_t v)
+{
+	size_t n = 1;
+
+	for (; v >= 10; v /= 10)
+		n++;
+	return n;
+}
+
+static size_t keys_len(const uint64_t *keys, uint32_t n)
+{
+	static const char shape[] = ",\"rkey\":[]";
+	size_t len = keys ? sizeof(shape) - 1 + (n ? n - 1 : 0) : 0;
+
+	for (uint32_t i = 0; i < n && keys; i++)
+		len += digits(keys[i]);
+	return len;
+}
+
+/* What put_buffers() writes for this one, with a comma; no less. */
+static size_t entry_len(const struct mc_segdesc_buffer *b)
+{
+	static const char shape[] = "{\"addr\":,\"length\":,\"name\":},";
+
+	return sizeof(shape) - 1 + digits(b->addr) + digits(b->len) + quoted_len(b->name) +
+	       keys_len(b->rkey, b->nkeys) + keys_len(b->lkey, b->nkeys);
+}
+
+int mc_segdesc_fit(const struct mc_segdesc *desc, size_t bytes_max, struct mc_diag *diag)
+{
+	struct mc_segdesc bare = *desc;
+	size_t len, n = 0;
+	char *json;
+	int rc;
+
+	bare.nbuffers = 0;
+	rc = mc_segdesc_encode(&bare, bytes_max, &json, &len, diag);
+	if (rc < 0)
+		return rc;
+	mc_free(json);
+	for (; n < mc_min(desc->nbuffers, (size_t)INT32_MAX); n++) {
+		len += entry_len(&desc->buffers[n]);
+		if (len > bytes_max)
+			break;
+	}
+	return (int)n;
+}
+
 /* The space between a range and the next one in order of address; 0 when they touch or overlap. */
 struct gap {
 	uint64_t len;

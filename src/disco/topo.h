@@ -79,6 +79,16 @@ MC_MUST_CHECK int mc_topo_parse(const char *json, size_t len, struct mc_topo **r
 void mc_topo_free(struct mc_topo *topo);
 /** JSON as mc_topo_parse() reads it. @param ret  ends with mc_free() */
 MC_MUST_CHECK int mc_topo_json(const struct mc_topo *topo, char **ret);
+/**
+ * How a descriptor shows these devices (that are open) to upstream's readers. Pure.
+ * @param topo       NULL: unknown
+ * @param names      n devices, each once, at most MC_TOPO_HCAS_MAX
+ * @param ret_order  n positions in `names`: the order of devices[] and of keys
+ * @param ret_matrix priority_matrix of these devices alone; ends with mc_free()
+ * @return 0; -MC_E_TOO_BIG; -MC_E_NOMEM
+ */
+MC_MUST_CHECK int mc_topo_publish(const struct mc_topo *topo, const char *const *names, size_t n,
+				  uint16_t *ret_order, char **ret_matrix);
 /** The place of this name, or NULL. */
 const struct mc_topo_location *mc_topo_find(const struct mc_topo *topo, const char *location);
 

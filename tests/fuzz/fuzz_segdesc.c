@@ -50,12 +50,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
 	struct mc_segdesc *desc;
 	struct mc_diag diag = {.text = ""};
+	char protocol[MC_SEGDESC_PROTOCOL_MAX];
+	bool has_protocol = mc_segdesc_protocol(data, len, "tcp", protocol);
 	int rc = mc_segdesc_decode(data, len, &desc, &diag);
 
+	mc_assert(!has_protocol || memchr(protocol, '\0', sizeof(protocol)));
 	if (rc < 0) {
 		mc_assert(diag.text[0]);
 		return 0;
 	}
+	mc_assert(mc_segdesc_fit(desc, 64 << 20, &diag) == (int)desc->nbuffers);
 	again(desc, 64 << 20, true);
 	again(desc, 700, false);
 	mc_segdesc_free(desc);

@@ -281,6 +281,85 @@ static void encode_refuses_what_no_joining_helps(void **state)
 	(void)state;
 }
 
+static void fit_tells_how_many_buffers_with_keys_have_room(void **state)
+{
+	enum { N = 500 };
+	static struct mc_segdesc_buffer bufs[N];
+	static uint64_t rkeys[N][2];
+	static const uint64_t none[2];
+	struct mc_segdesc_device devs[2] = {{"mlx5_0", "aa", 0}, {"mlx5_1", "bb", 1}};
+	struct mc_segdesc in = fixture(bufs, N), *out;
+	struct mc_diag diag = {.text = ""};
+	size_t len, all;
+	char *json;
+	int n;
+
+	for (size_t i = 0; i < N; i++) {
+		rkeys[i][0] = i * i * i;
+		rkeys[i][1] = UINT32_MAX - i;
+		bufs[i] = (struct mc_segdesc_buffer){
+		    "cpu:\"0\"", 0x7f0000000000 + i * 4096, i + 1, rkeys[i], none, 2};
+	}
+	in.protocol = "rdma";
+	in.devices = devs;
+	in.ndevices = 2;
+	assert_int_equal(mc_segdesc_fit(&in, 64 << 20, &diag), N);
+	assert_int_equal(mc_segdesc_encode(&in, 64 << 20, &json, &all, &diag), 0);
+	mc_free(json);
+	for (size_t room = 600; room < all; room += 997) {
+		in.nbuffers = N;
+		assert_int_equal(mc_segdesc_encode(&in, room, &json, &len, &diag), -MC_E_TOO_BIG);
+		n = mc_segdesc_fit(&in, room, &diag);
+		assert_in_range(n, 1, N - 1);
+		in.nbuffers = (size_t)n;
+		assert_int_equal(mc_segdesc_encode(&in, room, &json, &len, &diag), 0);
+		assert_true(room - len < 130); /* no whole entry would have had room */
+		out = decoded(json);
+		assert_int_equal(out->nbuffers, n);
+		assert_int_equal(out->buffers[n - 1].rkey[1], UINT32_MAX - (unsigned)n + 1);
+		mc_segdesc_free(out);
+		mc_free(json);
+	}
+	in.nbuffers = N;
+	assert_int_equal(mc_segdesc_fit(&in, 20, &diag), -MC_E_TOO_BIG);
+	(void)state;
+}
+
+static void protocol_is_found_without_decoding(void **state)
+{
+	static const struct {
+		const char *json, *protocol;
+	} cases[] = {
+	    {UPSTREAM_TCP, "tcp"},
+	    {"{\"protocol\":\"rdma\"}", "rdma"},
+	    {" { \"a\" : { \"protocol\" : \"no\" } , \"protocol\" : \"rdma\" } ", "rdma"},
+	    {"{\"buffers\":[{\"protocol\":\"no\"}],\"protocol\":\"tcp\"}", "tcp"},
+	    {"{\"name\":\"protocol\",\"protocol\":\"tcp\"}", "tcp"},
+	    {"{\"name\":\"}\\\"\",\"protocol\":\"tcp\"}", "tcp"},
+	    {"{\"protocol\":[\"cxl\", \"rdma\" ,\"tcp\"]}", "rdma"},
+	    {"{\"protocol\":[\"cxl\",\"tcp\"]}", "tcp"},
+	    {"{\"protocol\":[]}", NULL},
+	    {"{\"protocol\":1}", NULL},
+	    {"{\"protocol\":\"longer than any protocol\"}", NULL},
+	    {"{\"protocol\":", NULL},
+	    {"{\"protocol\"", NULL},
+	    {"{\"proto", NULL},
+	    {"null\n", NULL},
+	    {"", NULL},
+	};
+	char got[MC_SEGDESC_PROTOCOL_MAX];
+
+	for (size_t i = 0; i < MC_ARRAY_LEN(cases); i++) {
+		size_t len = strlen(cases[i].json);
+
+		assert_int_equal(mc_segdesc_protocol(cases[i].json, len, "rdma", got),
+				 cases[i].protocol != NULL);
+		if (cases[i].protocol)
+			assert_string_equal(got, cases[i].protocol);
+	}
+	(void)state;
+}
+
 static void join_takes_the_smallest_gaps_and_overlaps_first(void **state)
 {
 	struct mc_segdesc_buffer b[] = {{.name = "n", .addr = 500, .len = 10},
@@ -339,6 +418,8 @@ int main(void)
 	    cmocka_unit_test(encode_and_decode_keep_every_member),
 	    cmocka_unit_test(encode_joins_ranges_only_when_it_must),
 	    cmocka_unit_test(encode_refuses_what_no_joining_helps),
+	    cmocka_unit_test(fit_tells_how_many_buffers_with_keys_have_room),
+	    cmocka_unit_test(protocol_is_found_without_decoding),
 	    cmocka_unit_test(join_takes_the_smallest_gaps_and_overlaps_first),
 	    cmocka_unit_test(decode_and_encode_survive_every_failing_allocation),
 	};

@@ -251,6 +251,50 @@ static void parse_names_what_is_wrong(void **state)
 	(void)state;
 }
 
+/* What upstream's reader makes of a matrix: devices as they first appear. */
+static void assert_published(const char *matrix, const char *names, const char *order,
+			     const char *want)
+{
+	const char *list[8];
+	char text[128], got[128] = "", *json, *save = NULL;
+	struct mc_diag diag = {.text = ""};
+	struct mc_topo *t = NULL;
+	uint16_t at[8];
+	size_t n = 0;
+
+	(void)snprintf(text, sizeof(text), "%s", names);
+	for (char *p = strtok_r(text, ",", &save); p; p = strtok_r(NULL, ",", &save))
+		list[n++] = p;
+	if (matrix)
+		assert_int_equal(mc_topo_parse(matrix, strlen(matrix), &t, &diag), 0);
+	assert_int_equal(mc_topo_publish(t, list, n, at, &json), 0);
+	for (size_t i = 0; i < n; i++) {
+		size_t len = strlen(got);
+
+		(void)snprintf(got + len, sizeof(got) - len, i ? ",%s" : "%s", list[at[i]]);
+	}
+	assert_string_equal(got, order);
+	assert_string_equal(json, want);
+	mc_free(json);
+	mc_topo_free(t);
+}
+
+static void published_devices_stand_as_upstream_counts_them(void **state)
+{
+	assert_published("{\"cpu:0\":[[\"a\",\"b\"],[\"c\",\"d\"]],"
+			 "\"cpu:1\":[[\"c\",\"d\"],[\"a\",\"b\"]]}",
+			 "a,b,c,d", "c,d,a,b",
+			 "{\"cpu:1\":[[\"c\",\"d\"],[\"a\",\"b\"]],"
+			 "\"cpu:0\":[[\"a\",\"b\"],[\"c\",\"d\"]]}");
+	/* Only what is open is shown; what no place lists stands last; empty places are left out.
+	 */
+	assert_published("{\"cpu:0\":[[\"a\",\"b\"],[\"c\"]],\"cpu:1\":[[\"b\"],[]]}", "x,c,a",
+			 "a,c,x", "{\"cpu:0\":[[\"a\"],[\"c\"]]}");
+	assert_published("{\"cpu:0\":[[],[]]}", "b,a", "b,a", "{\"cpu:0\":[[\"b\",\"a\"],[]]}");
+	assert_published(NULL, "a", "a", "{\"cpu:0\":[[\"a\"],[]]}");
+	(void)state;
+}
+
 static void devices_are_listed_by_comma(void **state)
 {
 	assert_true(mc_topo_is_listed(NULL, "x"));
@@ -343,6 +387,7 @@ int main(void)
 	    ROW(custom_file_replaces_discovery),
 	    ROW(parse_names_what_is_wrong),
 	    ROW(devices_are_listed_by_comma),
+	    ROW(published_devices_stand_as_upstream_counts_them),
 	    ROW(protocol_without_device_becomes_tcp_with_a_reason),
 	    ROW(addresses_hold_loopback_with_what_sysfs_says),
 	    ROW(every_failing_allocation_is_an_error_without_leak),
