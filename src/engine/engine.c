@@ -274,6 +274,8 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 	if (rc == 0)
 		rc = mc_ids_open(MC_GROUPS_MAX, group_unref, &eng->groups);
 	if (rc == 0)
+		rc = mc_gop_pool_init(eng);
+	if (rc == 0)
 		rc = open_transports(eng, diag);
 	if (rc == 0)
 		rc = go_public(eng, opts->name, &place, diag);

@@ -9,6 +9,8 @@
 #include "engine/pump.h"
 
 #define POOL_MAX 256u	     /* groups kept for reuse */
+#define POOL_WARM 8u	     /* of which are there from the start, with room for this: */
+#define WARM_SLICES 8u
 #define KEEP_FRAGS_MAX 8192u /* larger arrays are given back */
 #define FENCE_GRACE_NS MC_NS_PER_S
 
@@ -66,6 +68,31 @@ void mc_gop_put(struct mc_gop *op)
 	if (!is_kept)
 		gop_free(op);
 	atomic_fetch_sub_explicit(&eng->gops_live, 1, memory_order_release);
+}
+
+/* A group is given back a moment after its waiter has heard of its end, so even one caller in turn
+ * needs several. */
+int mc_gop_pool_init(struct mc_engine *eng)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < POOL_WARM && rc == 0; i++) {
+		struct mc_gop *op = mc_calloc(1, sizeof(*op));
+
+		if (!op)
+			return -MC_E_NOMEM;
+		mc_list_push_front(&eng->pool, &op->pool_link);
+		eng->pool_n++;
+		rc = mc_array_grow((void **)&op->t, &op->t_cap, WARM_SLICES, MC_GROUP_MAX,
+				   sizeof(*op->t));
+		if (rc == 0)
+			rc = mc_array_grow((void **)&op->frags, &op->frags_cap, WARM_SLICES,
+					   MC_GROUP_FRAGS_MAX, sizeof(*op->frags));
+		if (rc == 0)
+			rc = mc_array_grow((void **)&op->slices, &op->slices_cap, WARM_SLICES,
+					   MC_GROUP_FRAGS_MAX, sizeof(*op->slices));
+	}
+	return rc;
 }
 
 void mc_gop_pool_fini(struct mc_engine *eng)

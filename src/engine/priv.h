@@ -501,6 +501,8 @@ void mc_gop_end(struct mc_gop *op);
 /** What end does after the notification. */
 void mc_gop_finish(struct mc_gop *op);
 int mc_gop_wait(struct mc_gop *op, uint64_t deadline_ns);
+/** Some groups with small arrays, so that the first transfers find them. @return 0; -MC_E_NOMEM */
+int mc_gop_pool_init(struct mc_engine *eng);
 void mc_gop_pool_fini(struct mc_engine *eng);
 
 /* ---- async.c ---- */

@@ -250,23 +250,30 @@ static int over(const struct mc_eslice *es, uint64_t now_ns)
 	return op->is_expired ? -MC_E_TIMEDOUT : 0;
 }
 
-static void slice_done(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
+/* What the lane has to do with a slice's end; afterwards the lane may be another's. */
+static void slice_left(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
 		       uint64_t now_ns)
+{
+	flying_del(p, lane, es);
+	es->lane = NULL;
+	if (es->s.status < 0)
+		return;
+	es->op->end_ns = now_ns;
+	rail_worked(p, lane, es->s.len, now_ns);
+	mc_counter_add(&lane->stats->bytes[es->s.op], es->s.len);
+	mc_counter_add(&lane->stats->ops[es->s.op], es->s.nfrags);
+	mc_hist_add(&lane->stats->latency[es->s.op], now_ns - es->posted_ns);
+}
+
+static void slice_done(struct mc_pump *p, struct mc_eslice *es)
 {
 	int status = es->s.status;
 
-	if (status == 0) {
-		es->op->end_ns = now_ns;
-		rail_worked(p, lane, es->s.len, now_ns);
-		mc_counter_add(&lane->stats->bytes[es->s.op], es->s.len);
-		mc_counter_add(&lane->stats->ops[es->s.op], es->s.nfrags);
-		mc_hist_add(&lane->stats->latency[es->s.op], now_ns - es->posted_ns);
-	} else if (status == -MC_E_STALE && mc_refresh(p, es)) {
+	if (status == -MC_E_STALE && mc_refresh(p, es))
 		return;
-	} else if (fall_back(p, es, status)) {
+	if (status < 0 && fall_back(p, es, status))
 		return;
-	}
-	mc_gop_slice_end(es, status, mc_route_name(lane->route));
+	mc_gop_slice_end(es, status, mc_route_name(es->route));
 }
 
 void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now_ns)
@@ -319,13 +326,15 @@ void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t no
 		struct mc_eslice *es = mc_eslice_of(s);
 
 		mc_list_del(&s->link);
+		if (s->verdict == MC_SLICE_DONE) {
+			slice_left(p, lane, es, now_ns);
+			slice_done(p, es);
+			continue;
+		}
 		flying_del(p, lane, es);
 		es->lane = NULL;
-		if (s->verdict != MC_SLICE_DONE)
-			mc_counter_add(&lane->stats->retries, 1);
-		if (s->verdict == MC_SLICE_DONE)
-			slice_done(p, lane, es, now_ns);
-		else if (s->verdict == MC_SLICE_MAYBE)
+		mc_counter_add(&lane->stats->retries, 1);
+		if (s->verdict == MC_SLICE_MAYBE)
 			mc_list_push_back(&maybe, &s->link);
 		else
 			mc_pump_again(p, es, rc, now_ns);
@@ -354,13 +363,13 @@ static int poll_lane(struct mc_pump *p, struct mc_elane *lane, uint64_t block_ns
 		mc_pump_break(p, lane, lane_error(n), now_ns);
 		return 1;
 	}
-	for (int i = 0; i < n; i++) {
-		struct mc_eslice *es = mc_eslice_of(done[i]);
-
-		flying_del(p, lane, es);
-		es->lane = NULL;
-		slice_done(p, lane, es, now_ns);
-	}
+	for (int i = 0; i < n; i++)
+		slice_left(p, lane, mc_eslice_of(done[i]), now_ns);
+	/* Before anybody hears of the end: who hears of it goes on with the lane that is warm. */
+	if (mc_pump_is_idle(p))
+		mc_pump_release(p);
+	for (int i = 0; i < n; i++)
+		slice_done(p, mc_eslice_of(done[i]));
 	return n;
 }
 

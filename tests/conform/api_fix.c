@@ -151,6 +151,20 @@ void world_open(struct world *w)
 	assert_int_equal(mc_segment_open(w->eng, w->peer.name, 0, &diag, &w->seg), 0);
 }
 
+void world_open_tcp(struct world *w)
+{
+	bool was_set = getenv("MC_FORCE_TCP") != NULL;
+	struct mc_diag diag = {.text = ""};
+
+	peer_open(&w->peer);
+	assert_int_equal(setenv("MC_FORCE_TCP", "1", 1), 0);
+	w->eng = engine_open();
+	if (!was_set)
+		assert_int_equal(unsetenv("MC_FORCE_TCP"), 0);
+	assert_non_null(w->eng);
+	assert_int_equal(mc_segment_open(w->eng, w->peer.name, 0, &diag, &w->seg), 0);
+}
+
 void world_close(struct world *w)
 {
 	mc_engine_close(w->eng);

@@ -59,6 +59,8 @@ void peer_stop(struct peer *peer);
 void peer_go(struct peer *peer);
 
 void world_open(struct world *w);
+/** The engine has no shared memory, whatever the peer has: what goes to a stopped peer waits. */
+void world_open_tcp(struct world *w);
 void world_close(struct world *w);
 
 /** One range each way; read during the next call with it only. */

@@ -15,6 +15,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -690,8 +691,7 @@ static void a_transfer_allocates_nothing_once_warm(void **state)
 		assert_int_equal(mc_cq_wait(cq, &done, 1, DEADLINE_NS), 1);
 		assert_int_equal(done.status, 0);
 	}
-	/* None per transfer; a lane or two may still be found worth having. */
-	assert_true(mc_mem_calls() - calls <= 8);
+	assert_int_equal(mc_mem_calls() - calls, 0);
 	mc_cq_close(cq);
 	mc_engine_close(c.eng);
 	end(&target);
@@ -735,8 +735,34 @@ static void a_forked_child_gets_errors_and_exits_at_once(void **state)
 	end(&target);
 }
 
+/* Other engines of this user look whether the sockets beside theirs are alive: none shall knock at
+ * ours while it counts. */
+static void runtime_dir_open(char *dir)
+{
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(setenv("XDG_RUNTIME_DIR", dir, 1), 0);
+}
+
+static void runtime_dir_close(const char *dir)
+{
+	char path[PATH_MAX];
+	struct dirent *e;
+	DIR *d;
+
+	(void)snprintf(path, sizeof(path), "%s/mooncake", dir);
+	d = opendir(path);
+	while (d && (e = readdir(d)))
+		(void)unlinkat(dirfd(d), e->d_name, 0); /* of those that were killed */
+	if (d)
+		(void)closedir(d);
+	(void)rmdir(path);
+	(void)rmdir(dir);
+}
+
 int main(int argc, char **argv)
 {
+	char dir[] = "/tmp/mc-kill-XXXXXX";
+	int failed;
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(a_transfer_allocates_nothing_once_warm),
 	    cmocka_unit_test(a_peer_that_restarts_on_its_port_is_served_at_the_first_try),
@@ -763,5 +789,8 @@ int main(int argc, char **argv)
 	print_message("seed %llu\n", (unsigned long long)seed);
 	if (getenv("KILL_FILTER"))
 		cmocka_set_test_filter(getenv("KILL_FILTER"));
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	runtime_dir_open(dir);
+	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	runtime_dir_close(dir);
+	return failed;
 }

@@ -112,7 +112,7 @@ def test_lost_rail_costs_no_error_and_is_used_again(network: Network, pair: Pair
         meanwhile = [b - a for a, b in zip(middle, pair.carried())]
     finally:
         repair()
-    time.sleep(1.2)
+    time.sleep(1.0)
     before = pair.carried()
     assert pair.initiator.take() == [], pair.initiator.tail()
     after = [b - a for a, b in zip(before, pair.carried())]
