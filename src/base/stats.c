@@ -6,17 +6,6 @@
 
 #include "base/err.h"
 
-_Thread_local unsigned int mc_stat_shard_mine;
-
-unsigned int mc_stat_shard_choose(void)
-{
-	static _Atomic unsigned int next;
-
-	mc_stat_shard_mine =
-	    1 + atomic_fetch_add_explicit(&next, 1, memory_order_relaxed) % MC_STAT_SHARDS;
-	return mc_stat_shard_mine;
-}
-
 uint64_t mc_counter_read(const struct mc_counter *c)
 {
 	uint64_t n = 0;

@@ -6,6 +6,7 @@
 #ifndef MC_BASE_STATS_H
 #define MC_BASE_STATS_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
@@ -21,18 +22,18 @@ struct mc_counter {
 	} shards[MC_STAT_SHARDS];
 };
 
-/** Shard + 1 of this thread; 0 until its first use. */
-extern _Thread_local unsigned int mc_stat_shard_mine;
-/** Gives the calling thread its shard, round robin. */
-unsigned int mc_stat_shard_choose(void);
+/* Of the calling thread, by its address (Fibonacci hashing, Knuth 6.4). Not a thread-local
+ * variable: the C library gets memory for those at a thread's first touch, and ends the process
+ * when there is none. */
+static inline unsigned int mc_stat_shard(void)
+{
+	return (unsigned int)((uint64_t)pthread_self() * 0x9e3779b97f4a7c15ull >> 32) %
+	       MC_STAT_SHARDS;
+}
 
 static inline void mc_counter_add(struct mc_counter *c, uint64_t n)
 {
-	unsigned int shard = mc_stat_shard_mine;
-
-	if (__builtin_expect(!shard, 0))
-		shard = mc_stat_shard_choose();
-	atomic_fetch_add_explicit(&c->shards[shard - 1].n, n, memory_order_relaxed);
+	atomic_fetch_add_explicit(&c->shards[mc_stat_shard()].n, n, memory_order_relaxed);
 }
 
 uint64_t mc_counter_read(const struct mc_counter *c);

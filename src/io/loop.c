@@ -43,8 +43,8 @@ struct mc_loop {
 	struct mc_mpsc tasks;
 	_Atomic uint32_t asleep; /* see the file comment */
 	_Atomic bool is_stopping;
-	_Atomic(const void *) owner; /* &self_mark of the thread that drives; NULL: nobody yet */
-	_Atomic uint64_t now_ns;     /* the owner's cached clock */
+	_Atomic(pthread_t) owner; /* the thread that drives; NOBODY: none yet */
+	_Atomic uint64_t now_ns;  /* the owner's cached clock */
 
 	/* the owner's */
 	struct mc_heap timers;
@@ -54,7 +54,7 @@ struct mc_loop {
 	int nevents, event_at;
 };
 
-static _Thread_local char self_mark;
+#define NOBODY ((pthread_t)0) /* glibc's and musl's are addresses */
 
 static void loop_now_update(struct mc_loop *loop)
 {
@@ -74,7 +74,7 @@ int mc_loop_open(const char *name, const struct mc_clock *clk, struct mc_loop **
 	loop->fork_gen = mc_fork_gen();
 	loop->has_pwait2 = true;
 	strncpy(loop->name, name, sizeof(loop->name) - 1);
-	atomic_init(&loop->owner, &self_mark);
+	atomic_init(&loop->owner, pthread_self());
 	mc_heap_init(&loop->timers, MC_LOOP_TIMERS_MAX);
 	/* Address space only until used: setting a timer can then never run out of memory. */
 	rc = mc_heap_reserve(&loop->timers, MC_LOOP_TIMERS_MAX);
@@ -246,7 +246,7 @@ int mc_loop_step(struct mc_loop *loop, uint64_t until_ns)
 	mc_assert(!loop->has_thread);
 	if (mc_fork_is_child(loop->fork_gen))
 		return -MC_E_FORKED;
-	atomic_store_explicit(&loop->owner, &self_mark, memory_order_relaxed);
+	atomic_store_explicit(&loop->owner, pthread_self(), memory_order_relaxed);
 	return (int)loop_round(loop, until_ns);
 }
 
@@ -254,7 +254,7 @@ static void *loop_main(void *arg)
 {
 	struct mc_loop *loop = arg;
 
-	atomic_store_explicit(&loop->owner, &self_mark, memory_order_relaxed);
+	atomic_store_explicit(&loop->owner, pthread_self(), memory_order_relaxed);
 	while (!atomic_load_explicit(&loop->is_stopping, memory_order_acquire))
 		(void)loop_round(loop, MC_TIME_NEVER);
 	return NULL;
@@ -269,13 +269,13 @@ int mc_loop_start(struct mc_loop *loop)
 	if (mc_fork_is_child(loop->fork_gen))
 		return -MC_E_FORKED;
 	/* From here on nobody is the loop's thread until that thread says so itself. */
-	atomic_store_explicit(&loop->owner, NULL, memory_order_relaxed);
+	atomic_store_explicit(&loop->owner, NOBODY, memory_order_relaxed);
 	(void)sigfillset(&all);
 	(void)pthread_sigmask(SIG_BLOCK, &all, &old);
 	rc = pthread_create(&loop->thread, NULL, loop_main, loop);
 	(void)pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (rc != 0) {
-		atomic_store_explicit(&loop->owner, &self_mark, memory_order_relaxed);
+		atomic_store_explicit(&loop->owner, pthread_self(), memory_order_relaxed);
 		return -MC_E_LIMIT;
 	}
 	loop->has_thread = true;
@@ -298,7 +298,7 @@ void mc_loop_close(struct mc_loop *loop)
 		loop->has_thread = false;
 	}
 	if (is_ours) {
-		atomic_store_explicit(&loop->owner, &self_mark, memory_order_relaxed);
+		atomic_store_explicit(&loop->owner, pthread_self(), memory_order_relaxed);
 		while (loop_run_tasks(loop) > 0)
 			;
 	}
@@ -310,7 +310,8 @@ void mc_loop_close(struct mc_loop *loop)
 
 bool mc_loop_is_self(const struct mc_loop *loop)
 {
-	return atomic_load_explicit(&loop->owner, memory_order_relaxed) == &self_mark;
+	return pthread_equal(atomic_load_explicit(&loop->owner, memory_order_relaxed),
+			     pthread_self()) != 0;
 }
 
 uint64_t mc_loop_now(const struct mc_loop *loop)
