@@ -15,6 +15,8 @@ struct mc_tcp_opts {
 	unsigned naddrs;
 	uint16_t port_min, port_max; /* the port is chosen here */
 	unsigned conns_max;	     /* inbound connections at once; 0: 4096 */
+	uint64_t hello_ns; /* an inbound connection's first message has to be whole by then; 0: 10 s
+			    */
 	/**
 	 * Connections that begin with these 8 bytes are somebody else's: handed over with what was
 	 * read. NULL: none. @return 0: fd is the callee's; < 0: it is closed. Any loop.

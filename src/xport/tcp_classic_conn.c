@@ -39,6 +39,7 @@ int mc_tcp_classic_head(struct mc_tcp_conn *c)
 	if (rc < 0)
 		return rc;
 	c->at += MC_CLASSIC_HEAD_BYTES;
+	mc_list_del(&c->fresh_link);
 	c->req = (struct mc_tcp_req){.op = h.op, .nfrags = 1, .len = h.len};
 	c->is_v2 = h.is_v2;
 	c->signal = NULL;

@@ -12,6 +12,8 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include "base/log.h"
+
 #define MSGS_PER_TURN 32u   /* requests of one connection before others get their turn */
 #define STEPS_PER_TURN 128u /* and socket calls, about */
 #define LOWAT_MAX (256u << 10)
@@ -31,6 +33,7 @@ static void conn_close(struct mc_tcp_conn *c)
 	mc_list_del(&c->link);
 	mc_list_del(&c->hot_link);
 	mc_list_del(&c->again_link);
+	mc_list_del(&c->fresh_link);
 	if (c->mode == CONN_OURS)
 		mc_tcp_dev_lane_end(dev, c);
 	atomic_fetch_sub_explicit(&dev->nconns, 1, memory_order_relaxed);
@@ -237,8 +240,10 @@ static int hello(struct mc_tcp_conn *c)
 	mc_iovq_push(&c->tx, c->txhead, MC_TCP_WELCOME_BYTES);
 	c->step = STEP_REPLY;
 	c->is_last = m.status < 0;
-	if (m.status == 0)
+	if (m.status == 0) {
 		c->mode = CONN_OURS;
+		mc_list_del(&c->fresh_link);
+	}
 	return 0;
 }
 
@@ -544,6 +549,28 @@ static void stall_check(struct mc_timer *t)
 		mc_loop_timer_set(sh->loop, t, mc_loop_now(sh->loop) + STALL_CHECK_NS);
 }
 
+/* Who does not say who he is in time makes room for others. What came while this process stood
+ * still was in time. */
+static void fresh_check(struct mc_timer *t)
+{
+	struct mc_tcp_shard *sh = mc_container_of(t, struct mc_tcp_shard, fresh_timer);
+	uint64_t now_ns = mc_now_ns(), end_ns;
+	struct mc_tcp_conn *c;
+
+	while ((c = mc_list_first(&sh->fresh, struct mc_tcp_conn, fresh_link))) {
+		end_ns = mc_time_after(c->begun_ns, sh->dev->hello_ns);
+		if (now_ns < end_ns) {
+			(void)mc_loop_timer_set(sh->loop, t, end_ns);
+			return;
+		}
+		if (serve(c) < 0 || mc_list_first(&sh->fresh, struct mc_tcp_conn, fresh_link) != c)
+			continue;
+		mc_log_info("data connection dropped", "port=%u reason=\"no whole hello in time\"",
+			    sh->dev->port);
+		conn_close(c);
+	}
+}
+
 static void revoked(struct mc_task *task)
 {
 	struct mc_tcp_shard *sh = mc_container_of(task, struct mc_tcp_shard, revoke_task);
@@ -578,6 +605,8 @@ void mc_tcp_shard_init(struct mc_tcp_shard *sh, struct mc_tcp_dev *dev, struct m
 	mc_list_init(&sh->conns);
 	mc_list_init(&sh->hot);
 	mc_list_init(&sh->again);
+	mc_list_init(&sh->fresh);
+	sh->fresh_timer.on_time = fresh_check;
 	sh->again_timer.on_time = pump_again;
 	sh->idler.poll = idle_poll;
 	sh->stall_timer.on_time = stall_check;
@@ -593,6 +622,7 @@ static void shard_drain(void *arg)
 	(void)cool(sh);
 	mc_loop_timer_cancel(sh->loop, &sh->stall_timer);
 	mc_loop_timer_cancel(sh->loop, &sh->again_timer);
+	mc_loop_timer_cancel(sh->loop, &sh->fresh_timer);
 	mc_loop_idler_del(sh->loop, &sh->idler);
 	mc_list_each (c, &sh->conns, link)
 		conn_close(c);
@@ -609,6 +639,10 @@ static void conn_begin(struct mc_task *task)
 	struct mc_tcp_shard *sh = c->shard;
 
 	mc_list_push_back(&sh->conns, &c->link);
+	mc_list_push_back(&sh->fresh, &c->fresh_link);
+	if (!sh->fresh_timer.is_set)
+		(void)mc_loop_timer_set(sh->loop, &sh->fresh_timer,
+					mc_time_after(mc_loop_now(sh->loop), sh->dev->hello_ns));
 	c->watch = (struct mc_watch){.fd = c->fd, .events = EPOLLIN, .on_event = on_event};
 	if (atomic_load_explicit(&sh->dev->is_closing, memory_order_relaxed) ||
 	    mc_loop_watch(sh->loop, &c->watch) < 0)
@@ -627,8 +661,9 @@ int mc_tcp_conn_start(struct mc_tcp_dev *dev, int fd)
 	c->shard = &dev->shards[i % dev->env.nloops];
 	c->fd = fd;
 	c->watch.fd = fd;
-	c->last_ns = mc_now_ns();
+	c->begun_ns = c->last_ns = mc_now_ns();
 	mc_list_init(&c->link);
+	mc_list_init(&c->fresh_link);
 	mc_list_init(&c->hot_link);
 	mc_list_init(&c->again_link);
 	mc_list_init(&c->lane_link);

@@ -27,13 +27,15 @@ struct mc_tcp_conn {
 	struct mc_watch watch;
 	bool is_watched;
 	struct mc_task task;
-	struct mc_list link, hot_link, again_link, lane_link; /* lane_link: under dev->lock */
+	struct mc_list link, hot_link, again_link, fresh_link;
+	struct mc_list lane_link; /* under dev->lock */
 	enum mc_tcp_conn_mode mode;
 	enum mc_tcp_conn_step step;
 	uint64_t lane, initiator_epoch;
 	uint64_t seq;	     /* of the latest request */
 	uint64_t acked;	     /* all requests up to this one are applied */
 	bool is_acked_final; /* one was refused: what comes after it is not in `acked` */
+	uint64_t begun_ns;   /* accepted */
 	uint64_t last_ns;    /* last byte moved */
 	bool is_last;	     /* close once tx is out */
 	/* the request under way */

@@ -285,6 +285,7 @@ int mc_tcp_dev_open(const struct mc_xdev_env *env, const struct mc_tcp_opts *opt
 	dev->base.ops = &mc_tcp_ops;
 	dev->env = *env;
 	dev->conns_max = opts->conns_max ? opts->conns_max : MC_TCP_CONNS_DEFAULT;
+	dev->hello_ns = opts->hello_ns ? opts->hello_ns : MC_TCP_HELLO_NS_DEFAULT;
 	dev->preface = opts->preface;
 	dev->adopt = opts->adopt;
 	dev->adopt_user = opts->adopt_user;

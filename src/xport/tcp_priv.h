@@ -15,6 +15,7 @@
 #define MC_TCP_LISTENERS_MAX 8
 #define MC_TCP_RETIRED_MAX 4096 /* lanes remembered after their end */
 #define MC_TCP_CONNS_DEFAULT 4096
+#define MC_TCP_HELLO_NS_DEFAULT (10 * MC_NS_PER_S)
 #define MC_TCP_RXBUF_BYTES MC_TCP_ADOPT_BYTES /* head of a request; a 4 KiB write fits whole */
 
 struct mc_tcp_conn;
@@ -38,7 +39,9 @@ struct mc_tcp_shard {
 	struct mc_loop *loop;
 	struct mc_idler idler;
 	struct mc_list conns; /* mc_tcp_conn.link */
-	struct mc_list hot;   /* connections worth polling before sleeping */
+	struct mc_list fresh; /* mc_tcp_conn.fresh_link, oldest first: no whole message came yet */
+	struct mc_timer fresh_timer; /* runs while there are any */
+	struct mc_list hot;	     /* connections worth polling before sleeping */
 	struct mc_list again; /* turn is over, but their buffer holds more: no event will say so */
 	struct mc_timer again_timer;
 	bool is_spinning; /* holds a polling seat */
@@ -60,6 +63,7 @@ struct mc_tcp_dev {
 	unsigned nlisteners;
 	uint16_t port;
 	unsigned conns_max;
+	uint64_t hello_ns;
 	const char *preface; /* see struct mc_tcp_opts */
 	int (*adopt)(void *user, int fd, const void *bytes, size_t len);
 	void *adopt_user;

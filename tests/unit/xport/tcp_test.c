@@ -31,6 +31,7 @@ static struct mc_remote_region rr;
 static _Alignas(64) uint8_t mem[LEN];
 static uint8_t bytes[LEN];
 static int64_t live_before;
+static uint64_t hello_ns; /* 0: the default */
 static const uint8_t nonce[16] = "sixteen bytes...";
 
 static uint64_t deadline(void)
@@ -46,8 +47,11 @@ static int dev_open(unsigned conns_max)
 				  .clk = &mc_clock_real,
 				  .epoch = EPOCH,
 				  .nonce = nonce};
-	struct mc_tcp_opts o = {
-	    .naddrs = 1, .port_min = 20000, .port_max = 32000, .conns_max = conns_max};
+	struct mc_tcp_opts o = {.naddrs = 1,
+				.port_min = 20000,
+				.port_max = 32000,
+				.conns_max = conns_max,
+				.hello_ns = hello_ns};
 
 	if (mc_addr_parse("127.0.0.1", 0, &o.addrs[0]) < 0)
 		return -1;
@@ -357,6 +361,38 @@ static void more_connections_than_the_limit_are_turned_away(void **state)
 	for (int i = 0; i < 8; i++)
 		assert_int_equal(close(fds[i]), 0);
 	(void)state;
+}
+
+static int setup_impatient(void **state)
+{
+	int rc;
+
+	hello_ns = 100 * MC_NS_PER_MS;
+	rc = setup(state);
+	hello_ns = 0;
+	return rc;
+}
+
+static void who_does_not_say_who_he_is_in_time_is_hung_up_on(void **state)
+{
+	struct mc_tcp_served served;
+	int silent = raw_open(), half = raw_open(), classic = raw_open(), good = raw_open();
+	uint8_t buf[MC_TCP_REQ_MAX] = MC_TCP_MAGIC_TEXT, nothing[MC_CLASSIC_HEAD_BYTES - 1] = {0};
+
+	(void)state;
+	raw_send(half, buf, MC_TCP_HELLO_BYTES - 1);
+	raw_send(classic, nothing, sizeof(nothing));
+	assert_int_equal(raw_hello(good, 1), 0);
+	expect_closed(silent);
+	expect_closed(half);
+	expect_closed(classic);
+	/* Whoever has said it may be silent for as long as he likes. */
+	raw_send(good, buf, request(buf, MC_OP_READ, 1, 0, 1, NULL));
+	assert_int_equal(raw_reply(good, 1).status, 0);
+	raw_recv(good, buf, 1);
+	mc_tcp_dev_served(dev, &served);
+	assert_int_equal(served.conns, 1);
+	assert_int_equal(close(good), 0);
 }
 
 static void accepting_goes_on_after_descriptors_ran_out(void **state)
@@ -755,6 +791,8 @@ int main(void)
 	    T(a_reads_signal_is_stored_once_its_memory_was_read),
 	    T(a_stalled_peer_holds_up_unregistering_for_about_a_second),
 	    T(more_connections_than_the_limit_are_turned_away),
+	    cmocka_unit_test_setup_teardown(who_does_not_say_who_he_is_in_time_is_hung_up_on,
+					    setup_impatient, teardown),
 	    T(accepting_goes_on_after_descriptors_ran_out),
 	    T(a_device_closes_over_requests_under_way),
 	    T(a_version_1_peer_that_is_refused_is_hung_up_on),
