@@ -600,6 +600,20 @@ struct fake_mr *fake_mr_find(const struct fake_dev *dev, const struct ibv_pd *pd
 	return NULL;
 }
 
+unsigned verbs_fake_mr_access(uint32_t key)
+{
+	unsigned access = 0;
+	struct fake_mr *mr;
+
+	pthread_mutex_lock(&fab.lock);
+	mc_list_each (mr, &fab.mrs, link) {
+		if (mr->ibv.lkey == key || mr->ibv.rkey == key)
+			access = mr->access;
+	}
+	pthread_mutex_unlock(&fab.lock);
+	return access;
+}
+
 /* ---- the fabric ---- */
 
 static void conf_defaults(struct verbs_fake_conf *c)

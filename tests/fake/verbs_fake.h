@@ -151,6 +151,8 @@ void verbs_fake_gid_set(unsigned dev, unsigned port, unsigned index, const uint8
 void verbs_fake_gid_get(unsigned dev, unsigned port, unsigned index, uint8_t ret_gid[16]);
 /** Queue an event of a port, or of the device (port 0), at each context that is open. */
 void verbs_fake_event(unsigned dev, enum ibv_event_type type, unsigned port);
+/** enum ibv_access_flags of the region with this local or remote key; 0: there is none. */
+unsigned verbs_fake_mr_access(uint32_t key);
 /** State of a queue pair of this number; IBV_QPS_UNKNOWN: there is none. */
 enum ibv_qp_state verbs_fake_qp_state(uint32_t qpn);
 

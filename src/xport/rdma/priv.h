@@ -105,6 +105,8 @@ int mc_rdma_gid_choose(const struct mc_rdma_gid *gids, unsigned n);
 /* ---- mr.c ---- */
 int mc_rdma_mrs_open(struct mc_rdma_dev *dev);
 void mc_rdma_mrs_close(struct mc_rdma_dev *dev);
+/** Registrations alive at all ports. */
+uint32_t mc_rdma_mrs_count(const struct mc_rdma_dev *dev);
 /** A lane's memory of the last range it found; zeroed: nothing. */
 struct mc_rdma_mr_hit {
 	uint64_t addr, len;

@@ -82,13 +82,13 @@ uint32_t mc_rdma_ports_version(const struct mc_xdev *dev);
  * @param rights    enum mc_right bits; 0: local use only
  * @param ret_rkey  remote keys by port, 0: none
  * @return 0; -MC_E_LIMIT (memlock, or the devices' number of regions; diag says which);
- * -MC_E_NOMEM; -MC_E_UNSUPPORTED (no port can register this memory). Blocks, milliseconds per GiB;
- * not on a loop.
+ * -MC_E_NOMEM; -MC_E_UNSUPPORTED (no port can register this memory); -MC_E_INVAL (the very same
+ * range is there with other rights); -MC_E_FORKED. Blocks, milliseconds per GiB; not on a loop.
  */
 MC_MUST_CHECK int mc_rdma_mem_add(struct mc_xdev *dev, uint64_t addr, uint64_t len, unsigned rights,
 				  uint32_t ret_rkey[MC_RDMA_PORTS_MAX], struct mc_diag *diag);
 /** End one registration of exactly this range. After the last one no HCA touches it. @return 0;
- * -MC_E_NOENT. Not on a loop. */
+ * -MC_E_NOENT; -MC_E_FORKED. Not on a loop. */
 int mc_rdma_mem_del(struct mc_xdev *dev, uint64_t addr, uint64_t len);
 /** The keys that the last mc_rdma_mem_add() of exactly this range gave. @return 0; -MC_E_NOENT */
 int mc_rdma_mem_keys(struct mc_xdev *dev, uint64_t addr, uint64_t len,
