@@ -52,14 +52,19 @@ def topology(
 
 
 @app.command(help="What of this machine keeps the engine from working well, and the fix. Exit status 1 when something fails.")
-def doctor(as_json: JsonFlag = False) -> None:
+def doctor(
+    device_name: Annotated[str, typer.Option(help="The device list that the engine would get.")] = "",
+    peer: Annotated[str, typer.Option(help="A running engine, host:port: can it be reached from here?")] = "",
+    as_json: JsonFlag = False,
+) -> None:
     from dataclasses import asdict
 
-    from mooncake.doctor import CHECKS, FAIL, OK, Finding, examine
+    from mooncake.doctor import examine
+    from mooncake.finding import FAIL, OK, Finding
 
     console = Console(stderr=True)
-    with console.status(f"{len(CHECKS)} checks") if console.is_terminal else nullcontext():
-        findings: list[Finding] = examine()
+    with console.status("looking") if console.is_terminal else nullcontext():
+        findings: list[Finding] = examine(device_name=device_name, peer=peer)
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     elif Console().is_terminal:

@@ -12,44 +12,17 @@ import resource
 import socket
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-OK, WARN, FAIL = "ok", "warn", "fail"
+from mooncake import doctor_rdma
+from mooncake.finding import FAIL, OK, WARN, Finding, read, size
 
 PORTS_DEFAULT = (15000, 17000)
 OPEN_FILES_WANTED = 4096
 PORTS_WANTED = 16
 SHM_WANTED = 1 << 30
-LOCKED_WANTED = 1 << 30
 SOCKET_DIR_MAX = 108 - 32  # of a Unix socket's path; without the name of the socket itself
 SYS_IO_URING_SETUP = 425  # the same number on every architecture
-
-
-@dataclass
-class Finding:
-    """One check's result. `fix` is empty when there is nothing to mend."""
-
-    name: str
-    status: str
-    found: str
-    fix: str = ""
-
-
-def size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError
-
-
-def read(path: str, root: Path) -> str | None:
-    try:
-        return (root / path.lstrip("/")).read_text().strip()
-    except OSError:
-        return None
 
 
 def check_library(_root: Path) -> Finding:
@@ -163,15 +136,6 @@ def check_open_files(_root: Path) -> Finding:
             f"ulimit -n 65536, LimitNOFILE= of the unit, --ulimit nofile= of the container",
         )
     return Finding("open files", OK, f"limit {soft}, at most {'any' if hard < 0 else hard}")
-
-
-def check_locked_memory(root: Path) -> Finding:
-    if not list((root / "sys/class/infiniband").glob("*")):
-        return Finding("locked memory", OK, "no RDMA device, so nothing needs to be locked")
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft != resource.RLIM_INFINITY and soft < LOCKED_WANTED:
-        return Finding("locked memory", WARN, f"limit {size(soft)}: RDMA cannot register more", "ulimit -l unlimited")
-    return Finding("locked memory", OK, "limit " + ("unlimited" if soft < 0 else size(soft)))
 
 
 def check_huge_pages(root: Path) -> Finding:
@@ -334,7 +298,6 @@ CHECKS: tuple[Callable[[Path], Finding], ...] = (
     check_addresses,
     check_host_name,
     check_open_files,
-    check_locked_memory,
     check_huge_pages,
     check_shared_memory,
     check_socket_place,
@@ -344,6 +307,12 @@ CHECKS: tuple[Callable[[Path], Finding], ...] = (
 )
 
 
-def examine(root: Path = Path("/")) -> list[Finding]:
-    """All findings, in order. `root` stands for / where a check reads files of the kernel."""
-    return [check(root) for check in CHECKS]
+def examine(root: Path = Path("/"), device_name: str = "", peer: str = "") -> list[Finding]:
+    """All findings, in order. `root` stands for / where a check reads files of the kernel; `device_name` is the list that
+    the engine would get, `peer` a running engine to ask."""
+    findings = [check(root) for check in CHECKS[:-1]]
+    findings += [check(root, device_name) for check in doctor_rdma.CHECKS]
+    findings.append(doctor_rdma.check_firewall(port_range()[:2]))
+    if peer:
+        findings.append(doctor_rdma.check_peer(peer))
+    return [*findings, CHECKS[-1](root)]
