@@ -74,8 +74,8 @@ struct way {
 	int rail;
 };
 
-/* The control port first, then the rails; what is not up, or was bad a moment ago, last. Needs room
- * for tcp.n + 1. */
+/* The control port first, then the rails, the data port beside it before others; what is not up, or
+ * was bad a moment ago, last. Needs room for tcp.n + 1. */
 static unsigned ways(struct mc_session *s, struct way *ret)
 {
 	int home = mc_rails_to(s, &s->ctl_addr);
@@ -89,6 +89,8 @@ static unsigned ways(struct mc_session *s, struct way *ret)
 
 		if (is_up == (pass == 0))
 			ret[n++] = (struct way){&s->ctl_addr, home};
+		if (is_up && pass == 0 && home >= 0)
+			ret[n++] = (struct way){&s->tcp.v[home].remote, home};
 		for (int i = 0; i < (int)s->tcp.n; i++)
 			if (!!(up & (1u << i)) == (pass == 0) && (i != home || pass == 1))
 				ret[n++] = (struct way){&s->tcp.v[i].remote, i};
@@ -96,28 +98,49 @@ static unsigned ways(struct mc_session *s, struct way *ret)
 	return n;
 }
 
+/* Ports of the peer's that refused. */
+struct refusals {
+	bool has_control;
+	unsigned ndata;
+};
+
+/* A port that refuses is one that nobody listens on, or a firewall that says so. The process is
+ * gone when none of two is listened on: a rule for one port says nothing of the other. */
+static bool is_proof(const struct mc_session *s, const struct refusals *r)
+{
+	return r->has_control ? r->ndata > 0 || s->tcp.n == 0 : r->ndata > 1;
+}
+
 /* By the one caller that is_ctl_opening makes it the task of. */
 static int reconnect(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_conn **ret_conn)
 {
 	struct way w[2 * (MC_RAILS_MAX + 1)];
 	unsigned n = ways(s, w);
-	bool is_refused = false;
+	int home = mc_rails_to(s, &s->ctl_addr);
+	struct refusals refused = {0};
 	struct mc_ctl_peer hello;
 	struct mc_ctl_conn *c;
 	int rc = -MC_E_TIMEDOUT;
 
 	for (unsigned i = 0; i < n; i++) {
+		bool is_control = w[i].to == &s->ctl_addr;
 		uint64_t now_ns = mc_now_ns();
 
+		/* What loses the one loses the other: beside it is looked for a second word. */
+		if (!is_control && w[i].rail == home && !refused.has_control && s->tcp.n > 1)
+			continue;
 		if (now_ns >= deadline_ns)
 			break;
 		rc = connect_to(s, w[i].to, w[i].rail,
 				s->tcp.n > 1 ? mc_min(deadline_ns, now_ns + CONNECT_NS)
 					     : deadline_ns,
 				&c, &hello);
-		is_refused |= rc == -MC_E_REFUSED;
-		if (rc == -MC_E_REFUSED && w[i].to == &s->ctl_addr)
-			break;
+		if (rc == -MC_E_REFUSED) {
+			refused.has_control |= is_control;
+			refused.ndata += !is_control;
+			if (is_proof(s, &refused))
+				return -MC_E_PEER_DEAD;
+		}
 		if (rc < 0)
 			continue;
 		if (hello.epoch == s->epoch) {
@@ -127,8 +150,8 @@ static int reconnect(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_c
 		mc_ctlconn_free(c);
 		return -MC_E_PEER_RESTARTED;
 	}
-	/* The host answers, nobody listens: the process is gone. */
-	return is_refused ? -MC_E_PEER_DEAD : rc;
+	/* One word is none: neither dead nor refused, which would be taken for dead. */
+	return rc == -MC_E_REFUSED ? -MC_E_UNREACHABLE : rc;
 }
 
 /* Does it hang on a rail that is lost, while another is not? Under ctl_mu. */

@@ -57,7 +57,7 @@ static enum fence_result fence_run(struct mc_session *s, const struct mc_fence_t
 				   mc_min(end_ns, mc_time_after(now_ns, attempt_ns)));
 		if (rc == 0)
 			return FENCE_OK;
-		if (rc == -MC_E_PEER_RESTARTED || rc == -MC_E_PEER_DEAD || rc == -MC_E_REFUSED)
+		if (rc == -MC_E_PEER_RESTARTED || rc == -MC_E_PEER_DEAD)
 			return FENCE_GONE;
 		/* A slow host gets more patience, not more connections. */
 		attempt_ns = mc_min(attempt_ns * 2, ATTEMPT_MAX_NS);

@@ -347,7 +347,7 @@ static int once_main(const char *name)
 
 static void targets_killed_under_load_cost_failures_but_no_byte_and_no_time(void **state)
 {
-	unsigned kills = is_long ? 100 : 30;
+	unsigned kills = is_long ? 200 : 30;
 	uint16_t port = some_port();
 	char name[32];
 	struct writer w[WRITERS];
@@ -431,7 +431,7 @@ static void settle(const char *path, unsigned most)
 
 static void initiators_killed_under_load_leave_nothing_at_the_target(void **state)
 {
-	unsigned kills = is_long ? 100 : 30;
+	unsigned kills = is_long ? 200 : 30;
 	struct mc_engine *eng = open_engine("127.0.0.1");
 	struct child c[3] = {{0}};
 	unsigned fds, threads;

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/ctl.h"
 #include "engine/priv.h"
 
 #define BYTES (1u << 20)
@@ -306,6 +307,38 @@ static void memory_that_its_user_registered_and_unregistered_is_freed_all_the_sa
 	mc_engine_close(eng);
 }
 
+/* ---- is the peer dead? ---- */
+
+static void a_control_port_that_refuses_is_no_death_while_the_data_port_answers(void **state)
+{
+	struct mc_session *s;
+	struct mc_ctl_conn *c;
+	struct mc_peer *peer;
+	struct pair p;
+
+	(void)state;
+	assert_int_equal(setenv("MC_FORCE_TCP", "1", 1), 0);
+	pair_open(&p);
+	assert_int_equal(unsetenv("MC_FORCE_TCP"), 0);
+	assert_int_equal(mc_peer_by_id(p.a, p.seg, &peer), 0);
+	assert_int_equal(mc_session_get(peer, mc_now_ns() + MC_NS_PER_S, NULL, &s), 0);
+	/* As a firewall would that rejects one port of a living process. */
+	mc_control_close(p.b->control);
+	p.b->control = NULL;
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(mc_ctlconn_get(s, mc_now_ns() + 5 * MC_NS_PER_S, &c), 0);
+		mc_ctlconn_put(s, c, true); /* the next one has to connect */
+	}
+	assert_false(atomic_load(&s->is_gone));
+	assert_int_equal(write_to(&p, p.seg, BYTES, 0, NULL), 0);
+	mc_engine_close(p.b);
+	p.b = NULL;
+	assert_int_equal(mc_ctlconn_get(s, mc_now_ns() + 5 * MC_NS_PER_S, &c), -MC_E_PEER_DEAD);
+	assert_true(atomic_load(&s->is_gone));
+	mc_session_put(s);
+	pair_close(&p);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -319,6 +352,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(memory_that_runs_out_in_a_submit_is_an_error_and_no_leak),
 	    cmocka_unit_test(memory_that_runs_out_in_a_transfer_is_an_error_and_no_leak),
 	    cmocka_unit_test(memory_that_runs_out_while_an_engine_opens_is_an_error_and_no_leak),
+	    cmocka_unit_test(a_control_port_that_refuses_is_no_death_while_the_data_port_answers),
 	};
 
 	/* As the conformance suites: "tcp" leaves shared memory out. */
