@@ -18,6 +18,8 @@
 
 #define HUGE_LEN ((uint64_t)2 << 20)
 #define CLOSE_WAIT_NS (5 * MC_NS_PER_S)
+#define WAIT_LOG_NS MC_NS_PER_S
+#define WAIT_GAP_NS (500 * MC_NS_PER_MS) /* who waits looks more often */
 
 /* ---- regions ---- */
 
@@ -63,17 +65,33 @@ static void on_revoke(struct mc_region_listener *l, const struct mc_region_info 
 	mc_shm_page_revoke(d->page, info->id, d->era);
 }
 
+/* A process that was stopped in the middle of a copy is waited for, however long: its next
+ * instruction would write to memory that its owner believes to have back. Whoever waits shall know
+ * for whom. */
+static void wait_log(struct mc_shm_dev *d, pid_t pid)
+{
+	uint64_t now_ns = mc_now_ns(), since_ns = atomic_load(&d->waits_since_ns);
+
+	if (now_ns - atomic_exchange(&d->waits_seen_ns, now_ns) > WAIT_GAP_NS)
+		atomic_store(&d->waits_since_ns, now_ns); /* another wait */
+	else if (now_ns - since_ns >= WAIT_LOG_NS &&
+		 atomic_compare_exchange_strong(&d->waits_since_ns, &since_ns, now_ns))
+		mc_log_warn("unregistering waits for a peer's copy: is it stopped?", "pid=%d",
+			    (int)pid);
+}
+
 static bool era_is_quiet(struct mc_shm_dev *d, uint64_t era)
 {
+	pid_t pid = 0;
 	uint32_t tag;
 
 	if (atomic_load_explicit(&d->nclients, memory_order_acquire) == 0)
 		return true;
 	if (mc_shm_page_is_quiet(d->page, era, &tag))
 		return true;
-	if (mc_shm_serve_reap(d, tag))
+	if (mc_shm_serve_reap(d, tag, &pid))
 		return mc_shm_page_is_quiet(d->page, era, &tag);
-	mc_log_debug("unregistering waits for a peer's copy", "tag=%u", tag);
+	wait_log(d, pid);
 	return false;
 }
 

@@ -85,6 +85,9 @@ struct mc_shm_dev {
 	uint64_t era;
 	_Atomic uint64_t *eras;
 	uint32_t ids_used;
+
+	/* Any thread that waits for a peer's copy: since when, and when it looked last. */
+	_Atomic uint64_t waits_since_ns, waits_seen_ns;
 };
 
 static inline struct mc_shm_dev *mc_shm_dev_of(const struct mc_xdev *dev)
@@ -95,8 +98,9 @@ static inline struct mc_shm_dev *mc_shm_dev_of(const struct mc_xdev *dev)
 /** Begin and end serving peers on dev.loop (shm_serve.c). Not on a loop. */
 int mc_shm_serve_start(struct mc_shm_dev *d);
 void mc_shm_serve_stop(struct mc_shm_dev *d);
-/** Free the seats of a client whose process is dead. @return true when it was. Any thread. */
-bool mc_shm_serve_reap(struct mc_shm_dev *d, uint32_t tag);
+/** Free the seats of a client whose process is dead. @return true when it was; else *ret_pid is
+ * its process, as seen from here. Any thread. */
+bool mc_shm_serve_reap(struct mc_shm_dev *d, uint32_t tag, pid_t *ret_pid);
 /** Choose and bind the socket's path (shm_path.c). */
 int mc_shm_path_listen(const char *dir, char path[MC_SHM_PATH_MAX], int *ret_fd,
 		       struct mc_diag *diag);

@@ -23,6 +23,7 @@ struct mc_shm_client {
 	struct mc_list link; /* in dev.clients, under its lock */
 	struct mc_shm_dev *d;
 	uint32_t tag;
+	pid_t process;
 	bool is_known; /* has shown the nonce */
 	/* fd -1: closed, or there never was one */
 	struct mc_watch sock, pid;
@@ -152,6 +153,7 @@ static int client_add(struct mc_shm_dev *d, int sock, pid_t pid)
 		return -MC_E_NOMEM;
 	}
 	c->d = d;
+	c->process = pid;
 	c->sock = (struct mc_watch){.fd = sock, .events = EPOLLIN, .on_event = on_client};
 	c->pid = (struct mc_watch){
 	    .fd = mc_shm_pidfd_of(sock, pid), .events = EPOLLIN, .on_event = on_client_death};
@@ -280,15 +282,17 @@ void mc_shm_serve_stop(struct mc_shm_dev *d)
 	mc_fd_close(&d->spare_fd);
 }
 
-bool mc_shm_serve_reap(struct mc_shm_dev *d, uint32_t tag)
+bool mc_shm_serve_reap(struct mc_shm_dev *d, uint32_t tag, pid_t *ret_pid)
 {
 	struct mc_shm_client *c;
 	bool is_dead = true; /* an unknown tag is one whose record is gone */
 
 	pthread_mutex_lock(&d->lock);
 	mc_list_each (c, &d->clients, link) {
-		if (c->tag == tag)
-			is_dead = mc_shm_pidfd_is_dead(c->pid.fd);
+		if (c->tag != tag)
+			continue;
+		is_dead = mc_shm_pidfd_is_dead(c->pid.fd);
+		*ret_pid = c->process;
 	}
 	if (is_dead)
 		(void)mc_shm_page_reclaim(d->page, tag); /* how many does not matter */

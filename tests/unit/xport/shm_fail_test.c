@@ -14,7 +14,9 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 
+#include "base/log.h"
 #include "xport/shm_page.h"
+#include "xport/shm_priv.h"
 
 /* ---- a third role: attaches under some handicap and tells how it went ---- */
 
@@ -310,6 +312,50 @@ static void a_stopped_writer_is_waited_for(void **state)
 		assert_int_equal(proc_wait(&w), 0);
 		assert_int_equal(side_reg(&me, me.mem[kind], MEM_LEN, &me.rr[kind]), 0);
 	}
+	(void)state;
+}
+
+static _Atomic int named_pid; /* by the log */
+
+static void note_wait(void *user, enum mc_log_level level, const char *line)
+{
+	const char *at = strstr(line, "pid=");
+
+	(void)user;
+	/* The line's own pid comes first. */
+	at = at ? strstr(at + 1, "pid=") : NULL;
+	if (level == MC_LOG_WARN && strstr(line, "unregistering waits") && at)
+		atomic_store(&named_pid, (int)strtol(at + 4, NULL, 10));
+}
+
+static void whoever_holds_up_unregistering_is_named(void **state)
+{
+	struct mc_shm_page *page = mc_shm_dev_of(me.dev)->page;
+	struct proc w = writer_start(test_dir, &me, MEMFD);
+	uint64_t end_ns = mc_now_ns() + WAIT_NS;
+	int kind = MEMFD, status;
+	uint32_t seat = 0;
+	struct reply r;
+	pthread_t th;
+
+	while (atomic_load(&page->owner[seat]) == 0 && mc_now_ns() < end_ns)
+		seat = (seat + 1) % MC_SHM_SEATS;
+	assert_int_equal(kill(w.pid, SIGSTOP), 0);
+	assert_int_equal(waitpid(w.pid, &status, WUNTRACED), w.pid);
+	/* As if it had been stopped in the middle of a copy. */
+	mc_shm_seat_enter(page, seat);
+	mc_log_sink_set(note_wait, NULL);
+	assert_int_equal(pthread_create(&th, NULL, del_thread, &kind), 0);
+	while (atomic_load(&named_pid) != w.pid && mc_now_ns() < end_ns)
+		dawdle(1000);
+	mc_log_sink_set(NULL, NULL);
+	mc_shm_seat_exit(page, seat);
+	assert_int_equal(kill(w.pid, SIGCONT), 0);
+	assert_int_equal(pthread_join(th, NULL), 0);
+	assert_int_equal(atomic_load(&named_pid), w.pid);
+	assert_int_equal(recv(w.ctl, &r, sizeof(r), 0), sizeof(r));
+	assert_int_equal(proc_wait(&w), 0);
+	assert_int_equal(side_reg(&me, me.mem[kind], MEM_LEN, &me.rr[kind]), 0);
 	(void)state;
 }
 
@@ -708,6 +754,7 @@ int main(int argc, char **argv)
 	    T(from_another_user_namespace_mapped_memory_is_reached),
 	    T(too_few_descriptors_are_an_error_that_passes),
 	    T(a_killed_writer_does_not_hold_up_unregistering),
+	    T(whoever_holds_up_unregistering_is_named),
 	    T(a_stopped_writer_is_waited_for),
 	    T(a_killed_target_is_noticed_without_harm),
 	    T(a_target_that_closes_in_order_is_gone_at_once),
