@@ -262,6 +262,16 @@ static int explain_nomem(const struct registering *g, unsigned index, struct mc_
 	return -MC_E_NOMEM;
 }
 
+/* msync() looks at the map alone when nothing is to be waited for. */
+static bool is_mapped(const struct registering *g)
+{
+	uint64_t mask = (uint64_t)sysconf(_SC_PAGESIZE) - 1;
+	uint64_t start = g->addr & ~mask;
+
+	return msync((void *)(uintptr_t)start, g->addr + g->len - start, MS_ASYNC) == 0 ||
+	       errno != ENOMEM;
+}
+
 static int explain(const struct registering *g, unsigned index, struct mc_diag *diag)
 {
 	const struct mc_rdma_hca *h = &g->dev->hca[index];
@@ -270,7 +280,11 @@ static int explain(const struct registering *g, unsigned index, struct mc_diag *
 	switch (g->err[index]) {
 	case ENOMEM:
 	case EAGAIN:
-		return explain_nomem(g, index, diag);
+		/* The kernel says this, too, of memory that is not there. */
+		if (is_mapped(g))
+			return explain_nomem(g, index, diag);
+		why = "not mapped";
+		break;
 	case EFBIG:
 		mc_diag_set(diag, "%s takes ranges of %llu bytes at most", h->port.name,
 			    (unsigned long long)h->attr.max_mr_size);

@@ -225,6 +225,9 @@ static void memory_that_no_port_takes_is_unsupported(void **state)
 	assert_int_equal(munmap(gone, PAGE), 0);
 	assert_int_equal(add((uintptr_t)gone, PAGE, BOTH), -MC_E_UNSUPPORTED);
 	assert_diag_has("fake0 cannot register this memory: not mapped");
+	verbs_fake_fail(VERBS_FAKE_REG_MR, 0, ENOMEM); /* as Soft-RoCE says it */
+	assert_int_equal(add((uintptr_t)gone, PAGE, BOTH), -MC_E_UNSUPPORTED);
+	assert_diag_has("fake0 cannot register this memory: not mapped");
 	assert_int_equal(add(AT(0), 3 * PAGE, BOTH), -MC_E_UNSUPPORTED);
 	assert_diag_has("8192 bytes at most");
 	assert_int_equal(live_mrs(), 0);
