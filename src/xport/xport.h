@@ -118,9 +118,9 @@ struct mc_xdev_env {
 	struct mc_region_table *regions;
 	const struct mc_clock *clk;
 	const struct mc_disk *disk; /* of the file transport alone */
-	uint64_t epoch;	      /* incarnation of this process's segment, never 0 */
-	const uint8_t *nonce; /* 16 bytes: a lane's hello must show it (told to peers over the
-				 control connection) */
+	uint64_t epoch;		    /* incarnation of this process's segment, never 0 */
+	const uint8_t *nonce;	    /* 16 bytes: a lane's hello must show it (told to peers over the
+				       control connection) */
 };
 
 struct mc_xpath {
@@ -176,7 +176,8 @@ struct mc_xport_ops {
 	 * Break the lane: returns every posted slice through ret_left (list of mc_slice.link) with
 	 * its verdict, UNSENT or MAYBE (or DONE with its status, when it was done but not polled).
 	 * @param ret_token receives the retirement token (length returned; 0: nothing is MAYBE or
-	 * the transport cannot fence)
+	 * the transport cannot fence). With MC_XCAP_OFFER it is there also when nothing is MAYBE:
+	 * retiring the lane is how the target's end of it is freed before its bound forces it.
 	 */
 	size_t (*abort)(struct mc_xlane *lane, struct mc_list *ret_left,
 			uint8_t ret_token[MC_XPORT_TOKEN_MAX]);
@@ -201,7 +202,8 @@ struct mc_xport_ops {
 	/** Target side: an initiator whose control connection showed `initiator_epoch` offers a
 	 * lane.
 	 * @return length of the answer; -MC_E_PROTO; -MC_E_VERSION; -MC_E_STALE (retired already);
-	 * -MC_E_PEER_RESTARTED (meant for another incarnation); -MC_E_NOENT (port); -MC_E_LIMIT */
+	 * -MC_E_PEER_RESTARTED (meant for another incarnation); -MC_E_NOENT (port); -MC_E_LIMIT;
+	 * -MC_E_LINK_DOWN, -MC_E_DEVICE (that port) */
 	int (*accept)(struct mc_xdev *dev, uint64_t initiator_epoch, const uint8_t *offer,
 		      size_t len, uint8_t *answer, size_t cap);
 	/** @return 0; -MC_E_PROTO; errors of RAIL scope: abort and close it */

@@ -542,14 +542,15 @@ static int step_check(enum ibv_qp_state from, const struct ibv_qp_attr *a, int m
 	return EINVAL;
 }
 
-static void step_apply(struct fake_qp *qp, const struct ibv_qp_attr *a)
+static void step_apply(struct fake_qp *qp, const struct ibv_qp_attr *a, int mask)
 {
 	struct ibv_qp_attr *own = &qp->attr;
 
+	if (mask & IBV_QP_ACCESS_FLAGS) /* optional beyond INIT */
+		own->qp_access_flags = a->qp_access_flags;
 	switch (a->qp_state) {
 	case IBV_QPS_INIT:
 		own->port_num = a->port_num;
-		own->qp_access_flags = a->qp_access_flags;
 		break;
 	case IBV_QPS_RTR:
 		own->ah_attr = a->ah_attr;
@@ -584,7 +585,7 @@ static int v_modify_qp(struct ibv_qp *ibv, struct ibv_qp_attr *attr, int mask)
 	if (!err)
 		err = step_check(ibv->state, attr, mask);
 	if (!err)
-		step_apply(qp, attr);
+		step_apply(qp, attr, mask);
 	pthread_mutex_unlock(&fab.lock);
 	return err;
 }

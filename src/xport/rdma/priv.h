@@ -5,8 +5,9 @@
  *   hca.c      ports: open, events, close      port.c    what is known of a port
  *   mr.c       memory registrations
  *   qp.c       queue pairs as a state table    cause.c   completion status -> code (pure)
- *   lane.c     initiator: post, poll, abort    inbound.c target: accept, retire, bounds
- *   offer.c    bytes of offers and answers (pure)        rdma.c  the vtable, opening and closing
+ *   cq.c       completion queues, events       offer.c   bytes of offers and answers (pure)
+ *   lane.c     initiator: life of a lane       flow.c    initiator: post and poll
+ *   inbound.c  target: accept, retire, bounds  rdma.c    the vtable, opening and closing
  *
  * Threads: ports and memory any thread, under their own locks; a lane its owner; inbound any thread
  * but a loop.
@@ -17,6 +18,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/stats.h"
 #include "xport/rdma/rdma.h"
 #include "xport/rdma/verbs.h"
 
@@ -57,6 +59,11 @@ struct mc_rdma_hca {
 	struct mc_watch async;	     /* on the first loop */
 };
 
+/** What mc_rdma_stats_get() tells; an entry is added to once a doorbell or a batch, not a slice. */
+struct mc_rdma_counters {
+	struct mc_counter posts, wrs, signaled, polls, wcs, arms, wakes, accepted, retired, evicted;
+};
+
 struct mc_rdma_dev {
 	struct mc_xdev x; /* first */
 	const struct mc_verbs *v;
@@ -70,7 +77,8 @@ struct mc_rdma_dev {
 	struct mc_rdma_mrs *mrs;
 	struct mc_rdma_inbound *inbound;
 	_Atomic uint64_t next_lane;
-	_Atomic uint32_t nqps, nlanes;
+	_Atomic uint32_t nqps, nlanes, ninbound; /* alive */
+	struct mc_rdma_counters count;
 };
 
 /* ---- hca.c ---- */
@@ -131,6 +139,8 @@ struct mc_rdma_offer {
 	uint32_t port; /* of the target; in an answer: unused */
 	struct mc_rdma_end end;
 };
+/** Numbers that queue pairs can have; mtu and rd_atomic may be 0. */
+bool mc_rdma_end_is_ok(const struct mc_rdma_end *e);
 /** @return MC_RDMA_OFFER_BYTES at most; the layout stands in docs/protocol.md */
 size_t mc_rdma_offer_encode(const struct mc_rdma_offer *o, uint8_t buf[MC_RDMA_OFFER_BYTES]);
 /** @return 0; -MC_E_PROTO; -MC_E_VERSION */
@@ -139,5 +149,9 @@ int mc_rdma_offer_decode(const uint8_t *buf, size_t len, struct mc_rdma_offer *r
 /* ---- inbound.c ---- */
 int mc_rdma_inbound_open(struct mc_rdma_dev *dev);
 void mc_rdma_inbound_close(struct mc_rdma_dev *dev);
+int mc_rdma_accept(struct mc_xdev *dev, uint64_t initiator_epoch, const uint8_t *offer, size_t len,
+		   uint8_t *answer, size_t cap);
+int mc_rdma_retire(struct mc_xdev *dev, const uint8_t *token, size_t token_len,
+		   uint64_t *ret_acked);
 
 #endif

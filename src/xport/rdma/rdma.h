@@ -12,6 +12,11 @@
  * Lanes are introduced by the engine over the control connection (MC_XCAP_OFFER): open, offer,
  * [accept at the peer], connect. The target's queue pair is what the fence retires: once it is
  * destroyed nothing of the lane lands any more.
+ *
+ * A failed work request ends its queue pair, so a lane ends with its first failure. When poll() has
+ * given all that is done it returns the cause. With a cause of scope OP (the target refused a key:
+ * MC_E_STALE) the slice at fault was given back with it before, the path is in order, and what
+ * abort() returns are innocents that go again on another lane.
  */
 #ifndef MC_XPORT_RDMA_RDMA_H
 #define MC_XPORT_RDMA_RDMA_H
