@@ -28,6 +28,7 @@ PROGRAMS = {
     "rpc": "control calls against a raw ping-pong, and the cost of their messages",
     "file": "a file segment against fio with O_DIRECT",
     "limits": "the raw programs alone",
+    "trace": "eviction policies on request traces: trace [FILE.jsonl ...], else a generated one",
 }
 PEER_NAMES = ("upstream", "nixl")
 
@@ -52,6 +53,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, text in (("ours", "this one"), ("upstream", "installed on demand"), ("nixl", "installed on demand")):
         ap.add_argument(f"--{name}", metavar="PYTHON", help=f"interpreter that has it, or 'none' (default: {text})")
     args = ap.parse_args(argv)
+    args.files = [Path(w) for w in args.what if w.endswith(".jsonl")]
+    args.what = [w for w in args.what if not w.endswith(".jsonl")]
+    if args.files and args.what != ["trace"]:
+        ap.error("FILE.jsonl goes with the program trace alone")
     if "all" in args.what:
         args.what = list(PROGRAMS)
     unknown = [w for w in args.what if w not in PROGRAMS]
@@ -125,7 +130,7 @@ def main(argv: list[str]) -> int:
     machine = Machine.here(ROOT, argv)
     progress = Progress()
     missing: list[str] = []
-    needs_peers = any(w not in ("limits", "rpc") for w in args.what)
+    needs_peers = any(w not in ("limits", "rpc", "trace") for w in args.what)
     ours = our_python(args.ours, missing) if needs_peers else None
     peers: dict[str, Any] = {
         name: peer_python(name, getattr(args, name), not args.no_peers, missing) if needs_peers else None
@@ -139,6 +144,7 @@ def main(argv: list[str]) -> int:
         is_quick=args.quick,
         progress=progress,
         results=HERE / "results",
+        files=args.files,
         **peers,
     )
     print(machine)

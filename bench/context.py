@@ -27,6 +27,7 @@ class Context:
     results: Path
     progress: Progress = field(default_factory=Progress)
     pool: int = 256 * MIB
+    files: list[Path] = field(default_factory=list)  # traces
 
     @property
     def logs(self) -> Path:

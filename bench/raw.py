@@ -1,4 +1,4 @@
-"""Builds limits.c once and runs its tests."""
+"""Builds the C programs of the benchmarks, and runs the tests of limits.c."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ FLAGS = ("-std=gnu17", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-pthread")
 
 def cache_dir() -> Path:
     return Path(os.environ.get("MC_CACHE_DIR") or Path.home() / ".cache" / "mooncake-c")
+
+
+def program(name: str) -> Path:
+    """One of bench/meson.build, optimized, in the cache; quick when nothing has changed."""
+    folder, tools = cache_dir() / "bench" / "programs", Path(sys.executable).parent
+    steps = [[str(tools / "ninja"), "-C", str(folder), f"bench/{name}"]]
+    if not (folder / "build.ninja").exists():
+        setup = [str(tools / "meson"), "setup", "--buildtype=release", str(folder), str(HERE.parent)]
+        steps.insert(0, setup)
+    for argv in steps:
+        done = subprocess.run(argv, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BenchError(f"cannot build {name}: {(done.stderr or done.stdout).strip()[-400:]}")
+    return folder / "bench" / name
 
 
 def build() -> Path:

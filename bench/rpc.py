@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 from bench.context import Context
-from bench.pairs import HERE, BenchError
-from bench.raw import cache_dir
+from bench.pairs import BenchError
+from bench.raw import program
 from bench.report import Report, Table
 from bench.stats import number_text
 from bench.targets import P50, Bound, Verdict, limit_of
@@ -18,25 +16,11 @@ from bench.targets import P50, Bound, Verdict, limit_of
 SYNC_FACTOR, CALLS_PER_S, NS_PER_KEY = 1.2, 500_000, 100
 
 
-def build() -> Path:
-    """The program, optimized, in the cache; quick when nothing has changed."""
-    folder, tools = cache_dir() / "bench" / "rpc", Path(sys.executable).parent
-    steps = [[str(tools / "ninja"), "-C", str(folder), "bench/rpc_bench"]]
-    if not (folder / "build.ninja").exists():
-        setup = [str(tools / "meson"), "setup", "--buildtype=release", str(folder), str(HERE.parent)]
-        steps.insert(0, setup)
-    for argv in steps:
-        done = subprocess.run(argv, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise BenchError(f"cannot build rpc_bench: {(done.stderr or done.stdout).strip()[-400:]}")
-    return folder / "bench" / "rpc_bench"
-
-
 def run(ctx: Context) -> Report:
     report = Report("rpc", "Control calls")
     ctx.progress.phase("rpc: measuring", 1)
     ctx.progress.step("rpc_bench")
-    argv = [str(build()), "--json", "--secs", str(ctx.secs), "--reps", str(ctx.reps)]
+    argv = [str(program("rpc_bench")), "--json", "--secs", str(ctx.secs), "--reps", str(ctx.reps)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120 + 60 * ctx.secs * ctx.reps)
     ctx.progress.clear()
     if done.returncode != 0:

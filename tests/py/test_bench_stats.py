@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench import rails, svg, targets  # noqa: E402
+from bench import rails, svg, targets, trace, trace_gen  # noqa: E402
 from bench.report import Machine, Report, Table, update_page  # noqa: E402
 from bench.stats import number_text, quieter_half, size_text, spread, summarize  # noqa: E402
 from bench.targets import Bound, Case, at_least, at_most, judge, judge_transfer  # noqa: E402
@@ -148,3 +148,27 @@ def test_a_lost_rail_is_judged_by_its_gap_its_rate_and_its_return() -> None:
     assert fault.recovery_ms == pytest.approx(500, abs=1)
     never = rails._judge_fault({"ends_s": ends, "err": 2}, moments, rates[:3], allowed_s=0.2)
     assert never.recovery_ms is None and never.errors == 2
+
+
+def test_a_generated_trace_is_the_same_for_the_same_seed_and_grows_by_turns() -> None:
+    first, again = (list(trace_gen.requests(300, seed=3)) for _ in range(2))
+    assert first == again != list(trace_gen.requests(300, seed=4))
+    times = [r["timestamp"] for r in first]
+    assert times == sorted(times)
+    seen: set[int] = set()
+    shared = 0
+    for r in first:
+        blocks = r["hash_ids"]
+        assert (len(blocks) - 1) * trace_gen.BLOCK < r["input_length"] < len(blocks) * trace_gen.BLOCK
+        assert len(set(blocks)) == len(blocks)
+        shared += blocks[0] in seen
+        seen.update(blocks)
+    assert shared > 250  # system prompts, and histories of earlier turns
+
+
+def test_policies_are_judged_against_the_best_textbook_one() -> None:
+    shares = {p: [0.2] for p in ("upstream", *trace.TEXTBOOK)} | {"ours": [0.25], "ARC": [0.26]}
+    found = {"capacities": [10_000], "blocks": 20_000, "hit_share": shares}
+    best, near = trace.verdicts("conversation", found)
+    assert (best.outcome, near.outcome) == ("miss", "pass")
+    assert trace.verdicts("synthetic", found)[0].limit == 0.97 * 0.26
