@@ -179,15 +179,29 @@ struct mc_notify {
 };
 #define MC_NOTIFY_MAX 65536u
 
+/**
+ * Eight bytes stored at the segment of a transfer once all bytes of that transfer are visible there
+ * (a read: have been read), whatever ways they took: who sees the value there with acquire order
+ * sees the bytes. Stored once, or not at all where the transfer fails before. Towards an upstream
+ * peer it is a plain write of 8 bytes after the others.
+ */
+struct mc_put_signal {
+	uint64_t addr;	   /* of the segment, 8-byte aligned, with the right to write */
+	uint64_t value;	   /* as this machine stores it */
+	uint32_t transfer; /* index in its group; one signal each, and it has bytes */
+};
+
 struct mc_group {
-	uint32_t size; /* sizeof(struct mc_group) */
+	uint32_t size; /* sizeof(struct mc_group): lets the struct grow */
 	uint32_t n;
 	const struct mc_transfer *transfers;
-	uint64_t deadline_ns;		/* from now; 0: MC_TRANSFER_TIMEOUT */
-	uint8_t priority;		/* enum mc_priority; 0 is high: set it */
-	const struct mc_notify *notify; /* to the segment of transfers[0]; NULL: none */
-	struct mc_cq *cq;		/* NULL: the group is watched through its id */
-	uint64_t user;			/* comes back in the completion */
+	uint64_t deadline_ns;		     /* from now; 0: MC_TRANSFER_TIMEOUT */
+	uint8_t priority;		     /* enum mc_priority; 0 is high: set it */
+	const struct mc_notify *notify;	     /* to the segment of transfers[0]; NULL: none */
+	struct mc_cq *cq;		     /* NULL: the group is watched through its id */
+	uint64_t user;			     /* comes back in the completion */
+	const struct mc_put_signal *signals; /* read during submit only */
+	uint32_t nsignals;		     /* <= n */
 };
 
 /** How a group, or one transfer of it, stands. */

@@ -24,28 +24,30 @@ static int prepare(struct mc_engine *eng, const struct mc_group *group, struct m
 int mc_submit(struct mc_engine *eng, const struct mc_group *group, uint64_t *ret_id)
 {
 	struct mc_pend *pend = NULL;
+	struct mc_group g;
 	struct mc_gop *op;
 	int rc;
 
 	if (mc_engine_is_forked(eng))
 		return -MC_E_FORKED;
-	if (group->cq) {
-		rc = mc_cq_begin(group->cq, eng);
+	mc_group_read(&g, group);
+	if (g.cq) {
+		rc = mc_cq_begin(g.cq, eng);
 		if (rc < 0)
 			return rc;
 	}
-	rc = mc_gop_open(eng, group, NULL, &op);
+	rc = mc_gop_open(eng, &g, NULL, &op);
 	if (rc == 0) {
-		rc = prepare(eng, group, op, &pend);
+		rc = prepare(eng, &g, op, &pend);
 		if (rc < 0)
 			mc_gop_put(op);
 	}
 	if (rc < 0) {
-		if (group->cq)
-			mc_cq_undo(group->cq);
+		if (g.cq)
+			mc_cq_undo(g.cq);
 		return rc;
 	}
-	op->cq = group->cq;
+	op->cq = g.cq;
 	*ret_id = op->id;
 	if (pend)
 		mc_pend_start(pend);

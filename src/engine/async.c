@@ -129,7 +129,11 @@ static void start(struct mc_task *task)
 	}
 	mc_gop_ref(op); /* the last slice may end the group while we still look at it */
 	for (size_t i = 0; i < op->nslices; i++) {
-		struct mc_pump *p = pump_of(op->slices[i].session, op->loop, index);
+		struct mc_pump *p;
+
+		if (op->slices[i].is_held)
+			continue;
+		p = pump_of(op->slices[i].session, op->loop, index);
 
 		if (p)
 			mc_pump_add(p, &op->slices[i]);

@@ -10,7 +10,8 @@
 
 #include "engine/pump.h"
 
-#define MUST_ASK 1 /* the peer has to be asked, and we may not */
+#define MUST_ASK 1    /* the peer has to be asked, and we may not */
+#define TAIL_BYTES 64 /* what waits with a signal: a round trip more, and next to no bytes */
 
 /* Where the builder stands. */
 struct build {
@@ -199,6 +200,135 @@ static int transfer_add(struct build *b, uint32_t t, const struct mc_transfer *x
 	return 0;
 }
 
+/* ---- signals ---- */
+
+/* The end of the last slice becomes one of its own, which waits for the rest. @return it, or NULL:
+ * out of memory */
+static int tail_cut(struct build *b, uint32_t t, struct mc_eslice **ret_tail)
+{
+	struct mc_gop *op = b->op;
+	struct mc_eslice *whole = b->slice, *tail;
+	struct mc_frag *f = &op->frags[op->nfrags - 1];
+	uint64_t cut = f->len > TAIL_BYTES ? TAIL_BYTES : f->len;
+	size_t at = op->nslices - 1;
+	int rc;
+
+	if (f->len > TAIL_BYTES || whole->s.nfrags > 1) {
+		rc = slice_open(b, t);
+		if (rc < 0)
+			return rc;
+		whole = &op->slices[at]; /* the array may have moved */
+		tail = b->slice;
+		if (f->len > TAIL_BYTES) {
+			rc = array_grow(&op->frags, &op->frags_cap, op->nfrags + 1,
+					MC_GROUP_FRAGS_MAX, sizeof(*op->frags));
+			if (rc < 0)
+				return rc;
+			f = &op->frags[op->nfrags - 1];
+			f->len -= cut;
+			op->frags[op->nfrags++] = (struct mc_frag){.local = f->local + f->len,
+								   .raddr = f->raddr + f->len,
+								   .len = cut,
+								   .rr = f->rr};
+		} else {
+			whole->s.nfrags--;
+		}
+		whole->s.len -= cut;
+		tail->s.frags = (struct mc_frag *)(op->nfrags - 1);
+		tail->s.nfrags = 1;
+		tail->s.len = cut;
+		op->t[t].slices_left++;
+	}
+	*ret_tail = b->slice;
+	return 0;
+}
+
+/* The peer's transport stores no signals: a write of eight bytes, after the others. */
+static int bare_add(struct build *b, uint32_t t, struct mc_gsignal *sig,
+		    const struct mc_remote_region *rr, struct mc_eslice **ret_bare)
+{
+	struct mc_gop *op = b->op;
+	int rc;
+
+	b->route = mc_route_choose(b->session, rr);
+	rc = slice_open(b, t);
+	if (rc == 0)
+		rc = array_grow(&op->frags, &op->frags_cap, op->nfrags + 1, MC_GROUP_FRAGS_MAX,
+				sizeof(*op->frags));
+	if (rc < 0)
+		return rc;
+	op->frags[op->nfrags++] = (struct mc_frag){.local = (uint8_t *)&sig->value,
+						   .raddr = sig->addr,
+						   .len = sizeof(sig->value),
+						   .rr = rr};
+	b->slice->s.op = MC_OP_WRITE;
+	b->slice->s.nfrags = 1;
+	b->slice->s.len = sizeof(sig->value);
+	b->slice->is_bare = true;
+	op->t[t].slices_left++;
+	*ret_bare = b->slice;
+	return 0;
+}
+
+static int signal_region(struct build *b, const struct mc_gsignal *sig,
+			 const struct mc_remote_region **ret_rr)
+{
+	const struct mc_remote_region *data = b->rr;
+	int rc = b->session->kind == MC_PEER_FILE ? -MC_E_UNSUPPORTED
+						  : fence_check(b, sig->addr, sizeof(uint64_t));
+
+	if (rc == 0)
+		rc = region_find(b, sig->addr, sizeof(uint64_t));
+	*ret_rr = b->rr;
+	b->rr = data;
+	if (rc == 0 && sizeof(uint64_t) > (*ret_rr)->len - (sig->addr - (*ret_rr)->addr))
+		rc = -MC_E_RANGE;
+	if (rc < 0)
+		mc_diag_set(b->diag, "%s: signal to 0x%llx: %s", b->session->peer->name,
+			    (unsigned long long)sig->addr, mc_err_text(rc));
+	return rc;
+}
+
+/*
+ * The transfer has its slices, the last of which is open and holds nothing else. A transport that
+ * knows signals takes the signal with the last bytes of the transfer; where there are more slices,
+ * these bytes wait until the others are done, over whatever ways.
+ */
+static int signal_add(struct build *b, uint32_t t)
+{
+	struct mc_gop *op = b->op;
+	struct mc_gsignal *sig = &op->signals[op->t[t].signal - 1];
+	const struct mc_remote_region *rr;
+	enum mc_route route = b->route;
+	struct mc_eslice *es = b->slice;
+	int rc = signal_region(b, sig, &rr);
+
+	if (rc != 0)
+		return rc;
+	/* What one transport reaches and the other does not, TCP does. */
+	if (mc_route_choose(b->session, rr) != route)
+		route = MC_ROUTE_TCP;
+	if (!mc_route_has_signal(b->session, route))
+		rc = bare_add(b, t, sig, rr, &es);
+	else if (op->t[t].slices_left > 1)
+		rc = tail_cut(b, t, &es);
+	if (rc < 0)
+		return rc;
+	if (!es->is_bare) {
+		es->route = route;
+		es->s.signal =
+		    (struct mc_signal){.rr = rr, .raddr = sig->addr, .value = sig->value};
+	}
+	es->is_signal = true;
+	es->is_held = op->t[t].slices_left > 1;
+	sig->held = es->is_held ? (uint32_t)(es - op->slices) + 1 : 0;
+	slice_close(b);
+	b->rr = NULL; /* the next fragment chooses its route again */
+	return 0;
+}
+
+/* ---- requests ---- */
+
 /* Ask the peer for all ranges of a transfer at once before they are looked up one by one. */
 static int prefetch(struct build *b, const struct mc_transfer *x)
 {
@@ -246,8 +376,12 @@ static int transfers_add(struct build *b, const struct mc_group *g)
 			segment = x->segment;
 		}
 		rc = prefetch(b, x);
+		if (b->op->t[t].signal)
+			slice_close(b);
 		if (rc == 0)
 			rc = transfer_add(b, t, x);
+		if (rc == 0 && b->op->t[t].signal)
+			rc = signal_add(b, t);
 	}
 	if (rc == 0 && g->notify && g->n > 0)
 		rc = session_find(b, g->transfers[0].segment, &b->op->notify_session);

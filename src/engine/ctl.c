@@ -183,11 +183,12 @@ static int status_of(int32_t status)
 }
 
 int mc_ctl_retire(struct mc_session *s, const char *transport, const uint8_t *token,
-		  size_t token_len, uint64_t deadline_ns)
+		  size_t token_len, uint64_t deadline_ns, uint64_t *ret_acked)
 {
 	_Alignas(16) uint8_t mem[512];
 	uint8_t req[256], reply[256];
 	Mc__Ctl__Retire m = MC__CTL__RETIRE__INIT;
+	const Mc__Ctl__RetireReply *r;
 	struct mc_pb_arena arena;
 	ProtobufCMessage *base;
 	size_t req_len, reply_len;
@@ -203,7 +204,11 @@ int mc_ctl_retire(struct mc_session *s, const char *transport, const uint8_t *to
 		return rc;
 	mc_pb_arena_init(&arena, mem, sizeof(mem));
 	rc = mc_pb_unpack(&arena, &mc__ctl__retire_reply__descriptor, reply, reply_len, &base);
-	return rc < 0 ? rc : status_of(((Mc__Ctl__RetireReply *)base)->status);
+	if (rc < 0)
+		return rc;
+	r = (const Mc__Ctl__RetireReply *)base;
+	*ret_acked = r->acked;
+	return status_of(r->status);
 }
 
 int mc_ctl_notify(struct mc_session *s, uint64_t id, const void *name, size_t name_len,

@@ -43,8 +43,9 @@ int mc_ctl_hello_encode(struct mc_engine *eng, uint8_t *buf, size_t cap, size_t 
 /** @param n <= MC_CTL_RESOLVE_MAX; ret[i].gen 0: no such region */
 int mc_ctl_resolve(struct mc_session *s, const struct mc_iov *ranges, size_t n,
 		   uint64_t deadline_ns, struct mc_remote_region *ret);
+/** @param ret_acked  as struct mc_xport_ops's retire() has it */
 int mc_ctl_retire(struct mc_session *s, const char *transport, const uint8_t *token,
-		  size_t token_len, uint64_t deadline_ns);
+		  size_t token_len, uint64_t deadline_ns, uint64_t *ret_acked);
 int mc_ctl_notify(struct mc_session *s, uint64_t id, const void *name, size_t name_len,
 		  const void *msg, size_t msg_len, uint64_t deadline_ns);
 /** @param ret_epoch the incarnation that answered */

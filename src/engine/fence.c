@@ -39,10 +39,16 @@ static uint64_t end_of(const struct mc_session *s, uint64_t deadline_ns)
 	return end_ns ? mc_min(end_ns, deadline_ns) : deadline_ns;
 }
 
+struct fence_word {
+	enum fence_result result;
+	uint64_t acked; /* FENCE_OK: slices up to this number are applied; see retire() */
+};
+
 /* Blocks until fenced, gone, or deadline. */
-static enum fence_result fence_run(struct mc_session *s, const struct mc_fence_token *token,
+static struct fence_word fence_run(struct mc_session *s, const struct mc_fence_token *token,
 				   uint64_t deadline_ns)
 {
+	struct fence_word word = {FENCE_NONE, MC_ACKED_UNKNOWN};
 	uint64_t attempt_ns = ATTEMPT_NS;
 
 	for (;;) {
@@ -50,15 +56,17 @@ static enum fence_result fence_run(struct mc_session *s, const struct mc_fence_t
 		int rc;
 
 		if (atomic_load_explicit(&s->is_gone, memory_order_acquire))
-			return FENCE_GONE;
-		if (now_ns >= end_ns)
-			return FENCE_NONE;
+			word.result = FENCE_GONE;
+		if (word.result == FENCE_GONE || now_ns >= end_ns)
+			return word;
 		rc = mc_ctl_retire(s, mc_route_name(token->route), token->bytes, token->len,
-				   mc_min(end_ns, mc_time_after(now_ns, attempt_ns)));
+				   mc_min(end_ns, mc_time_after(now_ns, attempt_ns)), &word.acked);
 		if (rc == 0)
-			return FENCE_OK;
-		if (rc == -MC_E_PEER_RESTARTED || rc == -MC_E_PEER_DEAD)
-			return FENCE_GONE;
+			word.result = FENCE_OK;
+		else if (rc == -MC_E_PEER_RESTARTED || rc == -MC_E_PEER_DEAD)
+			word.result = FENCE_GONE;
+		if (word.result != FENCE_NONE)
+			return word;
 		/* A slow host gets more patience, not more connections. */
 		attempt_ns = mc_min(attempt_ns * 2, ATTEMPT_MAX_NS);
 		pause_ns(PAUSE_NS);
@@ -139,29 +147,34 @@ static void block(struct mc_quarantine *q, uint64_t owner, const struct mc_fence
 	}
 }
 
+static void quarantine_range(struct mc_session *s, uint64_t addr, uint64_t len,
+			     const struct mc_fence_token *token)
+{
+	struct mc_quarantine *q = &s->eng->quarantine;
+	struct mc_unfenced *u = mc_calloc(1, sizeof(*u));
+
+	pthread_mutex_lock(&q->mu);
+	if (u && q->ranges.len < MC_UNFENCED_MAX) {
+		u->owner = s->fence_key;
+		u->token = *token;
+		mc_list_push_back(&q->list, &u->link);
+		mc_itree_insert(&q->ranges, &u->node, addr, addr + len);
+		u = NULL;
+	} else {
+		block(q, s->fence_key, token);
+	}
+	count(q);
+	pthread_mutex_unlock(&q->mu);
+	mc_free(u);
+}
+
 static void quarantine(struct mc_session *s, const struct mc_slice *sl,
 		       const struct mc_fence_token *token)
 {
-	struct mc_quarantine *q = &s->eng->quarantine;
-
-	for (uint32_t i = 0; i < sl->nfrags; i++) {
-		const struct mc_frag *f = &sl->frags[i];
-		struct mc_unfenced *u = mc_calloc(1, sizeof(*u));
-
-		pthread_mutex_lock(&q->mu);
-		if (u && q->ranges.len < MC_UNFENCED_MAX) {
-			u->owner = s->fence_key;
-			u->token = *token;
-			mc_list_push_back(&q->list, &u->link);
-			mc_itree_insert(&q->ranges, &u->node, f->raddr, f->raddr + f->len);
-			u = NULL;
-		} else {
-			block(q, s->fence_key, token);
-		}
-		count(q);
-		pthread_mutex_unlock(&q->mu);
-		mc_free(u);
-	}
+	for (uint32_t i = 0; i < sl->nfrags && sl->op == MC_OP_WRITE; i++)
+		quarantine_range(s, sl->frags[i].raddr, sl->frags[i].len, token);
+	if (sl->signal.rr)
+		quarantine_range(s, sl->signal.raddr, sizeof(uint64_t), token);
 }
 
 static void quarantine_drop(struct mc_quarantine *q, const struct mc_fence_token *token)
@@ -232,7 +245,8 @@ int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t d
 			return rc;
 		if (u.token.len > 0)
 			result =
-			    fence_run(s, &u.token, mc_min(deadline_ns, mc_now_ns() + ATTEMPT_NS));
+			    fence_run(s, &u.token, mc_min(deadline_ns, mc_now_ns() + ATTEMPT_NS))
+				.result;
 		if (result == FENCE_NONE)
 			return -MC_E_UNFENCED;
 		if (result == FENCE_GONE) {
@@ -245,10 +259,28 @@ int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t d
 
 /* ---- deciding ---- */
 
+/* Nothing of the slice's lane lands any more. */
+static void fenced(struct mc_pump *p, struct mc_eslice *es, uint64_t acked, int cause,
+		   uint64_t now_ns)
+{
+	if (!es->is_signal)
+		/* Applied or not, sending it again changes nothing any more. */
+		mc_pump_again(p, es, cause, now_ns);
+	else if (acked != MC_ACKED_UNKNOWN && es->s.seq > acked)
+		mc_pump_again(p, es, cause, now_ns);
+	else
+		/* A signal is stored once: the peer's program may have acted on it. A read may
+		 * lack its bytes, and they are the program's to change by now. */
+		mc_gop_slice_end(es,
+				 acked != MC_ACKED_UNKNOWN && es->s.op == MC_OP_WRITE ? 0 : cause,
+				 mc_route_name(es->route));
+}
+
 /* Slices whose outcome is known leave `maybe`; what stays has time left. Owner's thread. */
-static void decide(struct mc_pump *p, struct mc_list *maybe, enum fence_result result, int cause,
+static void decide(struct mc_pump *p, struct mc_list *maybe, struct fence_word word, int cause,
 		   const struct mc_fence_token *token)
 {
+	enum fence_result result = word.result;
 	struct mc_session *s = p->session;
 	uint64_t now_ns = mc_now_ns();
 	struct mc_slice *sl;
@@ -266,8 +298,7 @@ static void decide(struct mc_pump *p, struct mc_list *maybe, enum fence_result r
 			continue;
 		mc_list_del(&sl->link);
 		if (result == FENCE_OK) {
-			/* Applied or not, sending it again changes nothing any more. */
-			mc_pump_again(p, es, cause, now_ns);
+			fenced(p, es, word.acked, cause, now_ns);
 		} else if (result == FENCE_GONE) {
 			mc_gop_slice_end(es, -MC_E_PEER_DEAD, mc_route_name(es->route));
 		} else {
@@ -299,7 +330,7 @@ struct fence_job {
 	uint64_t deadline_ns;
 	unsigned n;
 	int cause;
-	enum fence_result result;
+	struct fence_word word;
 };
 
 /* To a worker; the pump's session stays referenced meanwhile. */
@@ -317,7 +348,7 @@ static void job_back(struct mc_task *task)
 	struct mc_session *s = p->session;
 
 	p->nfencing -= j->n;
-	decide(p, &j->maybe, j->result, j->cause, &j->token);
+	decide(p, &j->maybe, j->word, j->cause, &j->token);
 	if (!mc_list_is_empty(&j->maybe)) {
 		job_post(j);
 		mc_async_kick(p);
@@ -332,7 +363,7 @@ static void job_run(struct mc_worker_job *job)
 {
 	struct fence_job *j = mc_container_of(job, struct fence_job, job);
 
-	j->result = fence_run(j->pump->session, &j->token, j->deadline_ns);
+	j->word = fence_run(j->pump->session, &j->token, j->deadline_ns);
 	mc_loop_post(j->pump->loop, &j->back);
 }
 
@@ -356,7 +387,8 @@ void mc_fence(struct mc_pump *p, struct mc_list *maybe, const struct mc_fence_to
 	if (token->len == 0) { /* a peer that knows no fence */
 		bool is_gone = atomic_load_explicit(&p->session->is_gone, memory_order_acquire);
 
-		decide(p, maybe, is_gone ? FENCE_GONE : FENCE_NONE, cause, token);
+		decide(p, maybe, (struct fence_word){is_gone ? FENCE_GONE : FENCE_NONE, 0}, cause,
+		       token);
 		return;
 	}
 	if (!p->loop) {

@@ -13,6 +13,7 @@
 #define WARM_SLICES 8u
 #define KEEP_FRAGS_MAX 8192u /* larger arrays are given back */
 #define FENCE_GRACE_NS MC_NS_PER_S
+#define GROUP_SIZE_MIN offsetof(struct mc_group, signals) /* as first released */
 
 void mc_gop_ref(struct mc_gop *op)
 {
@@ -24,6 +25,7 @@ static void gop_free(struct mc_gop *op)
 	mc_free(op->t);
 	mc_free(op->frags);
 	mc_free(op->slices);
+	mc_free(op->signals);
 	mc_free(op);
 }
 
@@ -42,7 +44,7 @@ static struct mc_gop *pool_take(struct mc_engine *eng)
 /* Sessions, notification: everything the group holds but its memory. */
 static void gop_clear(struct mc_gop *op)
 {
-	op->nt = 0;
+	op->nt = op->nsignals = 0;
 	mc_gop_unbuild(op);
 	mc_free(op->notify_name);
 	mc_free(op->notify_msg);
@@ -156,6 +158,31 @@ static int copy_notify(struct mc_gop *op, const struct mc_notify *n)
 	return 0;
 }
 
+static int signals_take(struct mc_gop *op, const struct mc_group *g, struct mc_diag *diag)
+{
+	int rc = mc_array_grow((void **)&op->signals, &op->signals_cap, g->nsignals, MC_GROUP_MAX,
+			       sizeof(*op->signals));
+
+	if (rc < 0)
+		return rc;
+	for (uint32_t i = 0; i < g->nsignals; i++) {
+		const struct mc_put_signal *s = &g->signals[i];
+
+		if (s->transfer >= g->n || s->addr % sizeof(uint64_t) != 0 ||
+		    op->t[s->transfer].len == 0 || op->t[s->transfer].signal != 0) {
+			mc_diag_set(diag,
+				    "signal %u to 0x%llx after transfer %u: the address must be "
+				    "8-byte aligned, the transfer have bytes and one signal",
+				    i, (unsigned long long)s->addr, s->transfer);
+			return -MC_E_INVAL;
+		}
+		op->signals[i] = (struct mc_gsignal){.addr = s->addr, .value = s->value};
+		op->t[s->transfer].signal = i + 1;
+	}
+	op->nsignals = g->nsignals;
+	return 0;
+}
+
 static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag *diag)
 {
 	struct mc_engine *eng = op->eng;
@@ -193,7 +220,17 @@ static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag
 		if (__builtin_add_overflow(total, op->t[t].len, &total))
 			return -MC_E_TOO_BIG;
 	}
+	rc = signals_take(op, g, diag);
+	if (rc < 0)
+		return rc;
 	return g->notify ? copy_notify(op, g->notify) : 0;
+}
+
+void mc_group_read(struct mc_group *to, const struct mc_group *from)
+{
+	memset(to, 0, sizeof(*to));
+	memcpy(to, from, mc_min((size_t)from->size, sizeof(*to)));
+	to->size = from->size;
 }
 
 int mc_gop_open(struct mc_engine *eng, const struct mc_group *g, struct mc_diag *diag,
@@ -202,10 +239,11 @@ int mc_gop_open(struct mc_engine *eng, const struct mc_group *g, struct mc_diag 
 	struct mc_gop *op;
 	int rc;
 
-	if (g->size < sizeof(*g) || g->n > MC_GROUP_MAX || g->priority >= MC_PRIO_COUNT ||
-	    (g->n && !g->transfers)) {
-		mc_diag_set(diag, "group is malformed: size %u, %u transfers, priority %u", g->size,
-			    g->n, g->priority);
+	if (g->size < GROUP_SIZE_MIN || g->n > MC_GROUP_MAX || g->priority >= MC_PRIO_COUNT ||
+	    (g->n && !g->transfers) || g->nsignals > g->n || (g->nsignals && !g->signals)) {
+		mc_diag_set(diag,
+			    "group is malformed: size %u, %u transfers, %u signals, priority %u",
+			    g->size, g->n, g->nsignals, g->priority);
 		return -MC_E_INVAL;
 	}
 	rc = g->notify ? mc_notify_check(g->notify) : 0;
@@ -248,23 +286,53 @@ static void set_failure(struct mc_eslice *es, int status, const char *route)
 	if (op->has_diag)
 		return;
 	op->has_diag = true;
+	if (es->is_bare || (es->is_signal && es->s.bad_frag == es->s.nfrags)) {
+		mc_diag_set(&op->diag, "signal to 0x%llx, peer %s, transport %s: %s",
+			    (unsigned long long)(es->is_bare ? f->raddr : es->s.signal.raddr),
+			    es->session->peer->name, route, mc_err_text(status));
+		return;
+	}
 	mc_diag_set(&op->diag, "%s of %llu bytes at 0x%llx, peer %s, transport %s: %s",
 		    es->s.op == MC_OP_WRITE ? "write" : "read", (unsigned long long)f->len,
 		    (unsigned long long)f->raddr, es->session->peer->name, route,
 		    mc_err_text(status));
 }
 
+/* What was kept back until these transfers had one slice left goes now, or never. */
+static void release_held(struct mc_gop *op, uint32_t t_first, uint32_t t_last, struct mc_pump *pump,
+			 const char *route)
+{
+	for (uint32_t t = t_first; t <= t_last; t++) {
+		struct mc_tstate *ts = &op->t[t];
+		struct mc_gsignal *sig = ts->signal ? &op->signals[ts->signal - 1] : NULL;
+		struct mc_eslice *held;
+		int status;
+
+		if (!sig || sig->held == 0 || ts->slices_left != 1)
+			continue;
+		held = &op->slices[sig->held - 1];
+		sig->held = 0;
+		status = atomic_load_explicit(&ts->status, memory_order_relaxed);
+		if (status < 0)
+			mc_gop_slice_end(held, status, route);
+		else
+			mc_pump_add(pump, held);
+	}
+}
+
 void mc_gop_slice_end(struct mc_eslice *es, int status, const char *route)
 {
+	uint32_t t_first = es->t_first, t_last = es->t_last;
+	struct mc_pump *pump = es->pump;
 	struct mc_gop *op = es->op;
 
 	if (status < 0)
 		set_failure(es, status, route);
-	else
+	else if (!es->is_bare)
 		atomic_store_explicit(
 		    &op->bytes, atomic_load_explicit(&op->bytes, memory_order_relaxed) + es->s.len,
 		    memory_order_relaxed);
-	for (uint32_t t = es->t_first; t <= es->t_last; t++) {
+	for (uint32_t t = t_first; t <= t_last; t++) {
 		struct mc_tstate *ts = &op->t[t];
 
 		if (ts->slices_left == 0)
@@ -277,8 +345,13 @@ void mc_gop_slice_end(struct mc_eslice *es, int status, const char *route)
 	}
 	mc_assert(op->slices_left > 0);
 	op->slices_left--;
-	if (op->slices_left == 0 && op->loop)
+	if (op->slices_left == 0 && op->loop) {
 		mc_gop_end(op);
+	} else if (op->nsignals > 0 && op->slices_left > 0) {
+		mc_gop_ref(op); /* the last one that is held back may end the group */
+		release_held(op, t_first, t_last, pump, route);
+		mc_gop_put(op);
+	}
 }
 
 void mc_gop_finish(struct mc_gop *op)

@@ -22,8 +22,8 @@ struct mc_pend {
 	struct mc_list shown;  /* mc_peer.pending, its loop's */
 	struct mc_gop *op;     /* one reference */
 	struct mc_peer *peer;  /* whose answer is waited for */
-	struct mc_group group; /* its transfers are copies that follow this struct; its message is
-				  not to be read any more */
+	struct mc_group group; /* its transfers are copies that follow this struct; its message and
+				  signals are the group's already, and not to be read any more */
 	struct mc_task task;   /* to the loop, and once more when the worker is through */
 	uint64_t try_ns;
 	uint32_t nclosed;     /* mc_peer.nclosed as of the submit */

@@ -87,14 +87,25 @@ struct mc_eslice {
 	struct mc_retry retry;
 	uint32_t t_first, t_last; /* transfers that it carries parts of */
 	enum mc_route route;
-	bool is_refreshed; /* its regions were resolved again after a refusal */
+	struct mc_pump *pump; /* from mc_pump_add() on */
+	bool is_refreshed;    /* its regions were resolved again after a refusal */
+	bool is_held;	      /* the last of its transfer, kept back until the others are done */
+	bool is_signal;	      /* it stores the signal of its transfer: not to be applied twice */
+	bool is_bare;	      /* and carries nothing else */
 };
 
 struct mc_tstate {
 	uint32_t slices_left;
 	_Atomic int status;
 	_Atomic bool is_done;
+	uint32_t signal; /* index in mc_gop.signals + 1; 0: none */
 	uint64_t len;
+};
+
+/** The signal of a transfer; see build.c. */
+struct mc_gsignal {
+	uint64_t addr, value;
+	uint32_t held; /* index of its slice in the group + 1; 0: it waits for nothing (any more) */
 };
 
 enum mc_gop_state {
@@ -124,8 +135,9 @@ struct mc_gop {
 	struct mc_tstate *t;
 	struct mc_frag *frags;
 	struct mc_eslice *slices;
-	size_t nt, nfrags, nslices;
-	size_t t_cap, frags_cap, slices_cap;
+	struct mc_gsignal *signals;
+	size_t nt, nfrags, nslices, nsignals;
+	size_t t_cap, frags_cap, slices_cap, signals_cap;
 	/* notification to send once all is visible */
 	struct mc_session *notify_session; /* counted, NULL: none */
 	char *notify_name, *notify_msg;	   /* mc_free */
@@ -489,6 +501,8 @@ void mc_pend_start(struct mc_pend *pend);
 void mc_pend_peer_init(struct mc_peer *peer);
 
 /* ---- group.c ---- */
+/** The request as this library knows it, whatever the caller was built with. */
+void mc_group_read(struct mc_group *to, const struct mc_group *from);
 /** Check the request, and begin a group for it; mc_gop_build() is next. */
 int mc_gop_open(struct mc_engine *eng, const struct mc_group *group, struct mc_diag *diag,
 		struct mc_gop **ret_op);

@@ -36,6 +36,7 @@ void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,
 
 void mc_pump_add(struct mc_pump *p, struct mc_eslice *es)
 {
+	es->pump = p;
 	mc_list_push_back(&p->todo[es->op->prio], &es->s.link);
 	p->ntodo++;
 	p->todo_bytes += es->s.len;

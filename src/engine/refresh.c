@@ -13,21 +13,32 @@ struct refresh_job {
 	bool is_ok;
 };
 
-/* @return true: every fragment lies in a region that is known now. Blocks. */
+static bool look_up_range(struct mc_session *s, const struct mc_gop *op, uint64_t addr,
+			  uint64_t len, const struct mc_remote_region **region)
+{
+	const struct mc_remote_region *rr;
+
+	mc_session_forget(s, *region);
+	if (mc_session_region(s, addr, len, op->soft_ns, &rr) < 0)
+		return false;
+	if (addr - rr->addr > rr->len || len > rr->len - (addr - rr->addr))
+		return false;
+	*region = rr;
+	return true;
+}
+
+/* @return true: everything that it names lies in regions that are known now. Blocks. */
 static bool look_up(struct mc_session *s, struct mc_eslice *es)
 {
+	struct mc_signal *sig = &es->s.signal;
+
 	for (uint32_t i = 0; i < es->s.nfrags; i++) {
 		struct mc_frag *f = &es->s.frags[i];
-		const struct mc_remote_region *rr;
 
-		mc_session_forget(s, f->rr);
-		if (mc_session_region(s, f->raddr, f->len, es->op->soft_ns, &rr) < 0)
+		if (!look_up_range(s, es->op, f->raddr, f->len, &f->rr))
 			return false;
-		if (f->raddr - rr->addr > rr->len || f->len > rr->len - (f->raddr - rr->addr))
-			return false;
-		f->rr = rr;
 	}
-	return true;
+	return !sig->rr || look_up_range(s, es->op, sig->raddr, sizeof(uint64_t), &sig->rr);
 }
 
 static void job_back(struct mc_task *task)

@@ -48,6 +48,11 @@ static const struct mc_xdev *dev_of(const struct mc_session *s, enum mc_route ro
 	}
 }
 
+bool mc_route_has_signal(const struct mc_session *s, enum mc_route route)
+{
+	return s->kind != MC_PEER_CLASSIC && (dev_of(s, route)->ops->caps & MC_XCAP_SIGNAL) != 0;
+}
+
 uint32_t mc_route_frags_max(const struct mc_session *s, enum mc_route route)
 {
 	uint32_t most = dev_of(s, route)->ops->frags_max;

@@ -8,6 +8,8 @@
 
 /** The best route to this region of the session's peer. Pure but for reading the session. */
 enum mc_route mc_route_choose(const struct mc_session *s, const struct mc_remote_region *rr);
+/** Its transport stores a signal after the bytes of a slice. */
+bool mc_route_has_signal(const struct mc_session *s, enum mc_route route);
 /** Limits of a route: fragments and bytes a slice may have. */
 uint32_t mc_route_frags_max(const struct mc_session *s, enum mc_route route);
 uint64_t mc_route_slice_bytes(const struct mc_session *s, enum mc_route route, uint64_t total);

@@ -61,7 +61,8 @@ static void drive(struct mc_gop *op)
 	block_ns = mc_pump_check_ns(&p);
 	check_ns = mc_time_after(now_ns, block_ns);
 	for (size_t i = 0; i < op->nslices; i++)
-		mc_pump_add(&p, &op->slices[i]);
+		if (!op->slices[i].is_held)
+			mc_pump_add(&p, &op->slices[i]);
 	for (;;) {
 		mc_pump_feed(&p, now_ns);
 		if (op->slices_left == 0)
@@ -91,15 +92,17 @@ static void drive(struct mc_gop *op)
 int mc_transfer_sync(struct mc_engine *eng, const struct mc_group *group, struct mc_diag *diag)
 {
 	struct mc_peer *peer;
+	struct mc_group g;
 	struct mc_gop *op;
 	int rc;
 
 	if (mc_engine_is_forked(eng))
 		return -MC_E_FORKED;
-	rc = mc_gop_open(eng, group, diag, &op);
+	mc_group_read(&g, group);
+	rc = mc_gop_open(eng, &g, diag, &op);
 	if (rc < 0)
 		return rc;
-	rc = mc_gop_build(op, group, op->soft_ns, diag, &peer);
+	rc = mc_gop_build(op, &g, op->soft_ns, diag, &peer);
 	if (rc < 0) {
 		mc_gop_put(op);
 		return rc;

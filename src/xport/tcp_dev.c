@@ -73,7 +73,9 @@ void mc_tcp_dev_lane_end(struct mc_tcp_dev *dev, struct mc_tcp_conn *c)
 {
 	pthread_mutex_lock(&dev->lock);
 	mc_list_del(&c->lane_link);
-	retired_add(dev, c->initiator_epoch, c->lane, c->acked);
+	/* Some after a refused one may be applied, too. */
+	retired_add(dev, c->initiator_epoch, c->lane,
+		    c->is_acked_final && c->seq > c->acked + 1 ? MC_ACKED_UNKNOWN : c->acked);
 	pthread_mutex_unlock(&dev->lock);
 }
 

@@ -40,6 +40,7 @@
 
 #define MC_XPORT_TOKEN_MAX 32
 #define MC_SLICE_FRAGS_MAX 512 /* fragments a slice */
+#define MC_ACKED_UNKNOWN UINT64_MAX
 
 enum mc_op {
 	MC_OP_READ,
@@ -184,7 +185,8 @@ struct mc_xport_ops {
 	/**
 	 * Target side of the fence: from the return on nothing of that lane lands. Any thread but a
 	 * loop.
-	 * @param ret_acked slices of the lane up to this seq are applied and visible
+	 * @param ret_acked slices of the lane up to this seq are applied and visible, later ones
+	 * are not; MC_ACKED_UNKNOWN: it cannot be said which are
 	 * @return 0 (also for a lane never heard of: it is refused from now on); -MC_E_AGAIN while
 	 * an access is still under way
 	 */
