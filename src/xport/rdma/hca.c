@@ -47,8 +47,12 @@ static void state_set(struct mc_rdma_hca *h, const char *why)
 	if (atomic_exchange(&h->is_up, is_up) == is_up)
 		return;
 	atomic_fetch_add(&h->dev->ports_version, 1);
-	mc_log_warn(is_up ? "RDMA port is up" : "RDMA port is down", "dev=%s port=%u why='%s'",
-		    h->port.name, h->port.port_num, why);
+	if (is_up)
+		mc_log_info("RDMA port is up", "dev=%s port=%u why='%s'", h->port.name,
+			    h->port.port_num, why);
+	else
+		mc_log_warn("RDMA port is down", "dev=%s port=%u why='%s'", h->port.name,
+			    h->port.port_num, why);
 }
 
 static void fatal_set(struct mc_rdma_hca *h, const char *why)

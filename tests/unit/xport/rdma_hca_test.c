@@ -214,11 +214,11 @@ static void address_of_an_interface_that_is_here_is_chosen(void **state)
 	assert_int_equal(f.dev->hca[0].port.numa, 1);
 	assert_int_equal(f.dev->hca[1].port.numa, -1);
 	mc_rdma_hcas_close(f.dev);
-	/* The interface is here, but the address is another's: version 1 has ours. */
-	verbs_fake_gid_set(0, 1, 3, other);
-	put("class/infiniband/fake0/ports/1/gid_attrs/types/3", "IB/RoCE v1\n");
+	/* Both are of the interface that is here, but one address is another's. */
+	verbs_fake_gid_set(0, 1, 2, other);
+	put("class/infiniband/fake0/ports/1/gid_attrs/types/2", "RoCE v2\n");
 	assert_int_equal(fix_open(&f), 0);
-	assert_int_equal(f.dev->hca[0].port.gid_index, 2);
+	assert_int_equal(f.dev->hca[0].port.gid_index, 3);
 	mc_rdma_hcas_close(f.dev);
 	assert_int_equal(nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS), 0);
 	fix_end(&f);
