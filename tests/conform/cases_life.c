@@ -512,19 +512,18 @@ static void a_thousand_lanes_leave_nothing_behind(void **state)
 int initiator_main(const char *name, int ctl)
 {
 	struct mc_xlane *lane;
-	const struct transport *tr = NULL;
+	const struct transport *tr = transport_find(name);
 	struct job j;
 	int rc;
 
-	for (size_t i = 0; i < transports_n; i++)
-		if (strcmp(transports[i].name, name) == 0)
-			tr = &transports[i];
 	if (!tr || recv(ctl, &env.peer.hello, sizeof(env.peer.hello), 0) != sizeof(env.peer.hello))
 		return 1;
 	env.tr = tr;
 	env.local = mc_calloc(1, LOCAL_LEN);
 	memcpy(env.rr, env.peer.hello.rr, sizeof(env.rr));
-	if (!env.local || side_open(&env.side, tr) < 0 || peer_attach(&env.peer) < 0)
+	env.peer.ctl = ctl; /* the test passes its orders on to the target */
+	if (!env.local || side_open(&env.side, tr) < 0 || local_reg() < 0 ||
+	    peer_attach(&env.peer) < 0)
 		return 1;
 	mc_rand_seed(&env.rand, (uint64_t)getpid());
 	lane = lane_open();
@@ -538,11 +537,28 @@ int initiator_main(const char *name, int ctl)
 	}
 }
 
+/* Until it has begun to transfer, it may ask the target for something. @return its epoch, 0 when
+ * nobody had to know it */
+static uint64_t serve_initiator(struct peer *p)
+{
+	uint64_t epoch = 0;
+	struct order o;
+
+	while (recv(p->ctl, &o, sizeof(o), 0) == sizeof(o)) {
+		struct reply r = peer_order(&env.peer, o);
+
+		epoch = o.b;
+		assert_int_equal(send(p->ctl, &r, sizeof(r), MSG_NOSIGNAL), sizeof(r));
+	}
+	return epoch;
+}
+
 static void kill_initiator_once(void)
 {
 	char num[16];
 	struct peer p = {.ctl = -1};
-	int fds[2], rc;
+	uint64_t epoch;
+	int fds[2];
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
 	(void)snprintf(num, sizeof(num), "%d", fds[1]);
@@ -560,10 +576,12 @@ static void kill_initiator_once(void)
 	p.ctl = fds[0];
 	assert_int_equal(send(p.ctl, &env.peer.hello, sizeof(env.peer.hello), 0),
 			 sizeof(env.peer.hello));
-	assert_int_equal(recv(p.ctl, &rc, sizeof(rc), 0), sizeof(rc));
+	epoch = serve_initiator(&p);
 	if (mc_rand_below(&env.rand, 2))
 		(void)usleep((unsigned)mc_rand_below(&env.rand, 1000));
 	peer_kill(&p, SIGKILL);
+	if (env.tr->forget)
+		assert_int_equal(order(.op = ORDER_FORGET, .a = epoch).rc, 0);
 }
 
 static void killed_initiators_leave_nothing_at_the_target(void **state)

@@ -19,7 +19,7 @@ struct wrong {
 	bool is_read, is_write; /* which are refused */
 	int code;		/* expected; 0: any of RANGE, INVAL, STALE */
 	unsigned needs;
-	int gen, id; /* added to the region's */
+	int gen, id, key; /* added to the region's */
 };
 
 static const struct wrong wrongs[] = {
@@ -40,6 +40,9 @@ static const struct wrong wrongs[] = {
     {"no such region", PLACE_MAIN, 0, false, 64, true, true, -MC_E_STALE, T_GEN, .id = 5000},
     {"id beyond the table", PLACE_MAIN, 0, false, 64, true, true, -MC_E_STALE, T_GEN,
      .id = 0x7ffffff0},
+    {"another key", PLACE_MAIN, 0, false, 64, true, true, -MC_E_STALE, T_KEY, .key = 1},
+    {"no range under this key", PLACE_MAIN, 0, false, 64, true, true, -MC_E_STALE, T_KEY,
+     .key = 0x55},
 };
 
 static uint64_t wrong_addr(const struct wrong *w)
@@ -65,13 +68,16 @@ static void expect_refusal(int status, int code)
 }
 
 /* good, bad, good; the bad one's `at`-th of three fragments is the wrong one */
-static void refuse_between(struct mc_xlane *lane, const struct wrong *w, enum mc_op op, uint32_t at)
+static void refuse_between(struct mc_xlane **lane, const struct wrong *w, enum mc_op op,
+			   uint32_t at)
 {
 	struct mc_remote_region lying = env.rr[w->place];
 	struct job jobs[3];
 
 	lying.gen += (uint32_t)w->gen;
 	lying.id += (uint32_t)w->id;
+	for (unsigned i = 0; i < sizeof(lying.key); i += 4)
+		lying.key[i] ^= (uint8_t)w->key; /* of each port */
 	job_make(&jobs[0], MC_OP_WRITE, PLACE_MAIN, 1000, 0, 3000, 3, 9);
 	job_make(&jobs[1], op, w->place == PLACE_MAIN ? PLACE_MAIN : PLACE_SMALL, 9000, 9000, 300,
 		 3, 0);
@@ -81,7 +87,7 @@ static void refuse_between(struct mc_xlane *lane, const struct wrong *w, enum mc
 	jobs[1].frags[at].rr = &lying;
 	jobs[1].frags[at].raddr = wrong_addr(w);
 	jobs[1].frags[at].len = w->len;
-	assert_int_equal(jobs_run(lane, jobs, 3), 0);
+	assert_int_equal(jobs_drive(lane, jobs, 3), 0);
 	assert_int_equal(jobs[0].s.status, 0);
 	assert_int_equal(jobs[2].s.status, 0);
 	if (jobs[1].s.status == 0)
@@ -91,7 +97,7 @@ static void refuse_between(struct mc_xlane *lane, const struct wrong *w, enum mc
 	job_expect(&jobs[0]);
 	job_expect(&jobs[2]);
 	/* What the refused slice's good fragments may have changed, both sides agree on again. */
-	if (env.tr->flags & T_ADDR) {
+	if (env.tr->flags & (T_ADDR | T_KEY)) {
 		for (uint32_t i = 0; i < 3; i++) {
 			struct job one;
 
@@ -101,7 +107,7 @@ static void refuse_between(struct mc_xlane *lane, const struct wrong *w, enum mc
 				 jobs[1].frags[i].raddr - jobs[1].frags[i].rr->addr,
 				 (uint64_t)(jobs[1].frags[i].local - env.local),
 				 jobs[1].frags[i].len, 1, 0);
-			assert_int_equal(job_run(lane, &one), 0);
+			assert_int_equal(job_drive(lane, &one), 0);
 			job_expect(&one);
 			job_free(&one);
 		}
@@ -122,9 +128,9 @@ static void what_is_not_allowed_is_refused_and_disturbs_nobody(void **state)
 			continue;
 		for (uint32_t at = 0; at < 3; at += 2) {
 			if (w->is_read)
-				refuse_between(lane, w, MC_OP_READ, at);
+				refuse_between(&lane, w, MC_OP_READ, at);
 			if (w->is_write)
-				refuse_between(lane, w, MC_OP_WRITE, at);
+				refuse_between(&lane, w, MC_OP_WRITE, at);
 		}
 	}
 	env_check();
@@ -250,7 +256,7 @@ static void version_1_is_hung_up_on(void **state)
 
 /* Until the target has unregistered, slices end well; afterwards they are refused, and nothing
  * lands. */
-static void unregister_during_transfers_once(struct mc_xlane *lane, enum mc_op op)
+static void unregister_during_transfers_once(struct mc_xlane **lane, enum mc_op op)
 {
 	static struct job jobs[64];
 	struct order del = {.op = ORDER_DEL, .i = PLACE_SMALL};
@@ -264,7 +270,7 @@ static void unregister_during_transfers_once(struct mc_xlane *lane, enum mc_op o
 		r = peer_order(&env.peer, del);
 	else
 		assert_int_equal(send(env.peer.ctl, &del, sizeof(del), 0), sizeof(del));
-	assert_int_equal(jobs_run(lane, jobs, n), 0);
+	assert_int_equal(jobs_drive(lane, jobs, n), 0);
 	if (!env.peer.local)
 		assert_int_equal(recv(env.peer.ctl, &r, sizeof(r), 0), sizeof(r));
 	assert_int_equal(r.rc, 0);
@@ -277,7 +283,7 @@ static void unregister_during_transfers_once(struct mc_xlane *lane, enum mc_op o
 	assert_int_equal(order(.op = ORDER_FILL, .i = PLACE_SMALL, .a = 4711).rc, 0);
 	pattern_fill(env.shadow[PLACE_SMALL], place_len(PLACE_SMALL), 4711);
 	job_make(&after, op, PLACE_SMALL, 0, 0, 100, 1, 0);
-	expect_refusal(job_run(lane, &after), -MC_E_STALE);
+	expect_refusal(job_drive(lane, &after), -MC_E_STALE);
 	job_free(&after);
 	env_check_range(PLACE_SMALL, 0, SMALL_LEN);
 	r = order(.op = ORDER_ADD, .i = PLACE_SMALL);
@@ -292,7 +298,7 @@ static void unregistering_under_fire_ends_every_slice(void **state)
 
 	env_reset();
 	for (unsigned i = 0; i < rounds; i++)
-		unregister_during_transfers_once(lane, i & 1 ? MC_OP_READ : MC_OP_WRITE);
+		unregister_during_transfers_once(&lane, i & 1 ? MC_OP_READ : MC_OP_WRITE);
 	memcpy(env.local_shadow, env.local, LOCAL_LEN); /* reads came and went */
 	env_check();
 	lane_close(lane);
@@ -314,10 +320,10 @@ static void a_region_registered_again_does_not_know_its_old_name(void **state)
 	for (int op = 0; op < MC_OP_COUNT; op++) {
 		job_make(&j, (enum mc_op)op, PLACE_SMALL, 0, 0, 64, 1, 0);
 		j.frags[0].rr = &old;
-		assert_int_equal(job_run(lane, &j), -MC_E_STALE);
+		assert_int_equal(job_drive(&lane, &j), -MC_E_STALE);
 		job_free(&j);
 		job_make(&j, (enum mc_op)op, PLACE_SMALL, 0, 0, 64, 1, 0);
-		assert_int_equal(job_run(lane, &j), 0);
+		assert_int_equal(job_drive(&lane, &j), 0);
 		job_expect(&j);
 		job_free(&j);
 	}
@@ -340,5 +346,7 @@ const struct conform_case cases_refuse[] = {
      T_MUTE | T_PLAIN, 0},
     {"a region registered again does not know its old name",
      a_region_registered_again_does_not_know_its_old_name, T_GEN, 0, 0},
+    {"a region registered again does not know its old key",
+     a_region_registered_again_does_not_know_its_old_name, T_KEY, 0, 0},
     {0},
 };

@@ -30,6 +30,7 @@
 #define CANARY_BYTES 8192u
 #define CANARY 0xc5
 #define MIB ((size_t)1 << 20)
+#define OFFER_MAX 128u
 #define WAIT_NS (20 * MC_NS_PER_S) /* longest wait for anything that must come */
 #define BLOCK_NS (20 * MC_NS_PER_MS)
 /* Growth of resident memory that may be the allocator's; a sanitizer's keeps what is freed. */
@@ -86,6 +87,8 @@ enum order_op {
 	ORDER_ADD,    /* register it again */
 	ORDER_RETIRE, /* token (a bytes) */
 	ORDER_SIGNAL, /* wait until the word at offset a of place i is b, then hash [c, d) of it */
+	ORDER_ACCEPT, /* the lane that is offered (a bytes), of the initiator with epoch b */
+	ORDER_FORGET, /* the initiator with epoch a: it is dead */
 	ORDER_STAT,   /* descriptors, live allocations, resident KiB */
 	ORDER_QUIT,
 };
@@ -95,12 +98,14 @@ struct order {
 	int i;
 	uint64_t a, b, c, d;
 	uint8_t token[MC_XPORT_TOKEN_MAX];
+	uint8_t offer[OFFER_MAX];
 };
 
 struct reply {
 	int rc;
 	uint64_t val, val2, val3;
 	struct mc_remote_region rr;
+	uint8_t answer[OFFER_MAX]; /* rc bytes */
 };
 
 struct target;
@@ -132,6 +137,7 @@ enum transport_flag {
 	T_RELAY = 128, /* lanes go through a relay */
 	T_PLAIN = 512, /* no regions: the other end is a file */
 	T_LOSSY = 256, /* lanes break by themselves: only the storm runs */
+	T_KEY = 1024,  /* regions are known by keys, and a wrong one breaks the lane */
 };
 
 /* One end of a transport: this process's side. */
@@ -162,14 +168,32 @@ struct transport {
 	/* Memory that the target registers; NULL: mmap between guard pages. */
 	uint8_t *(*mem_alloc)(struct side *s, size_t len);
 	void (*desc_fill)(struct side *s, struct mc_region_desc *desc);
+	/* Memory that devices move by themselves: keys of the target's into `ret_key`, the
+	 * initiator's own without rights. May be NULL. */
+	int (*mem_reg)(struct side *s, uint8_t *at, size_t len, uint32_t rights,
+		       uint8_t ret_key[MC_XPORT_TOKEN_MAX]);
+	void (*mem_unreg)(struct side *s, uint8_t *at, size_t len);
+	/* Ports at each end: the lane goes from the first to the last. NULL: it has none. */
+	unsigned (*ports)(const struct side *s);
+	void (*forget)(struct side *s, uint64_t initiator_epoch);
 	/* What fragments call this place of the target's memory; NULL: its address. */
 	uint64_t (*raddr)(const uint8_t *at);
 	/* After the device has closed. May be NULL. */
 	void (*clean)(void);
 };
 
-extern const struct transport transports[];
-extern const size_t transports_n;
+/* Nothing is lost, but nothing comes in order or at once either. */
+#define UNRULY                                                                                     \
+	{                                                                                          \
+		.seed = 11, .refuse = 300, .idle = 300, .hold = 300, .hold_polls = 5               \
+	}
+
+/** NULL: there are no more. */
+const struct transport *transport_at(size_t i);
+const struct transport *transport_find(const char *name);
+/** Those that not every build has. */
+const struct transport *transports_more(size_t *ret_n);
+struct mc_xdev_env env_of(struct side *s);
 
 int side_open(struct side *s, const struct transport *tr);
 /** Where processes of the shared-memory transport meet; and what they have left there. */
@@ -206,6 +230,8 @@ struct env {
 extern struct env env;
 
 int env_open(const struct transport *tr, uint64_t seed, bool is_long);
+/** Let the initiator's devices move env.local. */
+int local_reg(void);
 void env_close(void);
 
 /** Fill both ends' memory and both shadows anew. */
@@ -257,9 +283,14 @@ void job_check(const struct job *j, uint64_t margin);
 
 /** Post all, poll until all have come back, each once. @return 0, or the lane's error */
 int jobs_run(struct mc_xlane *lane, struct job *jobs, unsigned n);
+/** As jobs_run(), where a refusal may break the lane: then it is retired and replaced, and who was
+ * innocent goes again. */
+int jobs_drive(struct mc_xlane **lane, struct job *jobs, unsigned n);
+int job_drive(struct mc_xlane **lane, struct job *j);
 /** Post one slice alone. @return its status, or the lane's error */
 int job_run(struct mc_xlane *lane, struct job *j);
-/** Abort and close: every slice that has not ended ends now. @return the length of the token */
+/** Abort and close: every slice that has not ended ends now. @return the length of the token, 0
+ * when nothing may land any more */
 size_t lane_abort(struct mc_xlane *lane, struct job *jobs, unsigned n, uint8_t *ret_token,
 		  unsigned *ret_maybe);
 /** In version 1 of upstream's frames only a later read tells that a write is in place. */

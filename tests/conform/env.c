@@ -161,6 +161,13 @@ static void guarded_free(uint8_t *at, size_t len)
 	assert_int_equal(munmap(at - GUARD_BYTES, whole), 0);
 }
 
+int local_reg(void)
+{
+	uint8_t none[MC_XPORT_TOKEN_MAX];
+
+	return env.tr->mem_reg ? env.tr->mem_reg(&env.side, env.local, LOCAL_LEN, 0, none) : 0;
+}
+
 int env_open(const struct transport *tr, uint64_t seed, bool is_long)
 {
 	int rc;
@@ -182,12 +189,15 @@ int env_open(const struct transport *tr, uint64_t seed, bool is_long)
 		if (rc < 0)
 			return rc;
 	}
-	return peer_attach(&env.peer);
+	rc = local_reg();
+	return rc < 0 ? rc : peer_attach(&env.peer);
 }
 
 void env_close(void)
 {
 	peer_detach(&env.peer);
+	if (env.tr->mem_unreg)
+		env.tr->mem_unreg(&env.side, env.local, LOCAL_LEN);
 	if (!env.peer.local)
 		side_close(&env.side);
 	peer_quit(&env.peer);
@@ -198,6 +208,20 @@ void env_close(void)
 }
 
 /* ---- lanes ---- */
+
+/* The target is asked to accept the lane. */
+static int introduce(struct peer *p, struct mc_xlane *lane)
+{
+	struct order o = {.op = ORDER_ACCEPT, .b = env.side.epoch};
+	int n = lane->ops->offer(lane, o.offer, sizeof(o.offer));
+	struct reply r;
+
+	if (n < 0)
+		return n;
+	o.a = (uint64_t)n;
+	r = peer_order(p, o);
+	return r.rc < 0 ? r.rc : lane->ops->connect(lane, r.answer, (size_t)r.rc);
+}
 
 int lane_open_to(struct peer *p, struct lie lie, struct mc_xlane **ret_lane)
 {
@@ -213,8 +237,12 @@ int lane_open_to(struct peer *p, struct lie lie, struct mc_xlane **ret_lane)
 		if (p->relay)
 			path.remote = *relay_addr(p->relay);
 	}
-	if (!env.tr->classic)
-		return env.side.dev->ops->lane_open(env.side.dev, &path, ret_lane);
+	if (env.tr->ports)
+		path.remote_port = env.tr->ports(&env.side) - 1;
+	if (!env.tr->classic) {
+		rc = env.side.dev->ops->lane_open(env.side.dev, &path, ret_lane);
+		return rc < 0 || !(*ret_lane)->ops->offer ? rc : introduce(p, *ret_lane);
+	}
 	rc = mc_tcp_classic_lane_open(env.side.inner, &path, env.tr->classic, ret_lane);
 	if (rc == 0 && env.tr->fault.seed)
 		rc = mc_fault_lane_wrap(env.side.dev, *ret_lane, ret_lane);
@@ -229,8 +257,27 @@ struct mc_xlane *lane_open(void)
 	return lane;
 }
 
+/* The target's end of an introduced lane goes when it is retired. */
+static void retire_end(const uint8_t *token, size_t len)
+{
+	struct order o = {.op = ORDER_RETIRE, .a = len};
+
+	memcpy(o.token, token, len);
+	assert_int_equal(peer_order(&env.peer, o).rc, 0);
+}
+
 void lane_close(struct mc_xlane *lane)
 {
+	uint8_t token[MC_XPORT_TOKEN_MAX];
+	struct mc_list left;
+	size_t len;
+
+	mc_list_init(&left);
+	if (lane->ops->caps & MC_XCAP_OFFER) {
+		len = lane->ops->abort(lane, &left, token);
+		assert_true(mc_list_is_empty(&left));
+		retire_end(token, len);
+	}
 	lane->ops->lane_close(lane);
 }
 
@@ -392,6 +439,46 @@ int job_run(struct mc_xlane *lane, struct job *j)
 	return rc < 0 ? rc : j->s.status;
 }
 
+/* The lane broke with this: if it was a refusal, the others go again, one after the other. */
+static int drive_on(struct mc_xlane **lane, struct job *jobs, unsigned n, int rc)
+{
+	while (rc < 0) {
+		uint8_t token[MC_XPORT_TOKEN_MAX];
+		struct mc_list left, *node;
+		size_t len;
+
+		if (!(env.tr->flags & T_KEY) || mc_err_scope(rc) != MC_SCOPE_OP)
+			return rc;
+		mc_list_init(&left);
+		len = (*lane)->ops->abort(*lane, &left, token);
+		while ((node = mc_list_pop_front(&left))) {
+			struct mc_slice *s = mc_list_entry(node, struct mc_slice, link);
+
+			((struct job *)s->user)->ended += s->verdict == MC_SLICE_DONE;
+		}
+		retire_end(token, len);
+		(*lane)->ops->lane_close(*lane);
+		*lane = lane_open();
+		rc = 0;
+		for (unsigned i = 0; i < n && rc == 0; i++)
+			if (jobs[i].ended == 0)
+				rc = jobs_run(*lane, &jobs[i], 1);
+	}
+	return rc;
+}
+
+int jobs_drive(struct mc_xlane **lane, struct job *jobs, unsigned n)
+{
+	return drive_on(lane, jobs, n, jobs_run(*lane, jobs, n));
+}
+
+int job_drive(struct mc_xlane **lane, struct job *j)
+{
+	int rc = jobs_drive(lane, j, 1);
+
+	return rc < 0 ? rc : j->s.status;
+}
+
 size_t lane_abort(struct mc_xlane *lane, struct job *jobs, unsigned n, uint8_t *ret_token,
 		  unsigned *ret_maybe)
 {
@@ -414,11 +501,16 @@ size_t lane_abort(struct mc_xlane *lane, struct job *jobs, unsigned n, uint8_t *
 			++*ret_maybe;
 		}
 	}
-	if (*ret_maybe == 0)
+	if (*ret_maybe == 0 && lane->ops->caps & MC_XCAP_OFFER) {
+		if (env.peer.pid || env.peer.local)
+			retire_end(ret_token, len);
+		len = 0;
+	} else if (*ret_maybe == 0) {
 		assert_int_equal(len, 0);
-	else if (lane->ops->caps & MC_XCAP_FENCE)
+	} else if (lane->ops->caps & MC_XCAP_FENCE) {
 		assert_true(len > 0);
-	lane_close(lane);
+	}
+	lane->ops->lane_close(lane);
 	return len;
 }
 

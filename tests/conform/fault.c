@@ -183,7 +183,7 @@ static void fault_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 {
 	struct fault_lane *l = lane_of(x);
 	bool is_ready = l->nheld > 0 || l->is_broken || l->failed < 0;
-	struct mc_xarm inner;
+	struct mc_xarm inner = {.fd = -1};
 	uint64_t one = 1;
 
 	l->inner->ops->arm(l->inner, &inner);
@@ -196,6 +196,7 @@ static void fault_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 	ret_arm->fd = inner.fd < 0 && !is_ready ? -1 : l->epoll_fd;
 	ret_arm->events = EPOLLIN;
 	ret_arm->is_block_ok = inner.is_block_ok;
+	ret_arm->is_ready = is_ready || inner.is_ready;
 }
 
 static uint64_t fault_progress(const struct mc_xlane *x)
@@ -311,6 +312,28 @@ static int fault_lane_open(struct mc_xdev *x, const struct mc_xpath *path,
 	return rc < 0 ? rc : mc_fault_lane_wrap(x, inner, ret_lane);
 }
 
+static int fault_offer(const struct mc_xlane *x, uint8_t *buf, size_t cap)
+{
+	const struct fault_lane *l = (const struct fault_lane *)x;
+
+	return l->inner->ops->offer(l->inner, buf, cap);
+}
+
+static int fault_accept(struct mc_xdev *x, uint64_t initiator_epoch, const uint8_t *offer,
+			size_t len, uint8_t *answer, size_t cap)
+{
+	struct fault_dev *d = dev_of(x);
+
+	return d->inner->ops->accept(d->inner, initiator_epoch, offer, len, answer, cap);
+}
+
+static int fault_connect(struct mc_xlane *x, const uint8_t *answer, size_t len)
+{
+	struct fault_lane *l = lane_of(x);
+
+	return l->inner->ops->connect(l->inner, answer, len);
+}
+
 static void ops_fill(struct mc_xport_ops *ops, const struct mc_xport_ops *inner)
 {
 	*ops = *inner;
@@ -326,6 +349,9 @@ static void ops_fill(struct mc_xport_ops *ops, const struct mc_xport_ops *inner)
 	ops->abort = fault_abort;
 	ops->retire = fault_retire;
 	ops->lane_close = fault_lane_close;
+	ops->offer = inner->offer ? fault_offer : NULL;
+	ops->accept = inner->accept ? fault_accept : NULL;
+	ops->connect = inner->connect ? fault_connect : NULL;
 }
 
 int mc_fault_dev_open(struct mc_xdev *inner, const struct mc_fault_opts *opts,

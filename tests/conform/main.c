@@ -10,14 +10,6 @@
 
 #include "base/opt.h"
 
-static const struct transport *find(const char *name)
-{
-	for (size_t i = 0; i < transports_n; i++)
-		if (strcmp(transports[i].name, name) == 0)
-			return &transports[i];
-	return NULL;
-}
-
 static bool fits(const struct conform_case *c, const struct transport *tr, uint32_t caps)
 {
 	if (((tr->flags & T_LOSSY) != 0) != ((c->needs & T_LOSSY) != 0))
@@ -76,14 +68,14 @@ static int fd_of(const char *text)
 
 int main(int argc, char **argv)
 {
-	const struct transport *tr = argc > 1 ? find(argv[1]) : NULL;
+	const struct transport *tr = argc > 1 ? transport_find(argv[1]) : NULL;
 	bool is_long = getenv("CONFORM_LONG") != NULL;
 	const char *only = NULL;
 	uint64_t seed = 1;
 	int failed;
 
-	if (argc == 4 && strcmp(argv[1], "--target") == 0 && find(argv[2]))
-		return target_main(find(argv[2]), fd_of(argv[3]));
+	if (argc == 4 && strcmp(argv[1], "--target") == 0 && transport_find(argv[2]))
+		return target_main(transport_find(argv[2]), fd_of(argv[3]));
 	if (argc == 4 && strcmp(argv[1], "--initiator") == 0)
 		return initiator_main(argv[2], fd_of(argv[3]));
 	for (int i = 2; i < argc && tr; i++) {
@@ -98,8 +90,8 @@ int main(int argc, char **argv)
 	}
 	if (!tr) {
 		fprintf(stderr, "usage: conform TRANSPORT [--long] [--seed N] [--case TEXT]\n");
-		for (size_t i = 0; i < transports_n; i++)
-			fprintf(stderr, "  %s\n", transports[i].name);
+		for (size_t i = 0; transport_at(i); i++)
+			fprintf(stderr, "  %s\n", transport_at(i)->name);
 		return 2;
 	}
 	failed = run(tr, seed, is_long, only);

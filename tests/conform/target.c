@@ -83,11 +83,16 @@ static int place_add(struct target *t, enum place p, struct mc_remote_region *re
 	struct mc_region_desc desc = {
 	    .addr = (uintptr_t)t->mem[p].at, .len = place_len(p), .rights = place_rights(p)};
 	struct mc_region_info info;
+	uint8_t key[MC_XPORT_TOKEN_MAX] = {0};
 	int rc;
 
 	if (t->side.tr->desc_fill)
 		t->side.tr->desc_fill(&t->side, &desc);
-	rc = mc_region_add(t->side.regions, &desc, &info);
+	rc = t->side.tr->mem_reg
+		 ? t->side.tr->mem_reg(&t->side, t->mem[p].at, desc.len, desc.rights, key)
+		 : 0;
+	if (rc == 0)
+		rc = mc_region_add(t->side.regions, &desc, &info);
 	if (rc < 0)
 		return rc;
 	t->mem[p].is_reg = true;
@@ -100,7 +105,18 @@ static int place_add(struct target *t, enum place p, struct mc_remote_region *re
 	    .kind = info.desc.kind,
 	    .arena = info.desc.arena,
 	    .arena_off = info.desc.arena_off};
+	memcpy(ret_rr->key, key, sizeof(key));
 	return 0;
+}
+
+static int place_del(struct target *t, enum place p)
+{
+	int rc = mc_region_del(t->side.regions, (uintptr_t)t->mem[p].at);
+
+	t->mem[p].is_reg = rc < 0;
+	if (rc == 0 && t->side.tr->mem_unreg)
+		t->side.tr->mem_unreg(&t->side, t->mem[p].at, place_len(p));
+	return rc;
 }
 
 /* The end of a region is as near to the guard page as 8-byte alignment of its start allows, so
@@ -172,7 +188,7 @@ void target_close(struct target *t)
 {
 	for (int p = 0; p < PLACE_COUNT; p++) {
 		if (t->mem[p].is_reg)
-			(void)mc_region_del(t->side.regions, (uintptr_t)t->mem[p].at);
+			(void)place_del(t, (enum place)p);
 		if (t->mem[p].map)
 			munmap(t->mem[p].map, t->mem[p].map_len);
 	}
@@ -230,8 +246,7 @@ void target_obey(struct target *t, const struct order *o, struct reply *r)
 		r->val = guards_changed(t);
 		break;
 	case ORDER_DEL:
-		r->rc = mc_region_del(t->side.regions, (uintptr_t)at);
-		t->mem[o->i].is_reg = r->rc < 0;
+		r->rc = place_del(t, (enum place)o->i);
 		break;
 	case ORDER_ADD:
 		r->rc = place_add(t, (enum place)o->i, &r->rr);
@@ -241,6 +256,13 @@ void target_obey(struct target *t, const struct order *o, struct reply *r)
 		break;
 	case ORDER_SIGNAL:
 		signal_wait(t, o, r);
+		break;
+	case ORDER_ACCEPT:
+		r->rc = t->side.dev->ops->accept(t->side.dev, o->b, o->offer, o->a, r->answer,
+						 sizeof(r->answer));
+		break;
+	case ORDER_FORGET:
+		t->side.tr->forget(&t->side, o->a);
 		break;
 	case ORDER_STAT:
 		r->val = fds_open();

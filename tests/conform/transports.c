@@ -16,7 +16,7 @@
 #define PORT_MIN 20000
 #define PORT_MAX 32000
 
-static struct mc_xdev_env env_of(struct side *s)
+struct mc_xdev_env env_of(struct side *s)
 {
 	return (struct mc_xdev_env){.loops = s->loops,
 				    .nloops = s->nloops,
@@ -198,17 +198,12 @@ static void file_clean(void)
 #define FILE_                                                                                      \
 	.dev_open = file_dev_open, .mem_alloc = file_mem_alloc, .raddr = file_raddr,               \
 	.attach = file_attach, .detach = file_detach, .clean = file_clean
-/* Nothing is lost, but nothing comes in order or at once either. */
-#define UNRULY                                                                                     \
-	{                                                                                          \
-		.seed = 11, .refuse = 300, .idle = 300, .hold = 300, .hold_polls = 5               \
-	}
 #define SMALL_PIECES                                                                               \
 	{                                                                                          \
 		.seed = 12, .tiny = 400, .piece_max = 9000                                         \
 	}
 
-const struct transport transports[] = {
+static const struct transport transports[] = {
     {.name = "self", .flags = T_GEN, .dev_open = self_dev_open},
     {.name = "self-fault", .flags = T_GEN, .fault = UNRULY, .dev_open = self_dev_open},
     {.name = "file", .flags = T_ADDR | T_PLAIN, FILE_},
@@ -252,7 +247,27 @@ const struct transport transports[] = {
 	       .buffer_bytes = 8u << 20},
      TCP},
 };
-const size_t transports_n = MC_ARRAY_LEN(transports);
+
+const struct transport *transport_at(size_t i)
+{
+	size_t n;
+	const struct transport *more = transports_more(&n);
+
+	if (i < MC_ARRAY_LEN(transports))
+		return &transports[i];
+	i -= MC_ARRAY_LEN(transports);
+	return i < n ? &more[i] : NULL;
+}
+
+const struct transport *transport_find(const char *name)
+{
+	const struct transport *tr;
+
+	for (size_t i = 0; (tr = transport_at(i)); i++)
+		if (strcmp(tr->name, name) == 0)
+			return tr;
+	return NULL;
+}
 
 int side_open(struct side *s, const struct transport *tr)
 {
