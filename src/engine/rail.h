@@ -25,6 +25,7 @@
 #define MC_RAIL_LINK_NS (30 * MC_NS_PER_MS)	    /* silent: ask the kernel for the link */
 #define MC_RAIL_STALL_NS (100 * MC_NS_PER_MS)	    /* silent while other rails moved */
 #define MC_RAIL_STALL_ALONE_NS (700 * MC_NS_PER_MS) /* silent, nothing else to compare with */
+#define MC_RAIL_WR_STUCK_NS (2 * MC_NS_PER_S)	    /* least patience with an RDMA lane */
 #define MC_RAIL_METER_NS (2 * MC_NS_PER_MS)	    /* shortest interval that tells a rate */
 #define MC_RAIL_LINK_BOUND 0.6	      /* bytes/ns; below it the link, not a core, is the limit */
 #define MC_RAIL_LANE_BYTES (4u << 20) /* waiting bytes that are worth one more lane */
@@ -166,6 +167,26 @@ static inline bool mc_rail_is_lost(const struct mc_rail_watch *w)
 	if (w->is_link_down)
 		return w->silent_ns >= MC_RAIL_LINK_NS;
 	return w->silent_ns >= (w->has_others_done ? w->patience_ns : MC_RAIL_STALL_ALONE_NS);
+}
+
+/**
+ * How long a posted work request of an RDMA lane may give no sign. An HCA looks for loss itself and
+ * reports it, so this only finds what it does not see.
+ *
+ * @param hca_ns  until the HCA gives a packet up: its timeout times its tries
+ * @param bytes   under way on the lane
+ * @param rate    learnt bytes per nanosecond, 0: unknown
+ */
+static inline uint64_t mc_rail_wr_patience(uint64_t hca_ns, uint64_t bytes, double rate)
+{
+	double expected_ns = rate > 0 ? (double)bytes / rate : 0;
+	uint64_t ns = MC_RAIL_WR_STUCK_NS;
+
+	if (2 * hca_ns > ns)
+		ns = 2 * hca_ns;
+	if (4 * expected_ns > (double)ns)
+		ns = (uint64_t)(4 * expected_ns);
+	return ns;
 }
 
 /**

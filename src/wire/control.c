@@ -57,3 +57,34 @@ void mc_ctl_region_decode(struct mc_rd *r, struct mc_ctl_region *ret_region)
 	else
 		memset(ret_region->key, 0, sizeof(ret_region->key));
 }
+
+void mc_ctl_port_encode(struct mc_wr *w, const struct mc_ctl_port *port)
+{
+	mc_wr_bytes(w, port->gid, sizeof(port->gid));
+	mc_wr_u32(w, port->mbps);
+	mc_wr_u16(w, port->lid);
+	mc_wr_u8(w, port->mtu);
+	mc_wr_u8(w, port->flags);
+	mc_wr_u16(w, (uint16_t)port->numa);
+	mc_wr_u16(w, 0);
+	mc_wr_bytes(w, port->name, MC_CTL_PORT_NAME_LEN);
+}
+
+void mc_ctl_port_decode(struct mc_rd *r, struct mc_ctl_port *ret_port)
+{
+	const uint8_t *gid, *name;
+
+	*ret_port = (struct mc_ctl_port){0};
+	gid = mc_rd_bytes(r, sizeof(ret_port->gid));
+	if (gid)
+		memcpy(ret_port->gid, gid, sizeof(ret_port->gid));
+	ret_port->mbps = mc_rd_u32(r);
+	ret_port->lid = mc_rd_u16(r);
+	ret_port->mtu = mc_rd_u8(r);
+	ret_port->flags = mc_rd_u8(r);
+	ret_port->numa = (int16_t)mc_rd_u16(r);
+	(void)mc_rd_u16(r); /* for later: old receivers ignore it */
+	name = mc_rd_bytes(r, MC_CTL_PORT_NAME_LEN);
+	if (name)
+		memcpy(ret_port->name, name, MC_CTL_PORT_NAME_LEN);
+}

@@ -353,12 +353,21 @@ static struct region *region_find_start(struct mc_region_table *t, uint64_t addr
 
 int mc_region_del(struct mc_region_table *t, uint64_t addr)
 {
+	uint64_t len;
+
+	return mc_region_del_range(t, addr, &len);
+}
+
+int mc_region_del_range(struct mc_region_table *t, uint64_t addr, uint64_t *ret_len)
+{
 	struct mc_region_listener *listeners;
 	struct mc_region_info info;
 	struct region *r;
 
 	pthread_mutex_lock(&t->lock);
 	r = region_find_start(t, addr);
+	if (r)
+		*ret_len = r->len;
 	if (!r || --r->refs > 0) {
 		pthread_mutex_unlock(&t->lock);
 		return r ? 0 : -MC_E_NOENT;

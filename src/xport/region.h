@@ -93,6 +93,8 @@ int mc_region_add(struct mc_region_table *t, const struct mc_region_desc *desc,
  * @return 0; -MC_E_NOENT (never or no longer registered)
  */
 int mc_region_del(struct mc_region_table *t, uint64_t addr);
+/** As mc_region_del(); says how long the range was, for those who keep keys of it. */
+int mc_region_del_range(struct mc_region_table *t, uint64_t addr, uint64_t *ret_len);
 /** The newest region that holds [addr, addr + len) whole; len >= 1. @return 0; -MC_E_RANGE */
 int mc_region_find(struct mc_region_table *t, uint64_t addr, uint64_t len,
 		   struct mc_region_info *ret_info);

@@ -204,7 +204,8 @@ static void check_verdicts(unsigned posted, uint64_t acked)
 	bool is_unsent_before = false;
 
 	for (unsigned i = 0; i < posted; i++) {
-		if (jobs[i].s.verdict == MC_SLICE_DONE || jobs[i].s.seq <= acked) {
+		if (jobs[i].s.verdict == MC_SLICE_DONE ||
+		    (acked != MC_ACKED_UNKNOWN && jobs[i].s.seq <= acked)) {
 			job_expect(&jobs[i]);
 			job_check(&jobs[i], 0);
 		} else if (jobs[i].s.verdict == MC_SLICE_UNSENT) {

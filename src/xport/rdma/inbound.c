@@ -260,7 +260,7 @@ int mc_rdma_retire(struct mc_xdev *dev, const uint8_t *token, size_t token_len, 
 		mc_counter_add(&in->dev->count.retired, 1);
 	}
 	if (rc == 0)
-		*ret_acked = 0; /* the processor took no part, so it knows of no slice */
+		*ret_acked = MC_ACKED_UNKNOWN; /* the processor took no part */
 	return rc;
 }
 

@@ -26,6 +26,7 @@ NEVER(void, mc_rdma_port_get, const struct mc_xdev *dev, unsigned port, struct m
 NEVER(bool, mc_rdma_port_is_up, const struct mc_xdev *dev, unsigned port)
 NEVER(int, mc_rdma_port_find, const struct mc_xdev *dev, const char *name)
 NEVER(uint32_t, mc_rdma_ports_version, const struct mc_xdev *dev)
+NEVER(uint64_t, mc_rdma_retry_ns, const struct mc_xdev *dev)
 NEVER(int, mc_rdma_mem_add, struct mc_xdev *dev, uint64_t addr, uint64_t len, unsigned rights,
       uint32_t ret_rkey[MC_RDMA_PORTS_MAX], struct mc_diag *diag)
 NEVER(int, mc_rdma_mem_del, struct mc_xdev *dev, uint64_t addr, uint64_t len)

@@ -94,6 +94,13 @@ uint32_t mc_rdma_ports_version(const struct mc_xdev *x)
 				    memory_order_acquire);
 }
 
+uint64_t mc_rdma_retry_ns(const struct mc_xdev *x)
+{
+	const struct mc_rdma_conf *conf = &((const struct mc_rdma_dev *)x)->conf;
+
+	return (4096ull << conf->timeout) * ((uint64_t)conf->retry_cnt + 1);
+}
+
 /* ---- counters ---- */
 
 void mc_rdma_stats_get(const struct mc_xdev *x, struct mc_rdma_stats *ret)

@@ -77,6 +77,8 @@ bool mc_rdma_port_is_up(const struct mc_xdev *dev, unsigned port);
 int mc_rdma_port_find(const struct mc_xdev *dev, const char *name);
 /** Counts up with every change of a port's state. Any thread. */
 uint32_t mc_rdma_ports_version(const struct mc_xdev *dev);
+/** How long an HCA tries before it gives a packet up, as it was told to: its timeout, each time. */
+uint64_t mc_rdma_retry_ns(const struct mc_xdev *dev);
 
 /* ---- memory (mr.c) ---- */
 

@@ -220,6 +220,16 @@ static void real_outage_does_not_make_us_patient(void **state)
 	(void)state;
 }
 
+static void an_rdma_lane_is_given_the_time_its_hca_needs(void **state)
+{
+	assert_int_equal(mc_rail_wr_patience(0, 64 << 10, 0), 2000 * MS);
+	assert_int_equal(mc_rail_wr_patience(1880 * MS, 64 << 10, 10), 3760 * MS);
+	/* 4 MiB at a megabyte a second */
+	assert_in_range(mc_rail_wr_patience(0, 4 << 20, 0.001), 16000 * MS, 17000 * MS);
+	assert_int_equal(mc_rail_wr_patience(0, 4 << 20, 25), 2000 * MS);
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -235,6 +245,7 @@ int main(void)
 	    cmocka_unit_test(silence_of_a_busy_peer_teaches_patience_for_a_while),
 	    cmocka_unit_test(rail_that_answers_its_first_probe_was_ejected_too_soon),
 	    cmocka_unit_test(real_outage_does_not_make_us_patient),
+	    cmocka_unit_test(an_rdma_lane_is_given_the_time_its_hca_needs),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,6 +47,33 @@ static void records_read_back_as_written(void **state)
 	(void)state;
 }
 
+static void ports_read_back_as_written(void **state)
+{
+	struct mc_ctl_port in = {.gid = {0xfe, 0x80, [15] = 9},
+				 .mbps = 400000,
+				 .lid = 7,
+				 .mtu = 5,
+				 .flags = MC_CTL_PORT_ETHERNET,
+				 .numa = -1,
+				 .name = "a name of six and thirty characters!"},
+			   out;
+	uint8_t buf[MC_CTL_PORT_LEN];
+	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+	struct mc_rd r = mc_rd_make(buf, sizeof(buf));
+
+	mc_ctl_port_encode(&w, &in);
+	assert_false(w.is_bad);
+	assert_int_equal(mc_wr_len(&w), MC_CTL_PORT_LEN);
+	mc_ctl_port_decode(&r, &out);
+	assert_true(mc_rd_is_done(&r));
+	assert_memory_equal(&in, &out, sizeof(in));
+	r = mc_rd_make(buf, sizeof(buf) - 1);
+	mc_ctl_port_decode(&r, &out);
+	assert_true(r.is_bad);
+	assert_string_equal(out.name, "");
+	(void)state;
+}
+
 static void record_counts_are_checked(void **state)
 {
 	assert_int_equal(mc_ctl_count(0, MC_CTL_RANGE_LEN), 0);
@@ -116,6 +143,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(records_read_back_as_written),
 	    cmocka_unit_test(record_counts_are_checked),
+	    cmocka_unit_test(ports_read_back_as_written),
 	    cmocka_unit_test(hello_survives_the_arena_without_the_heap),
 	    cmocka_unit_test(message_above_the_arena_is_refused),
 	};
