@@ -4,6 +4,7 @@
  * lanes and ticks while anything is under way.
  */
 #include "base/log.h"
+#include "base/sync.h"
 #include "engine/pump.h"
 
 static void on_lane(struct mc_watch *w, uint32_t events)
@@ -158,6 +159,42 @@ void mc_async_start(struct mc_gop *op)
 	op->task.run = start;
 	mc_gop_ref(op); /* the driver's, ended by mc_gop_finish() */
 	mc_loop_post(op->loop, &op->task);
+}
+
+static void wake_run(struct mc_task *task)
+{
+	struct mc_wake *w = mc_container_of(task, struct mc_wake, task);
+	struct mc_session *s = w->session;
+	struct mc_pump *p = s->pumps[w->index];
+
+	/* release: pairs with the exchange in mc_session_wake(); what comes from here on is queued
+	 * anew */
+	atomic_store_explicit(&w->is_queued, false, memory_order_release);
+	if (p && !mc_pump_is_idle(p))
+		mc_async_kick(p);
+	mc_session_put(s);
+}
+
+void mc_session_wakes_init(struct mc_session *s)
+{
+	for (unsigned i = 0; i < MC_LOOPS_MAX; i++) {
+		s->wakes[i].task.run = wake_run;
+		s->wakes[i].session = s;
+		s->wakes[i].index = i;
+	}
+}
+
+void mc_session_wake(struct mc_session *s)
+{
+	atomic_fetch_add_explicit(&s->lane_seq, 1, memory_order_release);
+	mc_futex_wake(&s->lane_seq, INT32_MAX);
+	for (unsigned i = 0; i < s->eng->nloops; i++) {
+		/* acquire: pairs with the store in wake_run() */
+		if (atomic_exchange_explicit(&s->wakes[i].is_queued, true, memory_order_acq_rel))
+			continue;
+		mc_session_ref(s);
+		mc_loop_post(s->eng->loops[i], &s->wakes[i].task);
+	}
 }
 
 struct close_call {

@@ -8,6 +8,7 @@
  */
 #include <string.h>
 
+#include "engine/hca.h"
 #include "engine/pump.h"
 
 #define MUST_ASK 1    /* the peer has to be asked, and we may not */
@@ -20,7 +21,10 @@ struct build {
 	struct mc_session *session; /* of the transfer being cut; one reference */
 	struct mc_eslice *slice;    /* open, or NULL */
 	const struct mc_remote_region *rr;
-	enum mc_route route; /* of rr */
+	enum mc_route best, route;   /* of rr; of what is added now */
+	uint32_t rails, near;	     /* RDMA: see mc_eslice */
+	struct mc_region_desc local; /* RDMA: the last range found; len 0: none */
+	uint32_t local_near;
 	uint32_t frags_max;
 	uint64_t slice_bytes;
 	uint64_t total;
@@ -53,6 +57,8 @@ static int slice_open(struct build *b, uint32_t t)
 	es->session = b->session;
 	mc_session_ref(b->session);
 	es->route = b->route;
+	es->rails = b->rails;
+	es->near = b->near;
 	es->s.op = op->op;
 	es->s.frags = (struct mc_frag *)op->nfrags; /* index for now: the array may still move */
 	es->t_first = es->t_last = t;
@@ -72,7 +78,8 @@ static int frag_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr,
 
 		if (b->slice &&
 		    (b->slice->s.nfrags == b->frags_max || b->slice->s.len >= b->slice_bytes ||
-		     b->slice->route != b->route || b->slice->session != b->session))
+		     b->slice->route != b->route || b->slice->session != b->session ||
+		     b->slice->rails != b->rails || b->slice->near != b->near))
 			slice_close(b);
 		if (!b->slice) {
 			rc = slice_open(b, t);
@@ -127,6 +134,27 @@ static int region_find(struct build *b, uint64_t raddr, uint64_t len)
 	return mc_session_region(b->session, raddr, len, b->until_ns, &b->rr);
 }
 
+/* The best route to the region; memory of ours that is not registered has no keys for an HCA. */
+static void route_set(struct build *b, uint64_t local, uint64_t len)
+{
+	struct mc_engine *eng = b->op->eng;
+	struct mc_region_info info;
+
+	if (b->best == MC_ROUTE_RDMA &&
+	    (local < b->local.addr || local - b->local.addr >= b->local.len ||
+	     len > b->local.len - (local - b->local.addr))) {
+		b->local.len = 0;
+		if (mc_region_find(eng->regions, local, len, &info) == 0) {
+			b->local = info.desc;
+			b->local_near = mc_hca_near(eng, info.desc.location);
+		}
+	}
+	b->route = b->best == MC_ROUTE_RDMA && b->local.len == 0 ? MC_ROUTE_TCP : b->best;
+	b->near = b->route == MC_ROUTE_RDMA ? b->local_near : 0;
+	b->frags_max = mc_route_frags_max(b->session, b->route);
+	b->slice_bytes = mc_route_slice_bytes(b->session, b->route, b->total);
+}
+
 /* Find the region(s) of [raddr, raddr + len) and append. */
 static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
 {
@@ -152,11 +180,12 @@ static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr
 					    (unsigned long long)len);
 				return rc;
 			}
-			b->route = mc_route_choose(b->session, b->rr);
-			b->frags_max = mc_route_frags_max(b->session, b->route);
-			b->slice_bytes = mc_route_slice_bytes(b->session, b->route, b->total);
+			b->best = mc_route_choose(b->session, b->rr, &b->rails);
 			if (n > b->rr->len - (raddr - b->rr->addr))
 				n = b->rr->len - (raddr - b->rr->addr);
+			route_set(b, local, n);
+		} else if (b->best == MC_ROUTE_RDMA) {
+			route_set(b, local, n);
 		}
 		rc = frag_add(b, t, local, raddr, n);
 		if (rc < 0)
@@ -250,7 +279,9 @@ static int bare_add(struct build *b, uint32_t t, struct mc_gsignal *sig,
 	struct mc_gop *op = b->op;
 	int rc;
 
-	b->route = mc_route_choose(b->session, rr);
+	b->route = mc_route_choose(b->session, rr, &b->rails);
+	if (b->route == MC_ROUTE_RDMA) /* the eight bytes are in no registered range */
+		b->route = MC_ROUTE_TCP;
 	rc = slice_open(b, t);
 	if (rc == 0)
 		rc = array_grow(&op->frags, &op->frags_cap, op->nfrags + 1, MC_GROUP_FRAGS_MAX,
@@ -301,12 +332,14 @@ static int signal_add(struct build *b, uint32_t t)
 	const struct mc_remote_region *rr;
 	enum mc_route route = b->route;
 	struct mc_eslice *es = b->slice;
+	uint32_t rails;
 	int rc = signal_region(b, sig, &rr);
 
 	if (rc != 0)
 		return rc;
 	/* What one transport reaches and the other does not, TCP does. */
-	if (mc_route_choose(b->session, rr) != route)
+	if (mc_route_choose(b->session, rr, &rails) != route ||
+	    (route == MC_ROUTE_RDMA && (rails & b->rails) == 0))
 		route = MC_ROUTE_TCP;
 	if (!mc_route_has_signal(b->session, route))
 		rc = bare_add(b, t, sig, rr, &es);
@@ -316,6 +349,7 @@ static int signal_add(struct build *b, uint32_t t)
 		return rc;
 	if (!es->is_bare) {
 		es->route = route;
+		es->rails &= rails;
 		es->s.signal =
 		    (struct mc_signal){.rr = rr, .raddr = sig->addr, .value = sig->value};
 	}

@@ -10,6 +10,7 @@
 #define LANE_BYTES_MAX (4u << 20) /* in flight on a lane that has several slices */
 #define LANE_SHARE_MIN (1u << 20) /* a lane more is considered for this much more to move */
 #define LANE_SLICES_MAX 16u
+#define LANE_SLICES_RDMA 64u /* small slices, and one completion for a batch of them */
 
 /* ---- one rail ---- */
 
@@ -35,18 +36,22 @@ static struct mc_elane *lane_add(struct mc_pump *p, enum mc_route route, unsigne
 
 static bool has_room(const struct mc_elane *lane, const struct mc_eslice *es)
 {
+	unsigned most = lane->route == MC_ROUTE_RDMA ? LANE_SLICES_RDMA : LANE_SLICES_MAX;
+
 	if (lane->flying_n == 0)
 		return true;
-	return lane->nbatch < MC_BATCH_MAX && lane->flying_n < LANE_SLICES_MAX &&
+	return lane->nbatch < MC_BATCH_MAX && lane->flying_n < most &&
 	       lane->flying_bytes + es->s.len <= LANE_BYTES_MAX;
 }
 
 /* Lanes worth having on one rail. */
-static unsigned lanes_wanted(const struct mc_pump *p, double rate)
+static unsigned lanes_wanted(const struct mc_pump *p, enum mc_route route, double rate)
 {
 	const struct mc_session *s = p->session;
 	unsigned most = (unsigned)s->eng->conf.lanes, want;
 
+	if (route == MC_ROUTE_RDMA)
+		return 1; /* an HCA fills its link from one queue pair, or those of one lane */
 	if (s->tcp.n > 1)
 		return mc_rail_lanes(rate, p->todo_bytes, most);
 	if (s->kind == MC_PEER_CLASSIC)
@@ -61,7 +66,7 @@ static struct mc_elane *lane_on(struct mc_chooser *c, const struct mc_eslice *es
 				double rate, int *ret_rc)
 {
 	struct mc_pump *p = c->pump;
-	unsigned n = 0, want = lanes_wanted(p, rate);
+	unsigned n = 0, want = lanes_wanted(p, es->route, rate);
 	struct mc_elane *mine = NULL, *lane;
 	int rc;
 
@@ -82,7 +87,7 @@ static struct mc_elane *lane_on(struct mc_chooser *c, const struct mc_eslice *es
 		struct mc_rail_set *set = mc_rails_of(p->session, es->route);
 
 		*ret_rc = rc;
-		if (set)
+		if (set && rc != -MC_E_UNSUPPORTED)
 			mc_rails_failed(&set->v[rail], mc_now_ns());
 		c->has_view = false;
 	}
@@ -110,6 +115,22 @@ static const struct mc_rails_view *view_of(struct mc_chooser *c, enum mc_route r
 	return &c->view;
 }
 
+/* Rails that may carry the slice; of RDMA only those close to its memory, while one of them is up.
+ */
+static uint32_t usable_for(const struct mc_rail_set *set, const struct mc_eslice *es,
+			   uint32_t usable)
+{
+	uint32_t near = 0;
+
+	if (es->route != MC_ROUTE_RDMA)
+		return usable;
+	usable &= es->rails;
+	for (unsigned r = 0; r < set->n; r++)
+		if (es->near & (1u << set->v[r].local_port))
+			near |= 1u << r;
+	return usable & near ? usable & near : usable;
+}
+
 /* The rail that would be through with the slice first, of those with room for it. */
 static struct mc_elane *choose_rail(struct mc_chooser *c, const struct mc_rail_set *set,
 				    struct mc_eslice *es, int *ret_rc)
@@ -118,13 +139,17 @@ static struct mc_elane *choose_rail(struct mc_chooser *c, const struct mc_rail_s
 	uint64_t left = p->todo_bytes, flying[MC_RAILS_MAX];
 	const struct mc_rails_view *v = view_of(c, es->route);
 	struct mc_elane *best = NULL, *lane;
+	uint32_t usable = usable_for(set, es, v->usable);
 	double best_ns = 0, rates = 0;
 	bool is_rated = true;
+
+	if (usable == 0)
+		*ret_rc = -MC_E_UNAVAILABLE;
 
 	for (unsigned r = 0; r < set->n; r++) {
 		flying[r] = flying_on(p, es->route, r);
 		left += flying[r];
-		if (v->usable & (1u << r)) {
+		if (usable & (1u << r)) {
 			rates += v->rate[r];
 			is_rated &= v->rate[r] > 0;
 		}
@@ -134,7 +159,7 @@ static struct mc_elane *choose_rail(struct mc_chooser *c, const struct mc_rail_s
 		double rate = is_rated ? v->rate[r] : 1;
 		double at_ns = (double)(flying[r] + es->s.len) / rate;
 
-		if (!(v->usable & (1u << r)))
+		if (!(usable & (1u << r)))
 			continue;
 		if (best && at_ns >= best_ns)
 			continue;
@@ -154,7 +179,7 @@ struct mc_elane *mc_choose(struct mc_chooser *c, struct mc_eslice *es, int *ret_
 	const struct mc_rail_set *set = mc_rails_of(c->pump->session, es->route);
 
 	*ret_rc = -MC_E_AGAIN;
-	if (set && set->n > 1)
+	if (set && (set->n > 1 || es->route == MC_ROUTE_RDMA))
 		return choose_rail(c, set, es, ret_rc);
 	return lane_on(c, es, 0, 0, ret_rc);
 }
@@ -163,5 +188,7 @@ bool mc_choose_has_way(struct mc_session *s, enum mc_route route)
 {
 	const struct mc_rail_set *set = mc_rails_of(s, route);
 
+	if (route == MC_ROUTE_RDMA && mc_route_fallback(s, route) != MC_ROUTE_COUNT)
+		return true;
 	return set && set->n > 1 && mc_rails_up(s, route) != 0;
 }

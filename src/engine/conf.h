@@ -15,6 +15,8 @@
 
 struct mc_conf {
 	bool is_tcp_only;	    /* MC_FORCE_TCP */
+	bool is_hca_forced;	    /* MC_FORCE_HCA */
+	bool is_shm_off;	    /* MC_NO_SHM */
 	int64_t transfer_timeout_s; /* MC_TRANSFER_TIMEOUT */
 	int64_t loops;		    /* MC_NUM_TCP_IO_THREADS; 0: by the machine */
 	int64_t lanes;		    /* MC_TCP_LANES_PER_PEER: of bulk transfers, on one rail */

@@ -19,8 +19,31 @@ static ProtobufCBinaryData bin(const void *data, size_t len)
 	return (ProtobufCBinaryData){.data = (uint8_t *)data, .len = len};
 }
 
+/* @return bytes written to buf, room for all ports */
+static size_t ports_encode(const struct mc_xdev *dev, uint8_t *buf)
+{
+	struct mc_wr w = mc_wr_make(buf, MC_RDMA_PORTS_MAX * MC_CTL_PORT_LEN);
+
+	for (unsigned i = 0; dev && i < mc_rdma_ports(dev); i++) {
+		struct mc_ctl_port p = {0};
+		struct mc_rdma_port port;
+
+		mc_rdma_port_get(dev, i, &port);
+		memcpy(p.gid, port.gid, sizeof(p.gid));
+		p.mbps = port.mbps;
+		p.lid = port.lid;
+		p.mtu = port.mtu;
+		p.flags = port.is_ethernet ? MC_CTL_PORT_ETHERNET : 0;
+		p.numa = (int16_t)port.numa;
+		(void)mc_strlcpy(p.name, sizeof(p.name), port.name); /* longer ones are cut */
+		mc_ctl_port_encode(&w, &p);
+	}
+	return mc_wr_len(&w);
+}
+
 int mc_ctl_hello_encode(struct mc_engine *eng, uint8_t *buf, size_t cap, size_t *ret_len)
 {
+	uint8_t ports[MC_RDMA_PORTS_MAX * MC_CTL_PORT_LEN];
 	Mc__Ctl__Hello m = MC__CTL__HELLO__INIT;
 	char text[MC_RAILS_MAX][MC_ADDR_TEXT_MAX], *rails[MC_RAILS_MAX];
 
@@ -41,7 +64,22 @@ int mc_ctl_hello_encode(struct mc_engine *eng, uint8_t *buf, size_t cap, size_t 
 	}
 	m.rails = rails;
 	m.n_rails = eng->nrail_addrs;
+	m.rdma_ports = bin(ports, ports_encode(eng->rdma, ports));
 	return mc_pb_pack(&m.base, buf, cap, ret_len);
+}
+
+/* More ports than we can use are left alone. */
+static int ports_decode(const ProtobufCBinaryData *in, struct mc_ctl_peer *ret)
+{
+	struct mc_rd r = mc_rd_make(in->data, in->len);
+	int n = mc_ctl_count(in->len, MC_CTL_PORT_LEN);
+
+	if (n < 0)
+		return -MC_E_PROTO;
+	ret->nports = mc_min((unsigned)n, MC_RDMA_PORTS_MAX);
+	for (unsigned i = 0; i < ret->nports; i++)
+		mc_ctl_port_decode(&r, &ret->ports[i]);
+	return 0;
 }
 
 static int hello_decode(const uint8_t *data, size_t len, struct mc_ctl_peer *ret)
@@ -72,7 +110,7 @@ static int hello_decode(const uint8_t *data, size_t len, struct mc_ctl_peer *ret
 		if (mc_strlcpy(ret->rails[i], MC_ADDR_TEXT_MAX, m->rails[i]) < 0)
 			return -MC_E_PROTO;
 	ret->nrails = (unsigned)m->n_rails;
-	return 0;
+	return ports_decode(&m->rdma_ports, ret);
 }
 
 int mc_ctl_hello(struct mc_engine *eng, struct mc_rpc_conn *conn, uint64_t deadline_ns,
@@ -209,6 +247,39 @@ int mc_ctl_retire(struct mc_session *s, const char *transport, const uint8_t *to
 	r = (const Mc__Ctl__RetireReply *)base;
 	*ret_acked = r->acked;
 	return status_of(r->status);
+}
+
+int mc_ctl_connect(struct mc_session *s, const char *transport, const uint8_t *offer,
+		   size_t offer_len, uint64_t deadline_ns, uint8_t answer[MC_CTL_OFFER_MAX])
+{
+	_Alignas(16) uint8_t mem[MC_CTL_OFFER_MAX + 512];
+	uint8_t req[MC_CTL_OFFER_MAX + 64], reply[MC_CTL_OFFER_MAX + 64];
+	Mc__Ctl__Connect m = MC__CTL__CONNECT__INIT;
+	Mc__Ctl__ConnectReply *r;
+	struct mc_pb_arena arena;
+	ProtobufCMessage *base;
+	size_t req_len, reply_len;
+	int rc;
+
+	m.transport = (char *)transport;
+	m.offer = bin(offer, offer_len);
+	rc = mc_pb_pack(&m.base, req, sizeof(req), &req_len);
+	if (rc == 0)
+		rc = mc_session_call(s, MC_CTL_CONNECT, req, req_len, deadline_ns, reply,
+				     sizeof(reply), &reply_len);
+	if (rc < 0)
+		return rc;
+	mc_pb_arena_init(&arena, mem, sizeof(mem));
+	rc = mc_pb_unpack(&arena, &mc__ctl__connect_reply__descriptor, reply, reply_len, &base);
+	if (rc < 0)
+		return rc;
+	r = (Mc__Ctl__ConnectReply *)base;
+	if (r->status != 0)
+		return status_of(r->status);
+	if (r->answer.len == 0 || r->answer.len > MC_CTL_OFFER_MAX)
+		return -MC_E_PROTO;
+	memcpy(answer, r->answer.data, r->answer.len);
+	return (int)r->answer.len;
 }
 
 int mc_ctl_notify(struct mc_session *s, uint64_t id, const void *name, size_t name_len,

@@ -6,9 +6,12 @@
 #define MC_ENGINE_CTL_H
 
 #include "engine/priv.h"
+#include "wire/control.h"
+#include "xport/rdma/rdma.h"
 
 #define MC_CTL_RESOLVE_MAX 2048u /* ranges a call */
 #define MC_CTL_TEXT_MAX 256u
+#define MC_CTL_OFFER_MAX 1024u /* bytes of an offer, and of its answer */
 
 /** What a peer says of itself. */
 struct mc_ctl_peer {
@@ -19,6 +22,8 @@ struct mc_ctl_peer {
 	char shm_socket[MC_CTL_TEXT_MAX];
 	char rails[MC_RAILS_MAX][MC_ADDR_TEXT_MAX];
 	unsigned nrails;
+	struct mc_ctl_port ports[MC_RDMA_PORTS_MAX];
+	unsigned nports;
 };
 
 /* ctlconn.c */
@@ -46,6 +51,9 @@ int mc_ctl_resolve(struct mc_session *s, const struct mc_iov *ranges, size_t n,
 /** @param ret_acked  as struct mc_xport_ops's retire() has it */
 int mc_ctl_retire(struct mc_session *s, const char *transport, const uint8_t *token,
 		  size_t token_len, uint64_t deadline_ns, uint64_t *ret_acked);
+/** Offer a lane. @return length of the answer; the peer's refusal; connection errors */
+int mc_ctl_connect(struct mc_session *s, const char *transport, const uint8_t *offer,
+		   size_t offer_len, uint64_t deadline_ns, uint8_t answer[MC_CTL_OFFER_MAX]);
 int mc_ctl_notify(struct mc_session *s, uint64_t id, const void *name, size_t name_len,
 		  const void *msg, size_t msg_len, uint64_t deadline_ns);
 /** @param ret_epoch the incarnation that answered */

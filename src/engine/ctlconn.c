@@ -12,6 +12,7 @@
 #define CONNECT_NS (150 * MC_NS_PER_MS) /* one address, while there are others */
 #define ATTEMPT_NS (200 * MC_NS_PER_MS) /* first wait for an answer, while there are others */
 #define TRIES_MAX 16u
+#define OFFERED_NS (20 * MC_NS_PER_S) /* less than the peer keeps what nobody seems to use */
 
 struct mc_ctl_conn {
 	struct mc_rpc_conn *rpc;
@@ -24,6 +25,7 @@ static void on_down(void *user, int rc)
 {
 	struct mc_session *s = user;
 
+	atomic_store_explicit(&s->ctl_lost_ns, mc_now_ns(), memory_order_relaxed);
 	/* release: pairs with the acquire in is_usable() */
 	atomic_store_explicit(&s->is_ctl_lost, true, memory_order_release);
 	mc_log_debug("control connection lost", "peer=%s cause=\"%s\"", s->peer->name,
@@ -185,6 +187,16 @@ static int turn_wait(struct mc_session *s, uint64_t deadline_ns)
 	return 0;
 }
 
+/* A peer without any connection of ours may have ended our RDMA lanes. */
+static void lanes_review(struct mc_session *s)
+{
+	uint64_t lost_ns = atomic_load_explicit(&s->ctl_lost_ns, memory_order_relaxed);
+
+	atomic_store_explicit(&s->ctl_lost_ns, 0, memory_order_relaxed);
+	if (s->rdma.n > 0 && lost_ns && mc_now_ns() >= mc_time_after(lost_ns, OFFERED_NS))
+		mc_lane_drop_idle(s, MC_ROUTE_RDMA);
+}
+
 int mc_ctlconn_get(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_conn **ret_conn)
 {
 	struct mc_ctl_conn *old = NULL, *fresh = NULL;
@@ -208,6 +220,8 @@ int mc_ctlconn_get(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_con
 		s->is_ctl_opening = true;
 		pthread_mutex_unlock(&s->ctl_mu);
 		rc = reconnect(s, deadline_ns, &fresh);
+		if (rc == 0)
+			lanes_review(s);
 		if (rc < 0)
 			atomic_store_explicit(&s->is_ctl_lost, true, memory_order_relaxed);
 		if (rc == -MC_E_PEER_DEAD || rc == -MC_E_PEER_RESTARTED)
@@ -237,6 +251,7 @@ void mc_ctlconn_put(struct mc_session *s, struct mc_ctl_conn *c, bool is_bad)
 	if (is_bad && s->ctl == c) {
 		s->ctl = NULL;
 		c->is_out = true;
+		atomic_store_explicit(&s->ctl_lost_ns, mc_now_ns(), memory_order_relaxed);
 		s->ctl_bad_rail = c->rail >= 0 ? c->rail : mc_rails_to(s, &s->ctl_addr);
 	} else if (!is_bad) {
 		s->ctl_bad_rail = -1;

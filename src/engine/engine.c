@@ -13,7 +13,8 @@
 #include "base/log.h"
 #include "base/rand.h"
 #include "engine/ctl.h"
-#include "engine/priv.h"
+#include "engine/hca.h"
+#include "engine/initiators.h"
 #include "xport/self.h"
 #include "xport/shm.h"
 
@@ -144,17 +145,10 @@ static int choose_rails(struct mc_engine *eng, const struct mc_addr *bind, const
 static int check_protocol(const char *protocol, struct mc_diag *diag)
 {
 	static const char *const known[] = {"", "tcp", "shm", "rdma"};
-	static _Atomic bool is_warned;
 
-	for (size_t i = 0; i < MC_ARRAY_LEN(known); i++) {
-		if (!protocol || strcmp(protocol, known[i]) == 0) {
-			if (protocol && strcmp(protocol, "rdma") == 0 &&
-			    !atomic_exchange_explicit(&is_warned, true, memory_order_relaxed))
-				mc_log_warn("no RDMA in this build: using TCP",
-					    "protocol=rdma fix=\"pass tcp to silence this\"");
+	for (size_t i = 0; i < MC_ARRAY_LEN(known); i++)
+		if (!protocol || strcmp(protocol, known[i]) == 0)
 			return 0;
-		}
-	}
 	mc_diag_set(diag, "protocol \"%s\" is not supported; use \"tcp\", \"shm\" or \"rdma\"",
 		    protocol);
 	return -MC_E_UNSUPPORTED;
@@ -175,7 +169,7 @@ static int open_transports(struct mc_engine *eng, struct mc_diag *diag)
 	rc = mc_self_dev_open(&env, &eng->self);
 	if (rc < 0)
 		return rc;
-	if (mc_shm_dev_open(&env, NULL, &eng->shm, &why) < 0) {
+	if (!eng->conf.is_shm_off && mc_shm_dev_open(&env, NULL, &eng->shm, &why) < 0) {
 		mc_log_debug("shared memory is not available", "cause=\"%s\"", why.text);
 		eng->shm = NULL;
 	}
@@ -246,7 +240,7 @@ static void group_unref(void *op)
 }
 
 static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
-		       struct mc_diag *diag)
+		       const struct mc_verbs *verbs, struct mc_diag *diag)
 {
 	bool is_p2p = !opts->metadata || !opts->metadata[0] || mc_meta_is_p2p(opts->metadata);
 	struct mc_control_place place;
@@ -277,6 +271,10 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 		rc = mc_gop_pool_init(eng);
 	if (rc == 0)
 		rc = open_transports(eng, diag);
+	if (rc == 0)
+		rc = mc_hca_open(eng, opts->protocol, opts->devices, verbs, diag);
+	if (rc == 0)
+		rc = mc_initiators_open(eng);
 	if (rc == 0)
 		rc = go_public(eng, opts->name, &place, diag);
 	if (rc == 0)
@@ -325,7 +323,9 @@ static void engine_free(struct mc_engine *eng)
 	if (eng->regions)
 		mc_mem_drop_all(eng);
 	mc_serve_close(eng);
+	mc_initiators_close(eng);
 	mc_work_close(eng);
+	mc_hca_close(eng);
 	dev_close(&eng->tcp);
 	dev_close(&eng->shm);
 	dev_close(&eng->file);
@@ -353,6 +353,12 @@ static void engine_free(struct mc_engine *eng)
 
 int mc_engine_open(const struct mc_engine_opts *opts, struct mc_diag *diag,
 		   struct mc_engine **ret_engine)
+{
+	return mc_engine_open_verbs(opts, NULL, diag, ret_engine);
+}
+
+int mc_engine_open_verbs(const struct mc_engine_opts *opts, const struct mc_verbs *verbs,
+			 struct mc_diag *diag, struct mc_engine **ret_engine)
 {
 	struct mc_engine_opts o = {0};
 	struct mc_diag mine = {0};
@@ -384,7 +390,7 @@ int mc_engine_open(const struct mc_engine_opts *opts, struct mc_diag *diag,
 	mc_list_init(&eng->plain);
 	mc_quarantine_init(&eng->quarantine);
 	raise_nofile();
-	rc = engine_open(eng, &o, &mine);
+	rc = engine_open(eng, &o, verbs, &mine);
 	if (rc < 0) {
 		if (diag) {
 			*diag = mine;

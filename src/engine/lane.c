@@ -25,7 +25,7 @@ static bool is_dead(struct mc_elane *lane)
 	return poll(&p, 1, 0) != 0;
 }
 
-static void lane_free(struct mc_elane *lane)
+void mc_lane_free(struct mc_elane *lane)
 {
 	if (lane->x)
 		lane->x->ops->lane_close(lane->x);
@@ -50,8 +50,8 @@ static struct mc_elane *take_idle(struct mc_session *s, enum mc_route route, uns
 	return NULL;
 }
 
-static int lane_new(struct mc_session *s, enum mc_route route, unsigned rail,
-		    struct mc_elane **ret_lane)
+int mc_lane_new(struct mc_session *s, enum mc_route route, unsigned rail,
+		struct mc_elane **ret_lane)
 {
 	struct mc_elane *lane = mc_calloc(1, sizeof(*lane));
 	int rc;
@@ -69,14 +69,20 @@ static int lane_new(struct mc_session *s, enum mc_route route, unsigned rail,
 	mc_list_init(&lane->flying);
 	rc = mc_route_lane_open(s, route, rail, &lane->x);
 	if (rc < 0) {
-		lane_free(lane);
+		mc_lane_free(lane);
 		return rc;
 	}
+	*ret_lane = lane;
+	return 0;
+}
+
+void mc_lane_join(struct mc_elane *lane)
+{
+	struct mc_session *s = lane->session;
+
 	pthread_mutex_lock(&s->mu);
 	mc_list_push_front(&s->lanes, &lane->link);
 	pthread_mutex_unlock(&s->mu);
-	*ret_lane = lane;
-	return 0;
 }
 
 /* Lanes of one route and rail, idle or not. Under session.mu. */
@@ -96,6 +102,7 @@ int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint
 	struct mc_elane *lane;
 	bool is_checked = true;
 	unsigned n;
+	int rc;
 
 	for (;;) {
 		pthread_mutex_lock(&s->mu);
@@ -112,7 +119,14 @@ int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint
 	}
 	if (n >= MC_LANES_MAX)
 		return -MC_E_AGAIN;
-	return lane_new(s, route, rail, ret_lane);
+	if (mc_route_is_offered(s, route))
+		return mc_offer(&mc_rails_of(s, route)->v[rail]);
+	rc = mc_lane_new(s, route, rail, &lane);
+	if (rc < 0)
+		return rc;
+	mc_lane_join(lane);
+	*ret_lane = lane;
+	return 0;
 }
 
 static void wake_one(struct mc_session *s)
@@ -146,11 +160,11 @@ void mc_lane_drop(struct mc_elane *lane)
 	pthread_mutex_lock(&s->mu);
 	mc_list_del(&lane->link);
 	pthread_mutex_unlock(&s->mu);
-	lane_free(lane);
+	mc_lane_free(lane);
 	wake_one(s);
 }
 
-void mc_lane_drop_idle(struct mc_session *s)
+void mc_lane_drop_idle(struct mc_session *s, enum mc_route route)
 {
 	struct mc_elane *lane;
 	struct mc_list dropped;
@@ -158,7 +172,8 @@ void mc_lane_drop_idle(struct mc_session *s)
 	mc_list_init(&dropped);
 	pthread_mutex_lock(&s->mu);
 	mc_list_each (lane, &s->lanes, link) {
-		if (atomic_load_explicit(&lane->is_owned, memory_order_relaxed))
+		if (atomic_load_explicit(&lane->is_owned, memory_order_relaxed) ||
+		    (route != MC_ROUTE_COUNT && lane->route != route))
 			continue;
 		mc_list_del(&lane->link);
 		mc_list_push_back(&dropped, &lane->link);
@@ -166,7 +181,7 @@ void mc_lane_drop_idle(struct mc_session *s)
 	pthread_mutex_unlock(&s->mu);
 	while ((lane = mc_list_first(&dropped, struct mc_elane, link))) {
 		mc_list_del(&lane->link);
-		lane_free(lane);
+		mc_lane_free(lane);
 	}
 }
 

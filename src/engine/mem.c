@@ -5,7 +5,7 @@
  */
 #include "base/fork.h"
 #include "base/log.h"
-#include "engine/priv.h"
+#include "engine/hca.h"
 #include "xport/shm.h"
 
 #define PUBLISH_NS (10 * MC_NS_PER_S)
@@ -15,6 +15,7 @@ static int reg_one(struct mc_engine *eng, void *addr, size_t len, const char *lo
 {
 	struct mc_region_desc d = {.addr = (uintptr_t)addr, .len = len, .rights = rights};
 	struct mc_region_info info;
+	int rc;
 
 	if (!addr || len == 0 || (rights & ~(unsigned)(MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE)))
 		return -MC_E_INVAL;
@@ -22,7 +23,22 @@ static int reg_one(struct mc_engine *eng, void *addr, size_t len, const char *lo
 		return -MC_E_INVAL;
 	if (eng->shm)
 		mc_shm_desc_fill(eng->shm, &d);
-	return mc_region_add(eng->regions, &d, &info);
+	mc_hca_mem_add(eng, d.addr, d.len, rights);
+	rc = mc_region_add(eng->regions, &d, &info);
+	if (rc < 0)
+		mc_hca_mem_del(eng, d.addr, d.len);
+	return rc;
+}
+
+/* No peer touches it from the return on. */
+static int unreg_one(struct mc_engine *eng, uint64_t addr)
+{
+	uint64_t len;
+	int rc = mc_region_del_range(eng->regions, addr, &len);
+
+	if (rc == 0)
+		mc_hca_mem_del(eng, addr, len);
+	return rc;
 }
 
 int mc_mem_publish(struct mc_engine *eng, struct mc_diag *diag)
@@ -67,7 +83,7 @@ int mc_mem_reg_batch(struct mc_engine *eng, const struct mc_mem *mem, size_t n,
 	if (diag.text[0])
 		mc_log_warn("registration not published", "cause=\"%s\"", diag.text);
 	while (done-- > 0)
-		(void)mc_region_del(eng->regions, (uintptr_t)mem[done].addr);
+		(void)unreg_one(eng, (uintptr_t)mem[done].addr);
 	return rc;
 }
 
@@ -88,7 +104,7 @@ int mc_mem_unreg_batch(struct mc_engine *eng, void *const *addr, size_t n)
 	if (n && !addr)
 		return -MC_E_INVAL;
 	for (size_t i = 0; i < n; i++) {
-		rc = mc_region_del(eng->regions, (uintptr_t)addr[i]);
+		rc = unreg_one(eng, (uintptr_t)addr[i]);
 		if (rc < 0 && first == 0)
 			first = rc;
 	}
@@ -219,7 +235,7 @@ void mc_mem_drop_all(struct mc_engine *eng)
 
 	while (mc_region_count(eng->regions) > 0) {
 		mc_region_each(eng->regions, keep_addr, &addr);
-		if (mc_region_del(eng->regions, addr) < 0)
+		if (unreg_one(eng, addr) < 0)
 			return;
 	}
 	while (!mc_list_is_empty(&eng->plain))

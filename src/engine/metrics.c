@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "engine/priv.h"
 #include "engine/routes.h"
+#include "xport/rdma/rdma.h"
 
 #define STATS_MAX 65536u
 #define LINKS_MAX 1024u /* (transport, rail, peer) triples with counters of their own */
@@ -18,6 +19,38 @@
 struct error_stat {
 	struct mc_counter n;
 	_Atomic bool is_named;
+};
+
+/* What the RDMA device counts by itself. */
+static const struct rdma_row {
+	const char *name, *help;
+	size_t at; /* in struct mc_rdma_stats */
+	bool is_64;
+} rdma_rows[] = {
+#define ROW64(field, name, help)                                                                   \
+	{                                                                                          \
+		name, help, offsetof(struct mc_rdma_stats, field), true                            \
+	}
+#define ROW32(field, name, help)                                                                   \
+	{                                                                                          \
+		name, help, offsetof(struct mc_rdma_stats, field), false                           \
+	}
+    ROW64(posts, "mc_rdma_posts", "Calls that posted work requests"),
+    ROW64(wrs, "mc_rdma_work_requests", "Work requests posted"),
+    ROW64(signaled, "mc_rdma_signaled", "Work requests that asked for a completion"),
+    ROW64(polls, "mc_rdma_polls", "Calls that polled a completion queue"),
+    ROW64(wcs, "mc_rdma_completions", "Completions polled"),
+    ROW64(arms, "mc_rdma_arms", "Completion queues armed before a sleep"),
+    ROW64(wakes, "mc_rdma_wakes", "Completion events"),
+    ROW64(accepted, "mc_rdma_accepted", "Lanes of peers that were accepted"),
+    ROW64(retired, "mc_rdma_retired", "Lanes of peers that were fenced"),
+    ROW64(evicted, "mc_rdma_evicted", "Lanes of peers that made room for others"),
+    ROW32(qps, "mc_rdma_queue_pairs", "Queue pairs alive"),
+    ROW32(mrs, "mc_rdma_memory_regions", "Memory regions of all ports"),
+    ROW32(lanes, "mc_rdma_lanes", "Lanes to peers"),
+    ROW32(inbound, "mc_rdma_inbound", "Lanes of peers to us"),
+#undef ROW64
+#undef ROW32
 };
 
 struct mc_stats {
@@ -31,6 +64,7 @@ struct mc_stats {
 	struct error_stat errors[MC_ROUTE_COUNT][MC_E_COUNT];
 	struct mc_gauge served_bytes[MC_OP_COUNT], served_requests[MC_OP_COUNT], refused, conns,
 	    regions;
+	struct mc_gauge rdma[MC_ARRAY_LEN(rdma_rows)];
 };
 
 static const char *const op_name[MC_OP_COUNT] = {"read", "write"};
@@ -183,6 +217,29 @@ int mc_stats_open(struct mc_engine *eng)
 	return rc < 0 ? rc : name_all(eng);
 }
 
+int mc_stats_rdma(struct mc_engine *eng)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < MC_ARRAY_LEN(rdma_rows) && rc == 0; i++)
+		rc = add(eng, rdma_rows[i].name, rdma_rows[i].help, MC_STAT_GAUGE, NULL, 0,
+			 &eng->stats->rdma[i]);
+	return rc;
+}
+
+static void rdma_read(struct mc_engine *eng)
+{
+	struct mc_rdma_stats now;
+
+	mc_rdma_stats_get(eng->rdma, &now);
+	for (size_t i = 0; i < MC_ARRAY_LEN(rdma_rows); i++) {
+		const void *at = (const uint8_t *)&now + rdma_rows[i].at;
+		uint64_t v = rdma_rows[i].is_64 ? *(const uint64_t *)at : *(const uint32_t *)at;
+
+		mc_gauge_set(&eng->stats->rdma[i], (int64_t)v);
+	}
+}
+
 void mc_stats_close(struct mc_engine *eng)
 {
 	struct mc_stats *st = eng->stats;
@@ -230,6 +287,8 @@ char *mc_metrics_text(struct mc_engine *eng)
 	mc_gauge_set(&st->refused, (int64_t)served.refused);
 	mc_gauge_set(&st->conns, (int64_t)served.conns);
 	mc_gauge_set(&st->regions, (int64_t)mc_region_count(eng->regions));
+	if (eng->rdma)
+		rdma_read(eng);
 	mc_str_init(&out, TEXT_MAX);
 	if (mc_stat_render(st->reg, &out) < 0) {
 		mc_str_fini(&out);

@@ -49,6 +49,8 @@
 #define MC_BLOCKED_MAX 16u     /* lanes whose every range, and more, is quarantined */
 
 struct mc_session;
+struct mc_hca_place;
+struct mc_initiators;
 struct mc_join;
 struct mc_ctl_conn;
 struct mc_peer;
@@ -66,6 +68,7 @@ enum mc_route {
 	MC_ROUTE_SHM,
 	MC_ROUTE_FILE,
 	MC_ROUTE_TCP,
+	MC_ROUTE_RDMA,
 	MC_ROUTE_COUNT,
 };
 
@@ -87,6 +90,8 @@ struct mc_eslice {
 	struct mc_retry retry;
 	uint32_t t_first, t_last; /* transfers that it carries parts of */
 	enum mc_route route;
+	uint32_t rails;	      /* RDMA: bit a rail whose far end has a key of the memory */
+	uint32_t near;	      /* RDMA: bit a local port that is close to the memory */
 	struct mc_pump *pump; /* from mc_pump_add() on */
 	bool is_refreshed;    /* its regions were resolved again after a refusal */
 	bool is_held;	      /* the last of its transfer, kept back until the others are done */
@@ -176,11 +181,14 @@ struct mc_elane {
 struct mc_rail {
 	struct mc_session *session;
 	enum mc_route route;
-	unsigned index;		      /* in its set */
-	struct mc_addr local, remote; /* TCP; local.len 0: the system's choice */
-	struct mc_rail_health health; /* session.mu */
-	struct mc_rail_stats *stats;  /* of the engine, by local end and transport */
+	unsigned index;			  /* in its set */
+	struct mc_addr local, remote;	  /* TCP; local.len 0: the system's choice */
+	unsigned local_port, remote_port; /* RDMA */
+	struct mc_rail_health health;	  /* session.mu */
+	bool is_opening;		  /* session.mu; RDMA: a worker opens a lane */
+	struct mc_rail_stats *stats;	  /* of the engine, by local end and transport */
 	struct mc_worker_job probe_job;
+	struct mc_worker_job open_job;
 };
 
 /** Rails of one transport, constant once the session is open, but for their health. */
@@ -216,6 +224,14 @@ struct mc_quarantine {
 	_Atomic unsigned n;  /* ranges and blocked; 0: no write needs to look */
 };
 
+/** Lets a loop look at its pump of a session again. */
+struct mc_wake {
+	struct mc_task task;
+	struct mc_session *session; /* counted while queued */
+	unsigned index;		    /* of the loop */
+	_Atomic bool is_queued;
+};
+
 struct mc_session {
 	struct mc_engine *eng;
 	struct mc_peer *peer; /* outlives the session */
@@ -228,8 +244,9 @@ struct mc_session {
 	uint64_t fence_key; /* epoch; of peers without one: the session's own number */
 	uint8_t nonce[MC_NONCE_BYTES];
 	int classic_proto;
-	struct mc_rail_set tcp;
-	struct mc_shm_peer *shm; /* attached, or NULL */
+	struct mc_rail_set tcp, rdma;
+	_Atomic bool is_rdma_off; /* one of us cannot: not a matter of a rail */
+	struct mc_shm_peer *shm;  /* attached, or NULL */
 	struct mc_file_seg *file;
 
 	struct mc_addr ctl_addr; /* the peer's control port */
@@ -238,8 +255,9 @@ struct mc_session {
 	bool is_ctl_opening;	  /* one caller connects, the others wait for ctl_seq */
 	_Atomic uint32_t ctl_seq; /* futex word: an attempt is over */
 	struct mc_ctl_conn *ctl;
-	int ctl_bad_rail;	  /* -1: none; its last call got no answer */
-	_Atomic bool is_ctl_lost; /* look whether the process still is the one we knew */
+	int ctl_bad_rail;	      /* -1: none; its last call got no answer */
+	_Atomic uint64_t ctl_lost_ns; /* 0: not lost */
+	_Atomic bool is_ctl_lost;     /* look whether the process still is the one we knew */
 
 	pthread_mutex_t mu;
 	struct mc_list lanes;
@@ -250,6 +268,7 @@ struct mc_session {
 	_Atomic size_t nregions; /* ever learnt */
 	struct mc_climb climb[MC_OP_COUNT];  /* under mu */
 	struct mc_pump *pumps[MC_LOOPS_MAX]; /* each its loop's */
+	struct mc_wake wakes[MC_LOOPS_MAX];
 };
 
 struct mc_eregion {
@@ -325,6 +344,11 @@ struct mc_engine {
 	unsigned nloops;
 	struct mc_region_table *regions;
 	struct mc_xdev *tcp, *self, *shm, *file;
+	struct mc_xdev *rdma;		 /* NULL: not wanted, or there is none */
+	struct mc_hca_place *hca_places; /* which ports are close to which memory; constant */
+	size_t nhca_places;
+	_Atomic bool is_hca_warned;	  /* of memory that the HCAs refused */
+	struct mc_initiators *initiators; /* the first loop's; NULL: without RDMA */
 	struct mc_xdev
 	    *lanes_from;	  /* TCP lanes are opened here instead; set by tests only, theirs */
 	pthread_mutex_t plain_mu; /* guards plain: memory handed out where memfds are forbidden */
@@ -424,16 +448,32 @@ int mc_classic_refresh(struct mc_session *s, uint64_t addr, uint64_t deadline_ns
 int mc_session_open_file(struct mc_session *s, struct mc_diag *diag);
 
 /* ---- lane.c ---- */
-/** Claim an idle lane on this route and rail, or open one. @return 0; -MC_E_AGAIN (all are owned);
- * lane_open()'s errors */
+/** Claim an idle lane on this route and rail, or open one. @return 0; -MC_E_AGAIN (all are owned,
+ * or a worker is opening one: see mc_offer()); lane_open()'s errors */
 int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint64_t now_ns,
 		  struct mc_elane **ret_lane);
 /** Give it back, idle. */
 void mc_lane_release(struct mc_elane *lane, uint64_t now_ns);
+/** A lane that is open but in no list; nobody else knows it. */
+int mc_lane_new(struct mc_session *s, enum mc_route route, unsigned rail,
+		struct mc_elane **ret_lane);
+/** Let others claim it. */
+void mc_lane_join(struct mc_elane *lane);
+/** It never joined. */
+void mc_lane_free(struct mc_elane *lane);
 /** Forget a broken or unwanted lane; it is aborted already. */
 void mc_lane_drop(struct mc_elane *lane);
-/** Close the lanes that nobody owns. */
-void mc_lane_drop_idle(struct mc_session *s);
+/** Close the lanes of a route that nobody owns; MC_ROUTE_COUNT: of all. */
+void mc_lane_drop_idle(struct mc_session *s, enum mc_route route);
+
+/* ---- offer.c: lanes that the peer must agree to ---- */
+/** Have a worker open one. @return -MC_E_AGAIN: under way, waiters are woken; -MC_E_UNSUPPORTED:
+ * this session has no such route any more */
+int mc_offer(struct mc_rail *rail);
+/** What a probe found out by opening a lane, or a lane that was wanted. */
+void mc_offer_probe(struct mc_rail *rail);
+/** Fence of a lane that left nothing behind: the peer may free its end. Does not wait. */
+void mc_offer_retire(struct mc_session *s, const struct mc_fence_token *token);
 
 /** Lanes for transfers that are not measured. */
 unsigned mc_session_lanes(const struct mc_session *s);
@@ -524,6 +564,9 @@ void mc_async_start(struct mc_gop *op);
 /** Loop thread: a pump has something to do. */
 void mc_async_kick(struct mc_pump *p);
 void mc_session_pumps_close(struct mc_session *s);
+void mc_session_wakes_init(struct mc_session *s);
+/** A lane has come, or its rail has gone: whoever waits for one looks again. Any thread. */
+void mc_session_wake(struct mc_session *s);
 
 /* ---- cq.c ---- */
 /** Room for one more group. @return 0; -MC_E_AGAIN; -MC_E_CLOSED; -MC_E_INVAL: another engine's */
@@ -574,11 +617,17 @@ void mc_mem_drop_all(struct mc_engine *eng);
 int mc_mem_first(struct mc_engine *eng, uint64_t *ret_addr);
 
 /* ---- engine.c ---- */
+struct mc_verbs;
+/** mc_engine_open() with a verbs table instead of libibverbs; NULL: libibverbs. For tests. */
+int mc_engine_open_verbs(const struct mc_engine_opts *opts, const struct mc_verbs *verbs,
+			 struct mc_diag *diag, struct mc_engine **ret_engine);
 /** What every transport of this engine is opened with. */
 struct mc_xdev_env mc_engine_xdev_env(struct mc_engine *eng);
 
 /* ---- metrics.c ---- */
 int mc_stats_open(struct mc_engine *eng);
+/** What the RDMA device counts, too. */
+int mc_stats_rdma(struct mc_engine *eng);
 void mc_stats_close(struct mc_engine *eng);
 /** Counters of a link, the same for the same names; never NULL. */
 struct mc_rail_stats *mc_stats_rail(struct mc_engine *eng, const char *transport, const char *rail,

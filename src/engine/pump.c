@@ -140,8 +140,12 @@ static void flying_del(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 
 /* What a transport says of a lane is the path's failure, whatever the code: codes that condemn an
  * operation are the engine's own verdicts (see mc_pump_again()). */
-static int lane_error(int rc)
+static int lane_error(enum mc_route route, int rc)
 {
+	/* A refused access ends a queue pair, with all that is on it: neither the rail's fault nor
+	 * the others'. They are sent again at no cost; the one that was refused has ended. */
+	if (route == MC_ROUTE_RDMA && mc_err_scope(rc) == MC_SCOPE_OP && rc != -MC_E_TIMEDOUT)
+		return -MC_E_CLOSED;
 	switch (rc) {
 	case -MC_E_TIMEDOUT:
 		return -MC_E_UNREACHABLE;
@@ -186,7 +190,7 @@ static void gather(struct mc_pump *p, uint64_t now_ns)
 			flying_add(p, lane, es, now_ns);
 			lane->batch[lane->nbatch++] = &es->s;
 		} else if (!fall_back(p, es, rc)) {
-			mc_pump_again(p, es, lane_error(rc), now_ns);
+			mc_pump_again(p, es, lane_error(es->route, rc), now_ns);
 		}
 	}
 }
@@ -202,17 +206,19 @@ static int post_batch(struct mc_pump *p, struct mc_elane *lane, uint64_t now_ns)
 	if (rc == (int)n)
 		return rc;
 	taken = rc < 0 ? 0 : (unsigned)rc;
+	if (rc < 0)
+		rc = lane_error(lane->route, rc);
 	memcpy(batch, lane->batch, sizeof(batch));
 	for (unsigned i = taken; i < n; i++) {
 		flying_del(p, lane, mc_eslice_of(batch[i]));
 		mc_eslice_of(batch[i])->lane = NULL;
 	}
 	if (rc < 0)
-		mc_pump_break(p, lane, lane_error(rc), now_ns);
+		mc_pump_break(p, lane, rc, now_ns);
 	/* From the last on, because each goes to the front. */
 	for (unsigned i = n; i-- > taken;) {
 		if (rc < 0)
-			mc_pump_again(p, mc_eslice_of(batch[i]), lane_error(rc), now_ns);
+			mc_pump_again(p, mc_eslice_of(batch[i]), rc, now_ns);
 		else
 			todo_front(p, mc_eslice_of(batch[i]));
 	}
@@ -347,6 +353,8 @@ void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t no
 		mc_session_gone(p->session);
 	if (!mc_list_is_empty(&maybe))
 		mc_fence(p, &maybe, &token, rc);
+	else if (token.route == MC_ROUTE_RDMA)
+		mc_offer_retire(p->session, &token);
 }
 
 /* ---- progress ---- */
@@ -361,7 +369,7 @@ static int poll_lane(struct mc_pump *p, struct mc_elane *lane, uint64_t block_ns
 		return 0;
 	p->now_ns = now_ns = mc_now_ns();
 	if (n < 0) {
-		mc_pump_break(p, lane, lane_error(n), now_ns);
+		mc_pump_break(p, lane, lane_error(lane->route, n), now_ns);
 		return 1;
 	}
 	for (int i = 0; i < n; i++)
@@ -475,6 +483,22 @@ static bool is_lost(struct mc_pump *p, const struct mc_elane *lane, const struct
 	return mc_rail_is_lost(&w);
 }
 
+/* An RDMA lane: silent until a completion, and the HCA reports loss by itself. */
+static int rdma_verdict(const struct mc_elane *lane, const struct mc_rails_view *v, uint64_t now_ns)
+{
+	const struct mc_rail *rail = &lane->rails->v[lane->rail];
+	uint64_t silent_ns = now_ns - lane->seen_ns;
+
+	if (mc_rails_is_link_down(rail))
+		return -MC_E_LINK_DOWN;
+	if (silent_ns < MC_RAIL_WR_STUCK_NS)
+		return 0;
+	if (silent_ns < mc_rail_wr_patience(mc_rdma_retry_ns(lane->session->eng->rdma),
+					    lane->flying_bytes, v->rate[lane->rail]))
+		return 0;
+	return -MC_E_STALLED;
+}
+
 /* Why this lane should be given up now; 0: it should not. */
 static int verdict(struct mc_pump *p, struct mc_elane *lane, const struct mc_rails_view *v,
 		   uint64_t now_ns)
@@ -489,12 +513,12 @@ static int verdict(struct mc_pump *p, struct mc_elane *lane, const struct mc_rai
 	}
 	if (lane->route == MC_ROUTE_TCP && lane->rails->n > 1 && is_lost(p, lane, v, now_ns))
 		return -MC_E_STALLED;
-	return 0;
+	return lane->route == MC_ROUTE_RDMA ? rdma_verdict(lane, v, now_ns) : 0;
 }
 
 void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 {
-	struct mc_rails_view v;
+	struct mc_rails_view v, rdma;
 
 	for (int prio = 0; prio < MC_PRIO_COUNT; prio++) {
 		struct mc_slice *s;
@@ -509,6 +533,8 @@ void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 			mc_gop_slice_end(es, rc, mc_route_name(es->route));
 		}
 	}
+	if (p->session->rdma.n > 0)
+		mc_rails_look(p->session, MC_ROUTE_RDMA, now_ns, &rdma);
 	mc_rails_look(p->session, MC_ROUTE_TCP, now_ns, &v);
 	watch(p, now_ns);
 	for (unsigned i = p->nlanes; i-- > 0;) {
@@ -518,7 +544,7 @@ void mc_pump_check(struct mc_pump *p, uint64_t now_ns)
 		if (i >= p->nlanes || p->lanes[i]->flying_n == 0)
 			continue;
 		lane = p->lanes[i];
-		rc = verdict(p, lane, &v, now_ns);
+		rc = verdict(p, lane, lane->route == MC_ROUTE_RDMA ? &rdma : &v, now_ns);
 		if (rc < 0)
 			mc_pump_break(p, lane, rc, now_ns);
 	}

@@ -24,13 +24,13 @@ struct mc_chooser {
 /** The lane for this slice: an owned one with room, least busy first, or a new one. NULL with
  * *ret_rc: none now (AGAIN) or why not. */
 struct mc_elane *mc_choose(struct mc_chooser *c, struct mc_eslice *es, int *ret_rc);
-/** Is there another rail of this route that is up, so that a retry need not wait? */
+/** Is there another rail that is up, or another route, so that a retry need not wait? */
 bool mc_choose_has_way(struct mc_session *s, enum mc_route route);
 
-/** Is the lane one of several, whose rates and silences are compared? */
+/** Are its rate and its silences looked at? Not of one alone that has nowhere else to go. */
 static inline bool mc_lane_is_measured(const struct mc_elane *lane)
 {
-	return lane->rails && lane->rails->n > 1;
+	return lane->rails && (lane->rails->n > 1 || lane->route == MC_ROUTE_RDMA);
 }
 
 /** How often mc_pump_check() is to be called while anything is under way. */

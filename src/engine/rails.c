@@ -1,15 +1,18 @@
 /*
  * rails.c: see rails.h. A lost rail is probed by a worker thread: a control connection from its
  * local to its remote address on which the peer shows its incarnation and nonce, so no slice is
- * ever risked on a rail that is not known to work again.
+ * ever risked on a rail that is not known to work again. A lost RDMA rail is probed by opening a
+ * lane on it, not before its local port is up.
  */
 #include "engine/rails.h"
 
 #include <netinet/in.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/log.h"
 #include "base/sync.h"
+#include "engine/pair.h"
 #include "engine/pump.h"
 
 #define PROBE_NS (200 * MC_NS_PER_MS)
@@ -61,6 +64,39 @@ static void rail_pair(struct mc_session *s, struct mc_rail *rail)
 	    s->peer->name);
 }
 
+/* Pairs of our RDMA ports and the peer's. */
+static void rdma_set(struct mc_session *s, const struct mc_ctl_peer *hello)
+{
+	struct mc_pair_port l[MC_RDMA_PORTS_MAX] = {0}, r[MC_RDMA_PORTS_MAX] = {0};
+	struct mc_rdma_port mine[MC_RDMA_PORTS_MAX];
+	struct mc_pair pairs[MC_RAILS_MAX];
+	unsigned n = mc_rdma_ports(s->eng->rdma);
+
+	for (unsigned i = 0; i < n; i++) {
+		mc_rdma_port_get(s->eng->rdma, i, &mine[i]);
+		l[i].name = mine[i].name;
+		l[i].is_ethernet = mine[i].is_ethernet;
+		memcpy(l[i].gid, mine[i].gid, sizeof(l[i].gid));
+	}
+	for (unsigned i = 0; i < hello->nports; i++) {
+		r[i].name = hello->ports[i].name;
+		r[i].is_ethernet = hello->ports[i].flags & MC_CTL_PORT_ETHERNET;
+		memcpy(r[i].gid, hello->ports[i].gid, sizeof(r[i].gid));
+	}
+	s->rdma.n = mc_pair_ports(l, n, r, hello->nports, pairs, MC_RAILS_MAX);
+	for (unsigned i = 0; i < s->rdma.n; i++) {
+		struct mc_rail *rail = &s->rdma.v[i];
+		char text[MC_ADDR_TEXT_MAX];
+
+		rail->local_port = pairs[i].local;
+		rail->remote_port = pairs[i].remote;
+		/* Names of devices are short; longer ones are cut. */
+		(void)snprintf(text, sizeof(text), "%.24s->%.24s", l[pairs[i].local].name,
+			       r[pairs[i].remote].name);
+		rail->stats = mc_stats_rail(s->eng, "rdma", text, s->peer->name);
+	}
+}
+
 int mc_rails_set(struct mc_session *s, const struct mc_ctl_peer *hello)
 {
 	s->tcp.n = 0;
@@ -83,6 +119,8 @@ int mc_rails_set(struct mc_session *s, const struct mc_ctl_peer *hello)
 	/* With one address of ours, further ones of the peer are not further rails. */
 	if (s->eng->nrail_addrs <= 1 && s->tcp.n > 1)
 		s->tcp.n = 1;
+	if (s->eng->rdma && hello->nports > 0)
+		rdma_set(s, hello);
 	return s->tcp.n > 0 ? 0 : -MC_E_PROTO;
 }
 
@@ -100,14 +138,18 @@ int mc_rails_to(const struct mc_session *s, const struct mc_addr *remote)
 
 void mc_rails_init(struct mc_session *s)
 {
-	for (unsigned i = 0; i < MC_RAILS_MAX; i++)
+	for (unsigned i = 0; i < MC_RAILS_MAX; i++) {
 		s->tcp.v[i] = (struct mc_rail){.session = s, .route = MC_ROUTE_TCP, .index = i};
+		s->rdma.v[i] = (struct mc_rail){.session = s, .route = MC_ROUTE_RDMA, .index = i};
+	}
 	s->tcp.n = 1;
 }
 
 struct mc_rail_set *mc_rails_of(struct mc_session *s, enum mc_route route)
 {
-	return route == MC_ROUTE_TCP ? &s->tcp : NULL;
+	if (route == MC_ROUTE_TCP)
+		return &s->tcp;
+	return route == MC_ROUTE_RDMA ? &s->rdma : NULL;
 }
 
 /* Under session.mu. */
@@ -179,7 +221,11 @@ void mc_rails_look(struct mc_session *s, enum mc_route route, uint64_t now_ns,
 	struct mc_rail_set *set = mc_rails_of(s, route);
 	uint32_t due = 0;
 
-	if (set->n <= 1) {
+	if (route == MC_ROUTE_RDMA && atomic_load_explicit(&s->is_rdma_off, memory_order_relaxed)) {
+		*ret = (struct mc_rails_view){0};
+		return;
+	}
+	if (set->n <= 1 && route == MC_ROUTE_TCP) {
 		*ret = (struct mc_rails_view){.usable = 1, .up = 1};
 		return;
 	}
@@ -188,14 +234,23 @@ void mc_rails_look(struct mc_session *s, enum mc_route route, uint64_t now_ns,
 	for (unsigned i = 0; i < set->n; i++) {
 		ret->rate[i] = set->v[i].health.rate;
 		ret->patience_ns[i] = mc_rail_patience(&set->v[i].health, now_ns);
-		if (!(ret->up & (1u << i)) && mc_rail_wants_probe(&set->v[i].health, now_ns))
+		if (!(ret->up & (1u << i)) &&
+		    (route != MC_ROUTE_RDMA || !mc_rails_is_link_down(&set->v[i])) &&
+		    mc_rail_wants_probe(&set->v[i].health, now_ns))
 			due |= 1u << i;
 	}
 	pthread_mutex_unlock(&s->mu);
-	ret->usable = ret->up ? ret->up : (1u << set->n) - 1;
+	ret->usable = ret->up;
+	/* All lost: with nothing else to go to, any may come back first. */
+	if (!ret->up && mc_route_fallback(s, route) == MC_ROUTE_COUNT)
+		ret->usable = (1u << set->n) - 1;
 	for (unsigned i = 0; due; i++, due >>= 1) {
 		if (!(due & 1))
 			continue;
+		if (route == MC_ROUTE_RDMA) {
+			mc_offer_probe(&set->v[i]);
+			continue;
+		}
 		set->v[i].probe_job.run = probe_run;
 		mc_session_ref(s);
 		mc_work_post(s->eng, &set->v[i].probe_job);
@@ -220,5 +275,7 @@ void mc_rails_gap(struct mc_rail *rail, uint64_t gap_ns, uint64_t now_ns)
 
 bool mc_rails_is_link_down(const struct mc_rail *rail)
 {
+	if (rail->route == MC_ROUTE_RDMA)
+		return !mc_rdma_port_is_up(rail->session->eng->rdma, rail->local_port);
 	return rail->local.len != 0 && !mc_addr_is_running(&rail->local);
 }

@@ -9,8 +9,9 @@
 
 /** What a pump must know of all rails to choose one. */
 struct mc_rails_view {
-	uint32_t usable; /* bit a rail; never 0: with all rails lost, all of them */
-	uint32_t up;	 /* bit a rail */
+	uint32_t
+	    usable;  /* bit a rail; all lost: all of them, or none where another route is left */
+	uint32_t up; /* bit a rail */
 	double rate[MC_RAILS_MAX];
 	uint64_t patience_ns[MC_RAILS_MAX];
 };

@@ -5,33 +5,58 @@
 
 #include <string.h>
 
+#include "engine/rails.h"
+#include "xport/rdma/rdma.h"
 #include "xport/shm.h"
 
 #define SLICE_SMALL (256u << 10)
 #define SLICE_LARGE (1u << 20)
-#define SLICE_COPY (8u << 20) /* a copying transport: only cancel and deadline look in between */
+#define SLICE_RDMA (64u << 10) /* as upstream: several NICs share a request evenly */
+#define SLICE_COPY (8u << 20)  /* a copying transport: only cancel and deadline look in between */
 
 const char *mc_route_name(enum mc_route route)
 {
-	static const char *const names[MC_ROUTE_COUNT] = {"self", "shm", "file", "tcp"};
+	static const char *const names[MC_ROUTE_COUNT] = {"self", "shm", "file", "tcp", "rdma"};
 
 	return route < MC_ROUTE_COUNT ? names[route] : "none";
 }
 
-enum mc_route mc_route_choose(const struct mc_session *s, const struct mc_remote_region *rr)
+/* Rails whose far end has a key for the memory, if one of them is up. */
+static uint32_t rails_with_key(struct mc_session *s, const struct mc_remote_region *rr)
 {
+	struct mc_rails_view v;
+	uint32_t rails = 0;
+
+	if (s->rdma.n == 0 || atomic_load_explicit(&s->is_rdma_off, memory_order_relaxed))
+		return 0;
+	for (unsigned i = 0; i < s->rdma.n; i++)
+		if (mc_rdma_key_get(rr->key, s->rdma.v[i].remote_port) != 0)
+			rails |= 1u << i;
+	if (rails == 0)
+		return 0;
+	mc_rails_look(s, MC_ROUTE_RDMA, mc_now_ns(), &v);
+	return v.usable & rails ? rails : 0;
+}
+
+enum mc_route mc_route_choose(struct mc_session *s, const struct mc_remote_region *rr,
+			      uint32_t *ret_rails)
+{
+	*ret_rails = 0;
 	if (s->kind == MC_PEER_SELF)
 		return MC_ROUTE_SELF;
 	if (s->kind == MC_PEER_FILE)
 		return MC_ROUTE_FILE;
 	if (s->shm && mc_shm_peer_can(s->shm, rr))
 		return MC_ROUTE_SHM;
-	return MC_ROUTE_TCP;
+	*ret_rails = rails_with_key(s, rr);
+	return *ret_rails ? MC_ROUTE_RDMA : MC_ROUTE_TCP;
 }
 
 enum mc_route mc_route_fallback(const struct mc_session *s, enum mc_route route)
 {
-	return route == MC_ROUTE_SHM && s->kind == MC_PEER_OURS ? MC_ROUTE_TCP : MC_ROUTE_COUNT;
+	if (s->kind != MC_PEER_OURS || (route != MC_ROUTE_SHM && route != MC_ROUTE_RDMA))
+		return MC_ROUTE_COUNT;
+	return MC_ROUTE_TCP;
 }
 
 static const struct mc_xdev *dev_of(const struct mc_session *s, enum mc_route route)
@@ -43,6 +68,8 @@ static const struct mc_xdev *dev_of(const struct mc_session *s, enum mc_route ro
 		return s->eng->shm;
 	case MC_ROUTE_FILE:
 		return s->eng->file;
+	case MC_ROUTE_RDMA:
+		return s->eng->rdma;
 	default:
 		return s->eng->lanes_from ? s->eng->lanes_from : s->eng->tcp;
 	}
@@ -51,6 +78,18 @@ static const struct mc_xdev *dev_of(const struct mc_session *s, enum mc_route ro
 bool mc_route_has_signal(const struct mc_session *s, enum mc_route route)
 {
 	return s->kind != MC_PEER_CLASSIC && (dev_of(s, route)->ops->caps & MC_XCAP_SIGNAL) != 0;
+}
+
+bool mc_route_is_offered(const struct mc_session *s, enum mc_route route)
+{
+	return dev_of(s, route)->ops->caps & MC_XCAP_OFFER;
+}
+
+struct mc_xdev *mc_route_dev(struct mc_engine *eng, const char *name)
+{
+	if (strcmp(name, mc_route_name(MC_ROUTE_TCP)) == 0)
+		return eng->tcp;
+	return strcmp(name, mc_route_name(MC_ROUTE_RDMA)) == 0 ? eng->rdma : NULL;
 }
 
 uint32_t mc_route_frags_max(const struct mc_session *s, enum mc_route route)
@@ -65,10 +104,12 @@ uint64_t mc_route_slice_bytes(const struct mc_session *s, enum mc_route route, u
 {
 	uint64_t set = s->eng->conf.slice_bytes;
 
-	if (route != MC_ROUTE_TCP)
+	if (route != MC_ROUTE_TCP && route != MC_ROUTE_RDMA)
 		return SLICE_COPY;
 	if (set)
 		return set;
+	if (route == MC_ROUTE_RDMA)
+		return SLICE_RDMA;
 	/* Several rails share a transfer evenly only in pieces; one rail wants few, large ones. */
 	if (s->tcp.n > 1)
 		return total / (s->tcp.n * 8) < SLICE_SMALL ? SLICE_SMALL / 2 : SLICE_SMALL;
@@ -86,7 +127,10 @@ int mc_route_lane_open(struct mc_session *s, enum mc_route route, unsigned rail,
 		path.peer_state = s->shm;
 	else if (route == MC_ROUTE_FILE)
 		path.peer_state = s->file;
-	else if (route == MC_ROUTE_TCP) {
+	else if (route == MC_ROUTE_RDMA) {
+		path.local_port = s->rdma.v[rail].local_port;
+		path.remote_port = s->rdma.v[rail].remote_port;
+	} else if (route == MC_ROUTE_TCP) {
 		path.local = s->tcp.v[rail].local;
 		path.remote = s->tcp.v[rail].remote;
 		if (s->kind == MC_PEER_CLASSIC)

@@ -7,6 +7,9 @@
 #include "control.pb-c.h"
 #include "disco/segdesc.h"
 #include "engine/ctl.h"
+#include "engine/hca.h"
+#include "engine/initiators.h"
+#include "engine/routes.h"
 #include "wire/control.h"
 #include "wire/pb.h"
 
@@ -186,6 +189,8 @@ static void serve_hello(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, vo
 		return;
 	rc = m->version == MC_CTL_VERSION ? mc_ctl_hello_encode(user, buf, sizeof(buf), &len)
 					  : -MC_E_VERSION;
+	if (rc == 0)
+		mc_initiators_hello(user, req->peer, m->epoch);
 	(void)mc_rpc_reply(req, rc, buf, len, NULL, 0);
 }
 
@@ -206,6 +211,7 @@ static void region_find(struct mc_engine *eng, const struct mc_ctl_range *range,
 				      .kind = info.desc.kind,
 				      .arena = info.desc.arena,
 				      .arena_off = info.desc.arena_off};
+	mc_hca_keys(eng, &info.desc, ret->key);
 }
 
 static void serve_resolve(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
@@ -257,7 +263,7 @@ out:
 
 struct retire_job {
 	struct mc_worker_job job;
-	struct mc_engine *eng;
+	struct mc_xdev *dev;
 	struct mc_rpc_req *req;
 	uint8_t token[MC_XPORT_TOKEN_MAX];
 	size_t token_len;
@@ -267,11 +273,10 @@ static void retire_run(struct mc_worker_job *job)
 {
 	struct retire_job *j = mc_container_of(job, struct retire_job, job);
 	Mc__Ctl__RetireReply reply = MC__CTL__RETIRE_REPLY__INIT;
-	struct mc_engine *eng = j->eng;
 	uint8_t buf[64];
 	uint64_t acked = 0;
 
-	reply.status = eng->tcp->ops->retire(eng->tcp, j->token, j->token_len, &acked);
+	reply.status = j->dev->ops->retire(j->dev, j->token, j->token_len, &acked);
 	reply.acked = acked;
 	reply_msg(j->req, &reply.base, buf, sizeof(buf));
 	mc_free(j);
@@ -282,13 +287,12 @@ static void serve_retire(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, v
 	_Alignas(16) uint8_t mem[1024];
 	Mc__Ctl__Retire *m =
 	    (Mc__Ctl__Retire *)unpack(req, msg, &mc__ctl__retire__descriptor, mem, sizeof(mem));
-	struct mc_engine *eng = user;
+	struct mc_xdev *dev = m ? mc_route_dev(user, m->transport) : NULL;
 	struct retire_job *j;
 
 	if (!m)
 		return;
-	if (strcmp(m->transport, "tcp") != 0 || m->token.len == 0 ||
-	    m->token.len > MC_XPORT_TOKEN_MAX) {
+	if (!dev || m->token.len == 0 || m->token.len > MC_XPORT_TOKEN_MAX) {
 		(void)mc_rpc_reply(req, -MC_E_INVAL, NULL, 0, NULL, 0);
 		return;
 	}
@@ -298,11 +302,67 @@ static void serve_retire(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, v
 		return;
 	}
 	j->job.run = retire_run;
-	j->eng = eng;
+	j->dev = dev;
 	j->req = req;
 	j->token_len = m->token.len;
 	memcpy(j->token, m->token.data, m->token.len);
-	mc_work_post(eng, &j->job);
+	mc_work_post(user, &j->job);
+}
+
+struct connect_job {
+	struct mc_worker_job job;
+	struct mc_xdev *dev;
+	struct mc_rpc_req *req;
+	uint64_t epoch;
+	uint8_t offer[MC_CTL_OFFER_MAX];
+	size_t offer_len;
+};
+
+static void connect_run(struct mc_worker_job *job)
+{
+	struct connect_job *j = mc_container_of(job, struct connect_job, job);
+	Mc__Ctl__ConnectReply reply = MC__CTL__CONNECT_REPLY__INIT;
+	uint8_t answer[MC_CTL_OFFER_MAX], buf[MC_CTL_OFFER_MAX + 64];
+	int rc =
+	    j->dev->ops->accept(j->dev, j->epoch, j->offer, j->offer_len, answer, sizeof(answer));
+
+	reply.status = rc < 0 ? rc : 0;
+	reply.answer = (ProtobufCBinaryData){.data = answer, .len = rc < 0 ? 0 : (size_t)rc};
+	reply_msg(j->req, &reply.base, buf, sizeof(buf));
+	mc_free(j);
+}
+
+static void serve_connect(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
+{
+	_Alignas(16) uint8_t mem[MC_CTL_OFFER_MAX + 512];
+	Mc__Ctl__Connect *m =
+	    (Mc__Ctl__Connect *)unpack(req, msg, &mc__ctl__connect__descriptor, mem, sizeof(mem));
+	struct mc_xdev *dev = m ? mc_route_dev(user, m->transport) : NULL;
+	uint64_t epoch = mc_initiators_epoch(req->peer);
+	struct connect_job *j = NULL;
+	int rc = 0;
+
+	if (!m)
+		return;
+	if (!dev || !(dev->ops->caps & MC_XCAP_OFFER))
+		rc = -MC_E_UNSUPPORTED;
+	else if (m->offer.len == 0 || m->offer.len > MC_CTL_OFFER_MAX)
+		rc = -MC_E_INVAL;
+	else if (epoch == 0) /* no hello, or no room to remember it */
+		rc = -MC_E_LIMIT;
+	if (rc == 0)
+		j = mc_calloc(1, sizeof(*j));
+	if (!j) {
+		(void)mc_rpc_reply(req, rc < 0 ? rc : -MC_E_NOMEM, NULL, 0, NULL, 0);
+		return;
+	}
+	j->job.run = connect_run;
+	j->dev = dev;
+	j->req = req;
+	j->epoch = epoch;
+	j->offer_len = m->offer.len;
+	memcpy(j->offer, m->offer.data, m->offer.len);
+	mc_work_post(user, &j->job);
 }
 
 static void serve_notify(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
@@ -344,6 +404,12 @@ static void serve_probe(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, vo
 
 /* ---- life ---- */
 
+static void on_down(struct mc_rpc_peer *peer, int rc, void *user)
+{
+	(void)rc;
+	mc_initiators_down(user, peer);
+}
+
 static const struct mc_control_ops control_ops = {
     .metadata = on_metadata,
     .notify = on_notify,
@@ -373,8 +439,10 @@ int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_d
 	    {MC_CTL_RETIRE, "retire", serve_retire, eng},
 	    {MC_CTL_NOTIFY, "notify", serve_notify, eng},
 	    {MC_CTL_PROBE, "probe", serve_probe, eng},
+	    {MC_CTL_CONNECT, "connect", serve_connect, eng},
 	};
-	struct mc_rpc_server_opts opts = {.methods = methods, .nmethods = MC_ARRAY_LEN(methods)};
+	struct mc_rpc_server_opts opts = {
+	    .methods = methods, .nmethods = MC_ARRAY_LEN(methods), .on_down = on_down, .user = eng};
 	struct mc_control_conf conf = {.hs = &eng->hs,
 				       .bind = *bind,
 				       .ops = &control_ops,

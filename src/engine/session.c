@@ -50,7 +50,7 @@ static void session_free(struct mc_worker_job *job)
 	struct mc_session *s = mc_container_of(job, struct mc_session, end_job);
 
 	mc_session_pumps_close(s);
-	mc_lane_drop_idle(s);
+	mc_lane_drop_idle(s, MC_ROUTE_COUNT);
 	mc_assert(mc_list_is_empty(&s->lanes));
 	mc_ctlconn_free(s->ctl);
 	mc_shm_peer_detach(s->shm);
@@ -96,6 +96,7 @@ static struct mc_session *session_new(struct mc_peer *peer, enum mc_peer_kind ki
 	s->peer = peer;
 	s->kind = kind;
 	mc_rails_init(s);
+	mc_session_wakes_init(s);
 	s->ctl_bad_rail = -1;
 	atomic_init(&s->refs, 1);
 	pthread_mutex_init(&s->mu, NULL);
@@ -343,8 +344,8 @@ static int session_open(struct mc_peer *peer, uint64_t deadline_ns, struct mc_di
 		mc_session_put(s);
 		return rc;
 	}
-	mc_log_info("session open", "peer=%s kind=%d rails=%u shm=%d", peer->name, (int)s->kind,
-		    s->tcp.n, s->shm != NULL);
+	mc_log_info("session open", "peer=%s kind=%d rails=%u rdma_rails=%u shm=%d", peer->name,
+		    (int)s->kind, s->tcp.n, s->rdma.n, s->shm != NULL);
 	*ret = s;
 	return 0;
 }

@@ -1,0 +1,34 @@
+/*
+ * hca.h: what the engine does with the RDMA device as a whole: open it, register memory with it,
+ * know which of its ports are close to which memory.
+ */
+#ifndef MC_ENGINE_HCA_H
+#define MC_ENGINE_HCA_H
+
+#include "engine/priv.h"
+#include "xport/rdma/rdma.h"
+
+/**
+ * Open the device if it is wanted: protocol "rdma", or MC_FORCE_HCA.
+ * @param devices  the engine's device list; addresses in it do not count
+ * @param verbs    NULL: libibverbs
+ * @return 0 (also where there is no HCA: TCP is used, with one warning); -MC_E_NOENT (the list
+ * names no HCA of this machine); -MC_E_UNAVAILABLE (MC_FORCE_HCA); -MC_E_NOMEM
+ */
+int mc_hca_open(struct mc_engine *eng, const char *protocol, const char *devices,
+		const struct mc_verbs *verbs, struct mc_diag *diag);
+/** Every lane is closed, no peer is served. */
+void mc_hca_close(struct mc_engine *eng);
+
+/** Before the range can be seen by peers. One that the HCAs refuse goes over TCP; that is said
+ * once. Blocks. */
+void mc_hca_mem_add(struct mc_engine *eng, uint64_t addr, uint64_t len, unsigned rights);
+/** After it cannot be seen any more: once for each add. Blocks. */
+void mc_hca_mem_del(struct mc_engine *eng, uint64_t addr, uint64_t len);
+/** Keys of a region for peers; zeros: none. Any thread. */
+void mc_hca_keys(struct mc_engine *eng, const struct mc_region_desc *desc,
+		 uint8_t ret_key[MC_XPORT_TOKEN_MAX]);
+/** Ports that are close to memory of this location: bit a port, all where nothing is known. */
+uint32_t mc_hca_near(const struct mc_engine *eng, const char *location);
+
+#endif

@@ -1,0 +1,438 @@
+/*
+ * rdma_test.c: two real engines with RDMA between them, over the fabric of verbs_fake.h: rails,
+ * lanes opened by a worker, keys, fallback to TCP and back, fences, peers that are gone.
+ */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/hca.h"
+#include "engine/initiators.h"
+#include "verbs_fake.h"
+
+#define BYTES (4u << 20)
+#define SOON_NS (20 * MC_NS_PER_S) /* never needed but where something is broken */
+
+static struct mc_engine *a, *b; /* initiator, target */
+static const struct mc_verbs *verbs;
+static uint8_t *local, *remote;
+static int32_t seg;
+
+static struct mc_engine *engine(const char *devices)
+{
+	struct mc_engine_opts opts = {
+	    .size = sizeof(opts), .name = "127.0.0.1", .protocol = "rdma", .devices = devices};
+	struct mc_diag diag = {0};
+	struct mc_engine *eng;
+
+	if (mc_engine_open_verbs(&opts, verbs, &diag, &eng) < 0)
+		fail_msg("%s", diag.text);
+	return eng;
+}
+
+static int setup_with(unsigned ndevs)
+{
+	(void)setenv("MC_NO_SHM", "1", 1);
+	(void)setenv("MC_NUM_TCP_IO_THREADS", "1", 1);
+	verbs = verbs_fake_open(&(struct verbs_fake_conf){.ndevs = ndevs});
+	local = mc_aligned_alloc(4096, BYTES);
+	remote = mc_aligned_alloc(4096, BYTES);
+	assert_true(local && remote);
+	a = engine(NULL);
+	b = engine(NULL);
+	assert_int_equal(mc_mem_reg(a, local, BYTES, NULL, 3), 0);
+	assert_int_equal(mc_mem_reg(b, remote, BYTES, NULL, 3), 0);
+	assert_int_equal(mc_segment_open(a, mc_engine_name(b), 0, NULL, &seg), 0);
+	for (size_t i = 0; i < BYTES; i++)
+		local[i] = (uint8_t)(i * 31 + i / 253);
+	return 0;
+}
+
+static int setup(void **state)
+{
+	(void)state;
+	return setup_with(1);
+}
+
+static int setup_four(void **state)
+{
+	(void)state;
+	return setup_with(4);
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	mc_engine_close(a);
+	mc_engine_close(b);
+	assert_int_equal(verbs_fake_live_all(), 0);
+	verbs_fake_close();
+	mc_free(local);
+	mc_free(remote);
+	return 0;
+}
+
+/* ---- transfers and what they were carried by ---- */
+
+static int move(uint8_t op, const uint8_t *from, uint64_t off, uint64_t len, uint64_t deadline_ns)
+{
+	struct mc_iov l = {(uintptr_t)from, len}, r = {(uintptr_t)remote + off, len};
+	struct mc_transfer t = {
+	    .op = op, .segment = seg, .nlocal = 1, .nremote = 1, .local = &l, .remote = &r};
+	struct mc_group g = {.size = sizeof(g),
+			     .n = 1,
+			     .transfers = &t,
+			     .deadline_ns = deadline_ns,
+			     .priority = MC_PRIO_NORMAL};
+	struct mc_diag diag = {0};
+	int rc = mc_transfer_sync(a, &g, &diag);
+
+	if (rc < 0)
+		print_message("%s\n", diag.text);
+	return rc;
+}
+
+static int write_all(void)
+{
+	memset(remote, 0, BYTES);
+	return move(MC_WRITE, local, 0, BYTES, 0);
+}
+
+static uint64_t submit(uint8_t op, uint64_t off, uint64_t len)
+{
+	struct mc_iov l = {(uintptr_t)local + off, len}, r = {(uintptr_t)remote + off, len};
+	struct mc_transfer t = {
+	    .op = op, .segment = seg, .nlocal = 1, .nremote = 1, .local = &l, .remote = &r};
+	struct mc_group g = {
+	    .size = sizeof(g), .n = 1, .transfers = &t, .priority = MC_PRIO_NORMAL};
+	uint64_t id;
+
+	assert_int_equal(mc_submit(a, &g, &id), 0);
+	return id;
+}
+
+static int result(uint64_t id)
+{
+	struct mc_status st;
+
+	assert_int_equal(mc_group_wait(a, id, SOON_NS, &st), 0);
+	assert_int_equal(mc_group_free(a, id), 0);
+	return st.status;
+}
+
+static struct mc_session *session(void)
+{
+	return a->peers[seg]->session;
+}
+
+/* Bytes that one rail, or all of one transport, has moved. */
+static uint64_t rail_bytes(const struct mc_rail *rail)
+{
+	return mc_counter_read(&rail->stats->bytes[MC_OP_READ]) +
+	       mc_counter_read(&rail->stats->bytes[MC_OP_WRITE]);
+}
+
+static uint64_t rdma_bytes(void)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < session()->rdma.n; i++)
+		sum += rail_bytes(&session()->rdma.v[i]);
+	return sum;
+}
+
+static uint64_t tcp_bytes(void)
+{
+	return rail_bytes(&session()->tcp.v[0]);
+}
+
+static unsigned lanes_ready(void)
+{
+	struct mc_session *s = session();
+	struct mc_elane *lane;
+	unsigned n = 0;
+
+	pthread_mutex_lock(&s->mu);
+	mc_list_each (lane, &s->lanes, link)
+		n += lane->route == MC_ROUTE_RDMA;
+	pthread_mutex_unlock(&s->mu);
+	return n;
+}
+
+static void stats_of(const struct mc_engine *eng, struct mc_rdma_stats *ret)
+{
+	mc_rdma_stats_get(eng->rdma, ret);
+}
+
+/* Until a condition holds that another thread brings about. */
+#define EVENTUALLY(cond)                                                                           \
+	do {                                                                                       \
+		uint64_t until_ns_ = mc_now_ns() + SOON_NS;                                        \
+		struct timespec ts_ = {.tv_nsec = 1000000};                                        \
+                                                                                                   \
+		while (!(cond) && mc_now_ns() < until_ns_)                                         \
+			(void)nanosleep(&ts_, NULL); /* tidy-ok(sleep): nothing tells when */      \
+		assert_true(cond);                                                                 \
+	} while (0)
+
+/* ---- tests ---- */
+
+static void bytes_go_both_ways_over_rdma(void **state)
+{
+	struct mc_rdma_stats st;
+	char *text;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	memset(local, 0, BYTES);
+	assert_int_equal(move(MC_READ, local, 0, BYTES, 0), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(rdma_bytes(), 2 * BYTES);
+	assert_int_equal(tcp_bytes(), 0);
+	assert_string_equal(session()->rdma.v[0].stats->rail, "fake0->fake0");
+	stats_of(a, &st);
+	/* Slices of 64 KiB, 16 of them with one call and one completion. */
+	assert_true(st.posts <= 2 * BYTES / 65536 / 16 + 2);
+	assert_true(st.signaled <= 2 * BYTES / 65536 / 16 + 2);
+	text = mc_metrics_text(a);
+	assert_non_null(text);
+	assert_non_null(strstr(text, "rail=\"fake0->fake0\""));
+	mc_text_free(text);
+}
+
+static void a_group_that_a_loop_drives_waits_for_its_lane(void **state)
+{
+	(void)state;
+	memset(remote, 0, BYTES);
+	assert_int_equal(result(submit(MC_WRITE, 0, BYTES)), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(rdma_bytes(), BYTES);
+}
+
+static void one_request_uses_all_rails(void **state)
+{
+	uint64_t id;
+
+	(void)state;
+	assert_int_equal(move(MC_WRITE, local, 0, 4096, 0), 0);
+	assert_int_equal(session()->rdma.n, 4);
+	EVENTUALLY(lanes_ready() == 4);
+	verbs_fake_hold(VERBS_FAKE_HOLD_REQUESTS);
+	id = submit(MC_WRITE, 0, BYTES);
+	EVENTUALLY(verbs_fake_pending() >= BYTES / 65536);
+	verbs_fake_hold(VERBS_FAKE_PROMPT);
+	assert_int_equal(result(id), 0);
+	assert_memory_equal(local, remote, BYTES);
+	for (unsigned i = 0; i < 4; i++)
+		assert_true(rail_bytes(&session()->rdma.v[i]) >= BYTES / 4);
+	assert_int_equal(tcp_bytes(), 0);
+}
+
+static void memory_that_no_hca_knows_goes_over_tcp(void **state)
+{
+	uint8_t mine[4096];
+
+	(void)state;
+	memset(mine, 0x5a, sizeof(mine));
+	assert_int_equal(move(MC_WRITE, mine, 4096, sizeof(mine), 0), 0);
+	assert_memory_equal(mine, remote + 4096, sizeof(mine));
+	assert_int_equal(rdma_bytes(), 0);
+	assert_int_equal(tcp_bytes(), sizeof(mine));
+}
+
+static void memory_that_the_hca_refuses_goes_over_tcp(void **state)
+{
+	uint8_t *more = mc_aligned_alloc(4096, 65536);
+
+	(void)state;
+	assert_non_null(more);
+	verbs_fake_fail(VERBS_FAKE_REG_MR, 0, ENOMEM);
+	assert_int_equal(mc_mem_reg(a, more, 65536, NULL, 3), 0);
+	assert_true(verbs_fake_fail_clear());
+	memset(more, 0xa5, 65536);
+	assert_int_equal(move(MC_WRITE, more, 0, 65536, 0), 0);
+	assert_memory_equal(more, remote, 65536);
+	assert_int_equal(rdma_bytes(), 0);
+	assert_int_equal(mc_mem_unreg(a, more), 0);
+	mc_free(more);
+}
+
+static void a_range_registered_twice_keeps_its_keys_until_the_last_end(void **state)
+{
+	(void)state;
+	assert_int_equal(mc_mem_reg(b, remote, BYTES, NULL, 3), 0);
+	assert_int_equal(write_all(), 0);
+	assert_int_equal(mc_mem_unreg(b, remote), 0);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(tcp_bytes(), 0);
+	assert_int_equal(mc_mem_unreg(b, remote), 0);
+	assert_true(write_all() < 0);
+	assert_int_equal(remote[0], 0);
+}
+
+static void memory_of_the_engine_has_keys(void **state)
+{
+	uint8_t *mine = mc_mem_alloc(a, 65536);
+
+	(void)state;
+	assert_non_null(mine);
+	memset(mine, 0x77, 65536);
+	assert_int_equal(move(MC_WRITE, mine, 0, 65536, 0), 0);
+	assert_memory_equal(mine, remote, 65536);
+	assert_int_equal(rdma_bytes(), 65536);
+	assert_int_equal(mc_mem_free(a, mine), 0);
+}
+
+static void a_range_registered_anew_is_asked_for_again(void **state)
+{
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	assert_int_equal(mc_mem_unreg(b, remote), 0);
+	assert_int_equal(mc_mem_reg(b, remote, BYTES, NULL, 3), 0);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	/* Nobody's fault: the rail is as good as before. */
+	assert_int_equal(session()->rdma.v[0].health.failures, 0);
+}
+
+static void a_lane_that_cannot_be_opened_leaves_tcp(void **state)
+{
+	(void)state;
+	verbs_fake_fail(VERBS_FAKE_CREATE_QP, 0, ENOMEM);
+	assert_int_equal(write_all(), 0);
+	assert_true(verbs_fake_fail_clear());
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(rdma_bytes(), 0);
+	/* It is tried again by and by. */
+	EVENTUALLY(move(MC_WRITE, local, 0, 4096, 0) == 0 && rdma_bytes() > 0);
+}
+
+static void a_port_that_goes_down_costs_no_error(void **state)
+{
+	uint64_t before;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	before = tcp_bytes();
+	verbs_fake_link(0, 1, VERBS_FAKE_DOWN);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(tcp_bytes() - before, BYTES);
+	verbs_fake_link(0, 1, VERBS_FAKE_UP);
+	before = rdma_bytes();
+	EVENTUALLY(move(MC_WRITE, local, 0, 4096, 0) == 0 && rdma_bytes() > before);
+}
+
+static void one_rail_of_four_that_goes_down_is_left_to_the_others(void **state)
+{
+	uint64_t lost, id;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	memset(remote, 0, BYTES);
+	verbs_fake_hold(VERBS_FAKE_HOLD_REQUESTS);
+	id = submit(MC_WRITE, 0, BYTES);
+	EVENTUALLY(verbs_fake_pending() > 8);
+	verbs_fake_link(1, 1, VERBS_FAKE_DOWN);
+	verbs_fake_hold(VERBS_FAKE_PROMPT);
+	assert_int_equal(result(id), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(tcp_bytes(), 0);
+	lost = rail_bytes(&session()->rdma.v[1]);
+	assert_int_equal(write_all(), 0);
+	assert_int_equal(rail_bytes(&session()->rdma.v[1]), lost);
+	verbs_fake_link(1, 1, VERBS_FAKE_UP);
+	EVENTUALLY(write_all() == 0 && rail_bytes(&session()->rdma.v[1]) > lost);
+}
+
+/* The bytes have landed, the acknowledgements are lost: nobody can know. */
+static void writes_whose_outcome_is_unknown_are_fenced_before_they_go_elsewhere(void **state)
+{
+	struct mc_rdma_stats st;
+	uint64_t id;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	memset(remote, 0, BYTES);
+	verbs_fake_link(0, 1, VERBS_FAKE_DROP_ACK);
+	id = submit(MC_WRITE, 0, BYTES);
+	EVENTUALLY(verbs_fake_pending() > 0);
+	(void)verbs_fake_expire(); /* the HCA gives up */
+	assert_int_equal(result(id), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_true(tcp_bytes() > 0);
+	stats_of(b, &st);
+	assert_true(st.retired > 0);
+	assert_int_equal(atomic_load(&a->quarantine.n), 0);
+}
+
+static void what_a_dead_peer_left_is_freed_after_a_while(void **state)
+{
+	struct mc_rdma_stats st;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	stats_of(b, &st);
+	assert_true(st.inbound > 0);
+	mc_initiators_patience(b, 50 * MC_NS_PER_MS);
+	assert_int_equal(mc_segment_close(a, seg), 0);
+	EVENTUALLY((stats_of(b, &st), st.inbound == 0));
+	/* A new session works as the first did. */
+	assert_int_equal(mc_segment_open(a, mc_engine_name(b), 0, NULL, &seg), 0);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(rdma_bytes(), 2 * BYTES);
+}
+
+static void a_device_list_is_held_to(void **state)
+{
+	struct mc_engine_opts opts = {.size = sizeof(opts),
+				      .name = "127.0.0.1",
+				      .protocol = "rdma",
+				      .devices = "127.0.0.1, nosuch"};
+	struct mc_engine *eng;
+	struct mc_diag diag;
+
+	(void)state;
+	assert_int_equal(mc_engine_open_verbs(&opts, verbs, &diag, &eng), -MC_E_NOENT);
+	assert_non_null(strstr(diag.text, "nosuch"));
+	assert_non_null(strstr(diag.text, "fake0"));
+	eng = engine("127.0.0.1,fake2");
+	assert_int_equal(mc_rdma_ports(eng->rdma), 1);
+	mc_engine_close(eng);
+	opts.protocol = "tcp";
+	assert_int_equal(mc_engine_open_verbs(&opts, verbs, &diag, &eng), 0);
+	assert_null(eng->rdma);
+	mc_engine_close(eng);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define T4(name) cmocka_unit_test_setup_teardown(name, setup_four, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	    T(bytes_go_both_ways_over_rdma),
+	    T(a_group_that_a_loop_drives_waits_for_its_lane),
+	    T4(one_request_uses_all_rails),
+	    T(memory_that_no_hca_knows_goes_over_tcp),
+	    T(memory_that_the_hca_refuses_goes_over_tcp),
+	    T(a_range_registered_twice_keeps_its_keys_until_the_last_end),
+	    T(memory_of_the_engine_has_keys),
+	    T(a_range_registered_anew_is_asked_for_again),
+	    T(a_lane_that_cannot_be_opened_leaves_tcp),
+	    T(a_port_that_goes_down_costs_no_error),
+	    T4(one_rail_of_four_that_goes_down_is_left_to_the_others),
+	    T(writes_whose_outcome_is_unknown_are_fenced_before_they_go_elsewhere),
+	    T(what_a_dead_peer_left_is_freed_after_a_while),
+	    T4(a_device_list_is_held_to),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
