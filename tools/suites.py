@@ -166,14 +166,15 @@ def meson_tests(folder: str, suites: list[str], log_dir: Path, timeout_s: float,
     return results
 
 
-def pytest_tests(path: str, log_dir: Path, timeout_s: float, extra: list[str]) -> list[Result]:
-    """Run the pytest files under `path`. Each test has 5 minutes unless it asks for more."""
+def pytest_tests(path: str, log_dir: Path, timeout_s: float, extra: list[str],
+                 wrapper: list[str] | None = None) -> list[Result]:
+    """Run the pytest files under `path`, by `wrapper` if there is one. Each test has 5 minutes unless it asks for more."""
     name = path.replace("/", "-")
     report = log_dir / f"{name}.xml"
     report.unlink(missing_ok=True)
     log = log_dir / f"{name}.log"
     cmd = [str(VENV / "python"), "-m", "pytest", path, "-v", "--color=no", f"--junitxml={report}", "--timeout=300", *extra]
-    code, output = run_logged(cmd, log, timeout_s)
+    code, output = run_logged((wrapper or []) + cmd, log, timeout_s)
     results = []
     for case in ET.parse(report).iter("testcase") if report.exists() else []:
         title = f"{case.get('classname')}.{case.get('name')}"

@@ -1,7 +1,8 @@
 """Run every test suite and end with one line, "N passed, N failed, N skipped". `./run test` calls it.
 
 Suites, in order: unit and conform (C, over the shipped objects), dropin (Python, tests/py), e2e (tests/e2e), demo
-(one prompt through two vLLM servers), check (the reduced ./run check). Logs lie under build-test/logs.
+(one prompt through two vLLM servers), guest (tests/guest: a QEMU machine with real RDMA verbs), check (the reduced
+./run check). Logs lie under build-test/logs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 
 import check
+import guest_suite
 import suites
 from suites import FAILED, ROOT, SKIPPED, Result
 
@@ -19,7 +21,7 @@ BUILD = "build-test"
 LOGS = ROOT / BUILD / "logs"
 BUILD_OPTIONS = ["-Dwerror=true"]
 MESON_SUITES = {"conform": ["conform", "sim"]}
-LIMIT_S = {"unit": 300, "conform": 600, "dropin": 600, "e2e": 1500, "demo": 1200, "check": 600}
+LIMIT_S = {"unit": 300, "conform": 600, "dropin": 600, "e2e": 1500, "demo": 1200, "guest": 1200, "check": 600}
 
 
 def meson_suite(name: str, args: argparse.Namespace) -> list[Result]:
@@ -52,11 +54,16 @@ def demo(args: argparse.Namespace) -> list[Result]:
     return [suites.step("demo: one prompt", ["./run", "demo", "--one"], LOGS / "demo.log", LIMIT_S["demo"])]
 
 
+def guest(args: argparse.Namespace) -> list[Result]:
+    failure = suites.build(BUILD, LOGS, BUILD_OPTIONS)
+    return [failure] if failure else guest_suite.run(BUILD, LOGS, LIMIT_S["guest"])
+
+
 def check_quick(args: argparse.Namespace) -> list[Result]:
     return check.quick(LIMIT_S["check"])
 
 
-SUITES = {"unit": unit, "conform": conform, "dropin": dropin, "e2e": e2e, "demo": demo, "check": check_quick}
+SUITES = {"unit": unit, "conform": conform, "dropin": dropin, "e2e": e2e, "demo": demo, "guest": guest, "check": check_quick}
 
 
 def main() -> int:
