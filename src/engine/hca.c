@@ -4,8 +4,12 @@
  */
 #include "engine/hca.h"
 
+#include <linux/mempolicy.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/str.h"
@@ -187,6 +191,30 @@ void mc_hca_keys(struct mc_engine *eng, const struct mc_region_desc *desc,
 	memset(ret_key, 0, MC_XPORT_TOKEN_MAX);
 	if (eng->rdma && mc_rdma_mem_keys(eng->rdma, desc->addr, desc->len, rkey, lkey) == 0)
 		mc_rdma_key_put(ret_key, rkey);
+}
+
+/* Node of the page at addr; -1: unknown (no NUMA, forbidden, not there). */
+static int node_of(uint64_t addr)
+{
+	int node = -1;
+
+	if (syscall(SYS_get_mempolicy, &node, NULL, 0, addr, MPOL_F_NODE | MPOL_F_ADDR) != 0)
+		return -1;
+	return node;
+}
+
+void mc_hca_locate(const struct mc_engine *eng, struct mc_region_desc *desc)
+{
+	int node;
+
+	if (!eng->rdma || eng->nhca_places < 2 || strcmp(desc->location, "*") != 0)
+		return;
+	node = node_of(desc->addr);
+	/* A sample: memory that is spread over nodes has no place. */
+	if (node < 0 || node_of(desc->addr + desc->len / 2) != node ||
+	    node_of(desc->addr + desc->len - 1) != node)
+		return;
+	(void)snprintf(desc->location, sizeof(desc->location), "cpu:%d", node);
 }
 
 uint32_t mc_hca_near(const struct mc_engine *eng, const char *location)

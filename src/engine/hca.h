@@ -28,6 +28,11 @@ void mc_hca_mem_del(struct mc_engine *eng, uint64_t addr, uint64_t len);
 /** Keys of a region for peers; zeros: none. Any thread. */
 void mc_hca_keys(struct mc_engine *eng, const struct mc_region_desc *desc,
 		 uint8_t ret_key[MC_XPORT_TOKEN_MAX]);
+/**
+ * Replace "*" by the place where the range lies, if it lies in one and that makes a difference.
+ * After mc_hca_mem_add(), which has touched it.
+ */
+void mc_hca_locate(const struct mc_engine *eng, struct mc_region_desc *desc);
 /** Ports that are close to memory of this location: bit a port, all where nothing is known. */
 uint32_t mc_hca_near(const struct mc_engine *eng, const char *location);
 

@@ -24,6 +24,7 @@ static int reg_one(struct mc_engine *eng, void *addr, size_t len, const char *lo
 	if (eng->shm)
 		mc_shm_desc_fill(eng->shm, &d);
 	mc_hca_mem_add(eng, d.addr, d.len, rights);
+	mc_hca_locate(eng, &d);
 	rc = mc_region_add(eng->regions, &d, &info);
 	if (rc < 0)
 		mc_hca_mem_del(eng, d.addr, d.len);

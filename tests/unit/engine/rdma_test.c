@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/hca.h"
 #include "engine/initiators.h"
@@ -34,7 +35,7 @@ static struct mc_engine *engine(const char *devices)
 	return eng;
 }
 
-static int setup_with(unsigned ndevs)
+static int setup_with(unsigned ndevs, const char *location)
 {
 	(void)setenv("MC_NO_SHM", "1", 1);
 	(void)setenv("MC_NUM_TCP_IO_THREADS", "1", 1);
@@ -44,7 +45,7 @@ static int setup_with(unsigned ndevs)
 	assert_true(local && remote);
 	a = engine(NULL);
 	b = engine(NULL);
-	assert_int_equal(mc_mem_reg(a, local, BYTES, NULL, 3), 0);
+	assert_int_equal(mc_mem_reg(a, local, BYTES, location, 3), 0);
 	assert_int_equal(mc_mem_reg(b, remote, BYTES, NULL, 3), 0);
 	assert_int_equal(mc_segment_open(a, mc_engine_name(b), 0, NULL, &seg), 0);
 	for (size_t i = 0; i < BYTES; i++)
@@ -55,13 +56,34 @@ static int setup_with(unsigned ndevs)
 static int setup(void **state)
 {
 	(void)state;
-	return setup_with(1);
+	return setup_with(1, NULL);
 }
 
 static int setup_four(void **state)
 {
 	(void)state;
-	return setup_with(4);
+	return setup_with(4, NULL);
+}
+
+/* Two of four devices are close to the memory of node 0, which all of it is. */
+#define TOPOLOGY                                                                                   \
+	"{\"cpu:0\": [[\"fake1\", \"fake2\"], [\"fake0\", \"fake3\"]], "                           \
+	"\"cpu:1\": [[\"fake0\", \"fake3\"], [\"fake1\", \"fake2\"]]}"
+
+static int setup_places(void **state)
+{
+	char path[] = "/tmp/mc-topo-XXXXXX";
+	int fd = mkstemp(path), rc;
+
+	(void)state;
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, TOPOLOGY, strlen(TOPOLOGY)), strlen(TOPOLOGY));
+	(void)close(fd);
+	(void)setenv("MC_CUSTOM_TOPO_JSON", path, 1);
+	rc = setup_with(4, "cpu:0");
+	(void)unsetenv("MC_CUSTOM_TOPO_JSON");
+	(void)unlink(path);
+	return rc;
 }
 
 static int teardown(void **state)
@@ -230,6 +252,24 @@ static void one_request_uses_all_rails(void **state)
 	assert_memory_equal(local, remote, BYTES);
 	for (unsigned i = 0; i < 4; i++)
 		assert_true(rail_bytes(&session()->rdma.v[i]) >= BYTES / 4);
+	assert_int_equal(tcp_bytes(), 0);
+}
+
+/* Lanes of rails that are not used are not opened. */
+static void ports_close_to_the_memory_are_taken_while_one_is_up(void **state)
+{
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	EVENTUALLY(lanes_ready() == 2);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(rail_bytes(&session()->rdma.v[1]) + rail_bytes(&session()->rdma.v[2]),
+			 2 * BYTES);
+	verbs_fake_link(1, 1, VERBS_FAKE_DOWN);
+	verbs_fake_link(2, 1, VERBS_FAKE_DOWN);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_true(rail_bytes(&session()->rdma.v[0]) + rail_bytes(&session()->rdma.v[3]) > 0);
 	assert_int_equal(tcp_bytes(), 0);
 }
 
@@ -421,6 +461,8 @@ int main(void)
 	    T(bytes_go_both_ways_over_rdma),
 	    T(a_group_that_a_loop_drives_waits_for_its_lane),
 	    T4(one_request_uses_all_rails),
+	    cmocka_unit_test_setup_teardown(ports_close_to_the_memory_are_taken_while_one_is_up,
+					    setup_places, teardown),
 	    T(memory_that_no_hca_knows_goes_over_tcp),
 	    T(memory_that_the_hca_refuses_goes_over_tcp),
 	    T(a_range_registered_twice_keeps_its_keys_until_the_last_end),
