@@ -266,13 +266,9 @@ static void unregister_during_transfers_once(struct mc_xlane **lane, enum mc_op 
 
 	for (unsigned i = 0; i < n; i++)
 		job_make(&jobs[i], op, PLACE_SMALL, 0, i * 65000ull, 60000, 1 + i % 5, 9);
-	if (env.peer.local)
-		r = peer_order(&env.peer, del);
-	else
-		assert_int_equal(send(env.peer.ctl, &del, sizeof(del), 0), sizeof(del));
+	peer_order_begin(&env.peer, del);
 	assert_int_equal(jobs_drive(lane, jobs, n), 0);
-	if (!env.peer.local)
-		assert_int_equal(recv(env.peer.ctl, &r, sizeof(r), 0), sizeof(r));
+	r = peer_order_end(&env.peer);
 	assert_int_equal(r.rc, 0);
 	for (unsigned i = 0; i < n; i++) {
 		if (jobs[i].s.status != 0)

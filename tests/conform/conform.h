@@ -210,6 +210,9 @@ struct peer {
 	struct hello hello;
 	void *state; /* the transport's */
 	struct relay *relay;
+	/* An order whose reply is not waited for yet; it came when another was given. */
+	bool is_owed, has_come;
+	struct reply owed;
 };
 
 struct env {
@@ -249,6 +252,9 @@ void peer_quit(struct peer *p);
 int peer_attach(struct peer *p);
 void peer_detach(struct peer *p);
 struct reply peer_order(struct peer *p, struct order o);
+/** The same in two halves, with a target that works meanwhile where it is another process. */
+void peer_order_begin(struct peer *p, struct order o);
+struct reply peer_order_end(struct peer *p);
 #define order(...) peer_order(&env.peer, (struct order){__VA_ARGS__})
 
 /** Another process that writes to env.peer's target until it is killed. @return exit status */

@@ -92,9 +92,32 @@ struct reply peer_order(struct peer *p, struct order o)
 		target_obey(p->local, &o, &r);
 		return r;
 	}
+	if (p->is_owed && !p->has_come) {
+		assert_int_equal(recv(p->ctl, &p->owed, sizeof(p->owed), 0), sizeof(p->owed));
+		p->has_come = true;
+	}
 	assert_int_equal(send(p->ctl, &o, sizeof(o), MSG_NOSIGNAL), sizeof(o));
 	assert_int_equal(recv(p->ctl, &r, sizeof(r), 0), sizeof(r));
 	return r;
+}
+
+void peer_order_begin(struct peer *p, struct order o)
+{
+	assert_false(p->is_owed);
+	p->is_owed = true;
+	p->has_come = p->local != NULL;
+	if (p->local)
+		target_obey(p->local, &o, &p->owed);
+	else
+		assert_int_equal(send(p->ctl, &o, sizeof(o), MSG_NOSIGNAL), sizeof(o));
+}
+
+struct reply peer_order_end(struct peer *p)
+{
+	if (!p->has_come)
+		assert_int_equal(recv(p->ctl, &p->owed, sizeof(p->owed), 0), sizeof(p->owed));
+	p->is_owed = p->has_come = false;
+	return p->owed;
 }
 
 void peer_kill(struct peer *p, int sig)
