@@ -187,6 +187,13 @@ static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr
 		} else if (b->best == MC_ROUTE_RDMA) {
 			route_set(b, local, n);
 		}
+		if (b->route == MC_ROUTE_TCP && b->session->tcp.n == 0) {
+			mc_diag_set(b->diag, "%s offers RDMA only: %s", b->session->peer->name,
+				    b->best == MC_ROUTE_RDMA
+					? "register the local memory, in one piece"
+					: "it shows no key for this range, or no path is left");
+			return -MC_E_UNSUPPORTED;
+		}
 		rc = frag_add(b, t, local, raddr, n);
 		if (rc < 0)
 			return rc;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "engine/classic.h"
 #include "engine/ctl.h"
 #include "engine/pump.h"
 
@@ -44,6 +45,15 @@ struct fence_word {
 	uint64_t acked; /* FENCE_OK: slices up to this number are applied; see retire() */
 };
 
+static int retire(struct mc_session *s, const struct mc_fence_token *token, uint64_t deadline_ns,
+		  uint64_t *ret_acked)
+{
+	if (s->classic)
+		return mc_classic_fence(s, token->bytes, token->len, deadline_ns);
+	return mc_ctl_retire(s, mc_route_name(token->route), token->bytes, token->len, deadline_ns,
+			     ret_acked);
+}
+
 /* Blocks until fenced, gone, or deadline. */
 static struct fence_word fence_run(struct mc_session *s, const struct mc_fence_token *token,
 				   uint64_t deadline_ns)
@@ -59,8 +69,8 @@ static struct fence_word fence_run(struct mc_session *s, const struct mc_fence_t
 			word.result = FENCE_GONE;
 		if (word.result == FENCE_GONE || now_ns >= end_ns)
 			return word;
-		rc = mc_ctl_retire(s, mc_route_name(token->route), token->bytes, token->len,
-				   mc_min(end_ns, mc_time_after(now_ns, attempt_ns)), &word.acked);
+		rc = retire(s, token, mc_min(end_ns, mc_time_after(now_ns, attempt_ns)),
+			    &word.acked);
 		if (rc == 0)
 			word.result = FENCE_OK;
 		else if (rc == -MC_E_PEER_RESTARTED || rc == -MC_E_PEER_DEAD)

@@ -81,6 +81,21 @@ static int names_of(const char *devices, char ret_names[NAMES_MAX], struct mc_di
 	return n < 0 ? -MC_E_INVAL : 0;
 }
 
+/* How our descriptor lists the ports. */
+static int matrix_make(struct mc_engine *eng, const struct mc_topo *topo)
+{
+	struct mc_rdma_port port[MC_RDMA_PORTS_MAX];
+	const char *names[MC_RDMA_PORTS_MAX];
+	unsigned n = mc_rdma_ports(eng->rdma);
+
+	_Static_assert(MC_HCA_PORTS_MAX == MC_RDMA_PORTS_MAX, "one number, two layers");
+	for (unsigned i = 0; i < n; i++) {
+		mc_rdma_port_get(eng->rdma, i, &port[i]);
+		names[i] = port[i].name;
+	}
+	return mc_topo_publish(topo, names, n, eng->hca_order, &eng->hca_matrix);
+}
+
 /* Preferred devices of each place, as ports. */
 static int places_find(struct mc_engine *eng, const char *names)
 {
@@ -94,7 +109,12 @@ static int places_find(struct mc_engine *eng, const char *names)
 	if (rc < 0) {
 		mc_log_warn("no topology: every HCA is used for all memory", "cause=\"%s\"",
 			    diag.text);
-		return 0;
+		return matrix_make(eng, NULL);
+	}
+	rc = matrix_make(eng, topo);
+	if (rc < 0) {
+		mc_topo_free(topo);
+		return rc;
 	}
 	eng->hca_places = mc_calloc(topo->nlocations + 1, sizeof(*eng->hca_places));
 	for (size_t i = 0; eng->hca_places && i < topo->nlocations; i++) {
@@ -160,6 +180,8 @@ void mc_hca_close(struct mc_engine *eng)
 		eng->rdma->ops->dev_close(eng->rdma);
 	eng->rdma = NULL;
 	mc_free(eng->hca_places);
+	mc_free(eng->hca_matrix);
+	eng->hca_matrix = NULL;
 	eng->hca_places = NULL;
 }
 

@@ -6,8 +6,10 @@
  * that works.
  */
 #include "base/log.h"
+#include "engine/classic.h"
 #include "engine/ctl.h"
 #include "engine/pump.h"
+#include "engine/routes.h"
 
 #define OPEN_NS (2 * MC_NS_PER_S)
 #define RETIRE_NS (2 * MC_NS_PER_S)
@@ -23,11 +25,14 @@ static int lane_open(struct mc_rail *rail, struct mc_elane **ret_lane)
 
 	if (rc < 0)
 		return rc;
-	rc = lane->x->ops->offer(lane->x, offer, sizeof(offer));
-	if (rc >= 0)
+	if (s->classic)
+		rc = mc_classic_introduce(lane, mc_time_after(mc_now_ns(), OPEN_NS));
+	else
+		rc = lane->x->ops->offer(lane->x, offer, sizeof(offer));
+	if (rc >= 0 && !s->classic)
 		rc = mc_ctl_connect(s, mc_route_name(rail->route), offer, (size_t)rc,
 				    mc_time_after(mc_now_ns(), OPEN_NS), answer);
-	if (rc >= 0)
+	if (rc >= 0 && !s->classic)
 		rc = lane->x->ops->connect(lane->x, answer, (size_t)rc);
 	if (rc < 0) {
 		struct mc_fence_token t = {.route = rail->route};
@@ -55,6 +60,7 @@ static void outcome(struct mc_rail *rail, int rc, uint64_t now_ns)
 	struct mc_session *s = rail->session;
 
 	rail->is_opening = false;
+	rail->open_rc = rc < 0 ? rc : 0;
 	if (rail->health.state == MC_RAIL_PROBING)
 		mc_rail_probed(&rail->health, rc == 0, now_ns);
 	else if (rc < 0 && !is_final(rc))
@@ -98,13 +104,20 @@ int mc_offer(struct mc_rail *rail)
 {
 	struct mc_session *s = rail->session;
 	bool is_ours;
+	int rc = 0;
 
 	if (atomic_load_explicit(&s->is_rdma_off, memory_order_relaxed))
 		return -MC_E_UNSUPPORTED;
 	pthread_mutex_lock(&s->mu);
-	is_ours = !rail->is_opening;
-	rail->is_opening = true;
+	/* Where there is no other route a failure costs a try, and so the pause before the next. */
+	if (rail->open_rc < 0 && mc_route_fallback(s, rail->route) == MC_ROUTE_COUNT)
+		rc = rail->open_rc;
+	rail->open_rc = 0;
+	is_ours = rc == 0 && !rail->is_opening;
+	rail->is_opening |= is_ours;
 	pthread_mutex_unlock(&s->mu);
+	if (rc < 0)
+		return rc;
 	if (is_ours)
 		begin(rail);
 	return -MC_E_AGAIN;

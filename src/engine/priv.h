@@ -37,6 +37,7 @@
 
 #define MC_LOOPS_MAX 4u
 #define MC_RAILS_MAX 8u
+#define MC_HCA_PORTS_MAX 8u /* MC_RDMA_PORTS_MAX */
 #define MC_PEERS_MAX 65536u
 #define MC_GROUPS_MAX 65536u
 #define MC_GROUP_FRAGS_MAX (1u << 20)
@@ -51,6 +52,7 @@
 struct mc_session;
 struct mc_hca_place;
 struct mc_initiators;
+struct mc_classic;
 struct mc_join;
 struct mc_ctl_conn;
 struct mc_peer;
@@ -159,7 +161,8 @@ struct mc_elane {
 	enum mc_route route;
 	struct mc_rail_set *rails; /* of the route; NULL: it has none */
 	unsigned rail;
-	_Atomic bool is_owned; /* claimed and released under session.mu */
+	unsigned slot, slot_gen; /* upstream's peers: which of ours this is to them */
+	_Atomic bool is_owned;	 /* claimed and released under session.mu */
 	uint64_t idle_since_ns;
 	/* the owner's */
 	struct mc_list flying; /* mc_eslice.flying */
@@ -186,6 +189,7 @@ struct mc_rail {
 	unsigned local_port, remote_port; /* RDMA */
 	struct mc_rail_health health;	  /* session.mu */
 	bool is_opening;		  /* session.mu; RDMA: a worker opens a lane */
+	int open_rc;			  /* session.mu; why that failed, until told */
 	struct mc_rail_stats *stats;	  /* of the engine, by local end and transport */
 	struct mc_worker_job probe_job;
 	struct mc_worker_job open_job;
@@ -244,9 +248,10 @@ struct mc_session {
 	uint64_t fence_key; /* epoch; of peers without one: the session's own number */
 	uint8_t nonce[MC_NONCE_BYTES];
 	int classic_proto;
-	struct mc_rail_set tcp, rdma;
-	_Atomic bool is_rdma_off; /* one of us cannot: not a matter of a rail */
-	struct mc_shm_peer *shm;  /* attached, or NULL */
+	struct mc_rail_set tcp, rdma; /* tcp.n 0: an upstream peer with RDMA alone */
+	struct mc_classic *classic;   /* upstream's, with RDMA; else NULL */
+	_Atomic bool is_rdma_off;     /* one of us cannot: not a matter of a rail */
+	struct mc_shm_peer *shm;      /* attached, or NULL */
 	struct mc_file_seg *file;
 
 	struct mc_addr ctl_addr; /* the peer's control port */
@@ -347,8 +352,10 @@ struct mc_engine {
 	struct mc_xdev *rdma;		 /* NULL: not wanted, or there is none */
 	struct mc_hca_place *hca_places; /* which ports are close to which memory; constant */
 	size_t nhca_places;
-	_Atomic bool is_hca_warned;	  /* of memory that the HCAs refused */
-	struct mc_initiators *initiators; /* the first loop's; NULL: without RDMA */
+	uint16_t hca_order[MC_HCA_PORTS_MAX]; /* ports as our descriptor lists them */
+	char *hca_matrix;		      /* and its priority_matrix */
+	_Atomic bool is_hca_warned;	      /* of memory that the HCAs refused */
+	struct mc_initiators *initiators;     /* the first loop's; NULL: without RDMA */
 	struct mc_xdev
 	    *lanes_from;	  /* TCP lanes are opened here instead; set by tests only, theirs */
 	pthread_mutex_t plain_mu; /* guards plain: memory handed out where memfds are forbidden */
@@ -357,12 +364,15 @@ struct mc_engine {
 	unsigned nrail_addrs;
 	struct mc_control *control;
 	struct mc_rpc_server *rpc;
-	struct mc_meta *meta;		   /* NULL: P2P */
-	struct mc_join *join;		   /* NULL: not joined */
-	struct mc_control_text *desc_text; /* first loop only: our descriptor as of desc_version */
-	uint64_t desc_version;
-	pthread_mutex_t publish_mu; /* one update of the metadata service at a time; is_joined */
-	bool is_joined;		    /* the metadata service may list us */
+	struct mc_meta *meta; /* NULL: P2P */
+	struct mc_join *join; /* NULL: not joined */
+	/* First loop only: our descriptor as of desc_version, for peers of protocol tcp and rdma.
+	 */
+	struct mc_control_text *desc_text[2];
+	uint64_t desc_version[2];
+	_Atomic bool is_desc_warned; /* of ranges that it has no room for */
+	pthread_mutex_t publish_mu;  /* one update of the metadata service at a time; is_joined */
+	bool is_joined;		     /* the metadata service may list us */
 	_Atomic bool is_closing;
 	_Atomic uint64_t fence_end_ns; /* when a closing engine stops to wait for fences */
 	struct mc_quarantine quarantine;
@@ -441,10 +451,6 @@ struct mc_segdesc;
 /** Control address and descriptor of the session's peer. Blocks. */
 int mc_find_peer(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *diag,
 		 struct mc_addr *ret_ctl_addr, struct mc_segdesc **ret_desc);
-int mc_classic_open(struct mc_session *s, const struct mc_segdesc *desc, struct mc_diag *diag);
-/** An address that the upstream peer's last descriptor did not show: ask once more. */
-int mc_classic_refresh(struct mc_session *s, uint64_t addr, uint64_t deadline_ns,
-		       const struct mc_remote_region **ret_region);
 int mc_session_open_file(struct mc_session *s, struct mc_diag *diag);
 
 /* ---- lane.c ---- */
@@ -596,9 +602,6 @@ int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_d
 /** A control connection came to the data port. Any loop. */
 int mc_serve_adopt(void *eng, int fd, const void *bytes, size_t len);
 void mc_serve_close(struct mc_engine *eng);
-/** Our descriptor as JSON (mc_free). */
-int mc_serve_descriptor(struct mc_engine *eng, size_t bytes_max, char **ret_json, size_t *ret_len,
-			struct mc_diag *diag);
 
 /* ---- join.c ---- */
 /** List this process in the metadata service, if there is one, and see that it stays listed. */

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "base/sync.h"
+#include "engine/classic.h"
 #include "engine/rails.h"
 
 #define DONE_MAX 32u
@@ -323,6 +324,8 @@ void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t no
 	/* While its descriptor is open: a copy in a forked child would keep the watch alive. */
 	unwatch(p, lane);
 	token.len = lane->x->ops->abort(lane->x, &left, token.bytes);
+	if (p->session->classic)
+		token.len = mc_classic_token(lane, token.bytes);
 	mc_log_info("lane broke", "peer=%s transport=%s cause=\"%s\" slices=%u",
 		    p->session->peer->name, mc_route_name(lane->route), mc_err_text(rc),
 		    lane->flying_n);

@@ -65,7 +65,7 @@ static void rail_pair(struct mc_session *s, struct mc_rail *rail)
 }
 
 /* Pairs of our RDMA ports and the peer's. */
-static void rdma_set(struct mc_session *s, const struct mc_ctl_peer *hello)
+void mc_rails_rdma(struct mc_session *s, const struct mc_ctl_port *ports, unsigned nports)
 {
 	struct mc_pair_port l[MC_RDMA_PORTS_MAX] = {0}, r[MC_RDMA_PORTS_MAX] = {0};
 	struct mc_rdma_port mine[MC_RDMA_PORTS_MAX];
@@ -78,12 +78,12 @@ static void rdma_set(struct mc_session *s, const struct mc_ctl_peer *hello)
 		l[i].is_ethernet = mine[i].is_ethernet;
 		memcpy(l[i].gid, mine[i].gid, sizeof(l[i].gid));
 	}
-	for (unsigned i = 0; i < hello->nports; i++) {
-		r[i].name = hello->ports[i].name;
-		r[i].is_ethernet = hello->ports[i].flags & MC_CTL_PORT_ETHERNET;
-		memcpy(r[i].gid, hello->ports[i].gid, sizeof(r[i].gid));
+	for (unsigned i = 0; i < nports; i++) {
+		r[i].name = ports[i].name;
+		r[i].is_ethernet = ports[i].flags & MC_CTL_PORT_ETHERNET;
+		memcpy(r[i].gid, ports[i].gid, sizeof(r[i].gid));
 	}
-	s->rdma.n = mc_pair_ports(l, n, r, hello->nports, pairs, MC_RAILS_MAX);
+	s->rdma.n = mc_pair_ports(l, n, r, nports, pairs, MC_RAILS_MAX);
 	for (unsigned i = 0; i < s->rdma.n; i++) {
 		struct mc_rail *rail = &s->rdma.v[i];
 		char text[MC_ADDR_TEXT_MAX];
@@ -120,7 +120,7 @@ int mc_rails_set(struct mc_session *s, const struct mc_ctl_peer *hello)
 	if (s->eng->nrail_addrs <= 1 && s->tcp.n > 1)
 		s->tcp.n = 1;
 	if (s->eng->rdma && hello->nports > 0)
-		rdma_set(s, hello);
+		mc_rails_rdma(s, hello->ports, hello->nports);
 	return s->tcp.n > 0 ? 0 : -MC_E_PROTO;
 }
 

@@ -20,6 +20,8 @@ struct mc_rails_view {
 void mc_rails_init(struct mc_session *s);
 /** From what the peer says of itself. @return 0; -MC_E_PROTO: no usable address */
 int mc_rails_set(struct mc_session *s, const struct mc_ctl_peer *hello);
+/** RDMA rails of our ports with these of the peer, at most MC_RDMA_PORTS_MAX. */
+void mc_rails_rdma(struct mc_session *s, const struct mc_ctl_port *ports, unsigned nports);
 /** The rails of a route; NULL: it has none. */
 struct mc_rail_set *mc_rails_of(struct mc_session *s, enum mc_route route);
 /** The TCP rail that goes to this host, whatever the port; -1: none does. */

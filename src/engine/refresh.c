@@ -69,7 +69,8 @@ bool mc_refresh(struct mc_pump *p, struct mc_eslice *es)
 {
 	struct refresh_job *j;
 
-	if (es->is_refreshed || p->session->kind == MC_PEER_CLASSIC ||
+	/* Over TCP upstream's peers are asked by address alone: there is nothing to look up. */
+	if (es->is_refreshed || (p->session->kind == MC_PEER_CLASSIC && !p->session->classic) ||
 	    p->session->kind == MC_PEER_FILE)
 		return false;
 	es->is_refreshed = true;

@@ -5,8 +5,9 @@
  */
 #include "base/log.h"
 #include "control.pb-c.h"
-#include "disco/segdesc.h"
+#include "engine/classic.h"
 #include "engine/ctl.h"
+#include "engine/describe.h"
 #include "engine/hca.h"
 #include "engine/initiators.h"
 #include "engine/routes.h"
@@ -14,91 +15,6 @@
 #include "wire/pb.h"
 
 #define SMALL_BYTES 4096u
-
-/* ---- our descriptor ---- */
-
-struct listing {
-	struct mc_segdesc_buffer *bufs;
-	size_t n, cap;
-	const char *name;
-};
-
-static void list_region(void *user, const struct mc_region_info *info)
-{
-	struct listing *l = user;
-
-	if (l->n < l->cap && info->desc.rights)
-		l->bufs[l->n++] = (struct mc_segdesc_buffer){
-		    .name = l->name, .addr = info->desc.addr, .len = info->desc.len};
-}
-
-int mc_serve_descriptor(struct mc_engine *eng, size_t bytes_max, char **ret_json, size_t *ret_len,
-			struct mc_diag *diag)
-{
-	char text[MC_RAILS_MAX][MC_ADDR_TEXT_MAX];
-	const char *rails[MC_RAILS_MAX];
-	/* Ranges registered meanwhile are in the next one. */
-	struct listing l = {.cap = mc_region_count(eng->regions) + 64, .name = eng->name};
-	struct mc_segdesc d = {.name = eng->name,
-			       .protocol = "tcp",
-			       .timestamp = "",
-			       .rdma_server_name = "",
-			       .tcp_data_host = "",
-			       .tcp_data_port = mc_tcp_dev_port(eng->tcp),
-			       .tcp_proto_version = 2,
-			       .priority_matrix = "",
-			       .ext = {.version = MC_SEGDESC_MC_VERSION, .epoch = eng->epoch}};
-	int rc;
-
-	l.bufs = mc_calloc(l.cap, sizeof(*l.bufs));
-	if (!l.bufs)
-		return -MC_E_NOMEM;
-	mc_region_each(eng->regions, list_region, &l);
-	for (unsigned i = 0; i < eng->nrail_addrs; i++) {
-		struct mc_addr a = eng->rail_addrs[i];
-
-		mc_addr_port_set(&a, d.tcp_data_port);
-		rails[i] = mc_addr_format(&a, text[i]);
-	}
-	d.ext.rails = rails;
-	d.ext.nrails = eng->nrail_addrs;
-	d.buffers = l.bufs;
-	d.nbuffers = l.n;
-	/* A frame's length counts its type byte, too. */
-	rc = mc_segdesc_encode(&d, bytes_max - 1, ret_json, ret_len, diag);
-	mc_free(l.bufs);
-	return rc;
-}
-
-/* The descriptor's text is kept until a registration changes it; loop thread. */
-static int on_metadata(void *user, const char *peer_json, size_t len,
-		       struct mc_control_text **ret_text)
-{
-	struct mc_engine *eng = user;
-	uint64_t version = mc_region_version(eng->regions);
-	struct mc_diag diag = {0};
-	char *json;
-	size_t json_len;
-	int rc;
-
-	(void)peer_json;
-	(void)len;
-	if (!eng->desc_text || eng->desc_version != version) {
-		rc = mc_serve_descriptor(eng, (size_t)eng->hs.bytes_max, &json, &json_len, &diag);
-		if (rc < 0) {
-			mc_log_warn("cannot describe this segment", "cause=\"%s\"", diag.text);
-			return rc;
-		}
-		mc_control_text_put(eng->desc_text);
-		eng->desc_text = NULL;
-		rc = mc_control_text_open(json, json_len, &eng->desc_text);
-		if (rc < 0)
-			return rc;
-		eng->desc_version = version;
-	}
-	*ret_text = mc_control_text_get(eng->desc_text);
-	return 0;
-}
 
 static int on_notify(void *user, const struct mc_hs_notify *n)
 {
@@ -411,9 +327,10 @@ static void on_down(struct mc_rpc_peer *peer, int rc, void *user)
 }
 
 static const struct mc_control_ops control_ops = {
-    .metadata = on_metadata,
+    .metadata = mc_describe_answer,
     .notify = on_notify,
     .adopt = on_adopt,
+    .later = mc_classic_serve,
 };
 
 /* eng->rpc is the first loop's. */
@@ -447,7 +364,8 @@ int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_d
 				       .bind = *bind,
 				       .ops = &control_ops,
 				       .user = eng,
-				       .preface_len = MC_FRAME_PREFACE_LEN};
+				       .preface_len = MC_FRAME_PREFACE_LEN,
+				       .later = eng->rdma ? 1u << MC_HS_CONNECTION : 0};
 	struct rpc_swap swap = {.eng = eng};
 	int rc = mc_rpc_server_open(&mc_env_real, eng->loops[0], &opts, &swap.rpc);
 
@@ -470,7 +388,6 @@ void mc_serve_close(struct mc_engine *eng)
 	if (eng->nloops > 0)
 		mc_loop_call(eng->loops[0], rpc_swap, &swap);
 	mc_rpc_server_close(swap.rpc);
-	mc_control_text_put(eng->desc_text);
+	mc_describe_drop(eng);
 	eng->control = NULL;
-	eng->desc_text = NULL;
 }

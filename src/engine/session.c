@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/sync.h"
 #include "disco/segdesc.h"
+#include "engine/classic.h"
 #include "engine/ctl.h"
 #include "engine/pump.h"
 #include "engine/rails.h"
@@ -55,6 +56,7 @@ static void session_free(struct mc_worker_job *job)
 	mc_ctlconn_free(s->ctl);
 	mc_shm_peer_detach(s->shm);
 	mc_file_seg_close(s->file);
+	mc_free(s->classic);
 	regions_free(s);
 	/* A peer without incarnations cannot be fenced, and who comes next under its name may be
 	 * another. */
@@ -116,7 +118,8 @@ static int region_add(struct mc_session *s, const struct mc_remote_region *r,
 	struct mc_inode *n = mc_itree_find_exact(&s->regions, r->addr, r->addr + r->len);
 	struct mc_eregion *e = n ? mc_container_of(n, struct mc_eregion, node) : NULL;
 
-	if (e && e->r.id == r->id && e->r.gen == r->gen) {
+	if (e && e->r.id == r->id && e->r.gen == r->gen &&
+	    memcmp(e->r.key, r->key, sizeof(r->key)) == 0) {
 		*ret = &e->r;
 		return 0;
 	}
