@@ -9,8 +9,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fork.h"
 #include "base/log.h"
@@ -160,6 +162,22 @@ static void unwatch_on_loop(void *arg)
 
 /* ---- one device ---- */
 
+/* The library's errno is that of its last attempt, not of the file that matters. */
+static int device_file_errno(const struct ibv_device *device, int err)
+{
+	char path[sizeof("/dev/infiniband/") + IBV_SYSFS_NAME_MAX];
+	int fd;
+
+	if (err == EACCES || err == EPERM || err == ENOMEM)
+		return err;
+	(void)snprintf(path, sizeof(path), "/dev/infiniband/%s", device->dev_name);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return errno;
+	(void)close(fd); /* nothing was written */
+	return err;
+}
+
 static int open_context(struct mc_rdma_hca *h, struct ibv_device *device, struct mc_diag *diag)
 {
 	const struct mc_verbs *v = h->dev->v;
@@ -168,7 +186,7 @@ static int open_context(struct mc_rdma_hca *h, struct ibv_device *device, struct
 	errno = 0;
 	h->ctx = v->open_device(device);
 	if (!h->ctx) {
-		err = errno;
+		err = device_file_errno(device, errno);
 		if (err == EACCES || err == EPERM)
 			mc_diag_set(diag,
 				    "no permission for /dev/infiniband/%s: let this user read and "

@@ -122,7 +122,7 @@ static void machine_without_devices_is_told_so(void **state)
 	fix_end(&f);
 }
 
-static void missing_permission_names_the_file(void **state)
+static void missing_permission_or_file_is_named(void **state)
 {
 	struct rdma_fix f;
 
@@ -132,6 +132,12 @@ static void missing_permission_names_the_file(void **state)
 	assert_int_equal(fix_open(&f), -MC_E_UNAVAILABLE);
 	assert_diag_has(&f, "no permission for /dev/infiniband/uverbs0");
 	mc_rdma_hcas_close(f.dev);
+	if (access("/dev/infiniband/uverbs0", F_OK) < 0) {
+		verbs_fake_fail(VERBS_FAKE_OPEN_DEVICE, 0, EINVAL);
+		assert_int_equal(fix_open(&f), -MC_E_UNAVAILABLE);
+		assert_diag_has(&f, "no /dev/infiniband/uverbs0");
+		mc_rdma_hcas_close(f.dev);
+	}
 	fix_end(&f);
 }
 
@@ -411,7 +417,7 @@ int main(void)
 	    cmocka_unit_test(name_of_no_device_is_refused_with_those_that_there_are),
 	    cmocka_unit_test(port_that_is_down_is_left_out),
 	    cmocka_unit_test(machine_without_devices_is_told_so),
-	    cmocka_unit_test(missing_permission_names_the_file),
+	    cmocka_unit_test(missing_permission_or_file_is_named),
 	    cmocka_unit_test(port_and_address_that_are_asked_for_must_be_there),
 	    cmocka_unit_test(address_of_an_interface_that_is_here_is_chosen),
 	    cmocka_unit_test(port_goes_down_and_up_with_its_link),
