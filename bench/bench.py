@@ -18,7 +18,7 @@ sys.path[0] = str(ROOT)  # run as a script: `bench` is the package, not this fil
 from bench.context import Context
 from bench.pairs import HERE, BenchError, can_import
 from bench.raw import cache_dir
-from bench.report import Machine, Progress, Report, show, update_page, write_json
+from bench.report import Machine, Progress, Report, prepare_page, show, update_page, write_json
 
 PROGRAMS = {
     "transfer": "GB/s, latency and CPU of transfers between two processes, against every peer and limit",
@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     ap.add_argument("--json", type=Path, metavar="FILE", help="write every repetition there")
     ap.add_argument("--svg", type=Path, metavar="DIR", help="write pictures there (default: beside --out, if given)")
     ap.add_argument(
-        "--out", type=Path, metavar="PAGE", help="update the sections of this page, e.g. docs/performance.md"
+        "--out", type=Path, metavar="PAGE", help="write to the sections of this page, e.g. docs/performance.md, or a new one"
     )
     ap.add_argument("--no-peers", action="store_true", help="do not install missing peers; leave their columns out")
     for name, text in (("ours", "this one"), ("upstream", "installed on demand"), ("nixl", "installed on demand")):
@@ -66,6 +66,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.secs = args.secs or (0.1 if args.quick else 0.4)
     if args.reps < 1 or not 0.01 <= args.secs <= 600:
         ap.error("want --reps of at least 1 and --secs of 0.01 to 600")
+    if args.out:  # before anything is measured for nothing
+        try:
+            prepare_page(args.out, args.what)
+        except (ValueError, OSError) as error:
+            ap.error(f"--out: {error}")
     return args
 
 

@@ -79,7 +79,10 @@ class Machine:
 
 def _commit(root: Path) -> str:
     argv = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    done = subprocess.run(argv, capture_output=True, text=True)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True)
+    except FileNotFoundError:  # no git here
+        return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
@@ -127,19 +130,35 @@ def write_json(path: Path, machine: Machine, reports: Sequence[Report]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def update_page(path: Path, machine: Machine, report: Report, picture: str | None) -> None:
-    """Replace the section of `report` in a page that holds its two markers. Raises ValueError when it does not."""
-    begin, end = f"<!-- bench {report.what} -->", f"<!-- end {report.what} -->"
+def markers(what: str) -> tuple[str, str]:
+    return f"<!-- bench {what} -->", f"<!-- end {what} -->"
+
+
+def prepare_page(path: Path, programs: Sequence[str]) -> None:
+    """See that `path` has a section for each of `programs`; a page that is not there is made, with empty sections.
+    Raises ValueError when one that is there lacks a section, OSError when it cannot be made."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("# Measured\n" + "\n".join("\n".join(markers(what)) + "\n" for what in programs))
+        return
     text = path.read_text()
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"{path} has no section between {begin!r} and {end!r}")
+    for what in programs:
+        begin, end = markers(what)
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ValueError(f"{path} has no section between {begin!r} and {end!r}")
+
+
+def update_page(path: Path, machine: Machine, report: Report, picture: str | None) -> None:
+    """Replace the section of `report` in a page that prepare_page() accepts."""
+    prepare_page(path, [report.what])
+    begin, end = markers(report.what)
     parts = [f"Measured {machine}.\n`{machine.command}`"]
     if picture:
         parts.append(f"![{report.title}]({picture})")
     if report.notes:
         parts.append("\n".join(f"- {note}" for note in report.notes))
     parts += [markdown(table) for table in report.all_tables]
-    before, rest = text.split(begin)
+    before, rest = path.read_text().split(begin)
     path.write_text(before + begin + "\n" + "\n\n".join(parts) + "\n" + end + rest.split(end)[1])
 
 

@@ -44,10 +44,9 @@ def symbolizer() -> dict[str, str]:
 
 
 def sources(*folders: str) -> list[str]:
-    """The C files below `folders` that git knows or would add."""
-    cmd = ["git", "ls-files", "-co", "--exclude-standard", "--", *folders]
-    names = subprocess.run(cmd, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
-    return sorted(n for n in names if n.endswith((".c", ".h")) and (ROOT / n).exists())
+    """The C files below `folders`; builds lie elsewhere."""
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.[ch]")]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 def layers() -> list[Result]:

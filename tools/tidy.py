@@ -7,8 +7,8 @@ Arguments are files or folders; without any, the whole tree.
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ BANNED = {
     "sprintf": "snprintf", "vsprintf": "vsnprintf", "strtok": "a cursor of codec or str", "atoi": "a checked parser",
     "atol": "a checked parser", "atof": "a checked parser", "gets": "fgets", "alloca": "a bounded array",
 }
+KINDS = (".c", ".h", ".cu", ".py", ".pyi", ".sh", ".build", ".proto", ".toml", ".map")
+GENERATED = re.compile(r"^(\.|build|dist$|__pycache__$)|\.egg-info$")  # folders: tools' own, and what they make
 PRINTING = {"printf", "fprintf", "vprintf", "vfprintf", "puts", "putchar", "perror", "dprintf"}
 SLEEPING = {"sleep", "usleep", "nanosleep", "clock_nanosleep"}
 LABELS = {"fail", "out", "retry"}
@@ -241,11 +243,14 @@ def check(path: Path) -> None:
 
 
 def tree(arguments: list[str]) -> list[Path]:
-    """Files that git knows or would add; generated ones and binary ones are none of ours."""
-    cmd = ["git", "ls-files", "-coz", "--exclude-standard", "--", *arguments]
-    names = subprocess.run(cmd, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
-    kinds = (".c", ".h", ".cu", ".py", ".pyi", ".sh", ".build", ".proto", ".toml", ".map")
-    return sorted(ROOT / n for n in set(names) if n.endswith(kinds) and (ROOT / n).is_file())
+    """The files of ours below `arguments`, or all. Works without git: in an unpacked archive, too."""
+    found = []
+    for top in arguments or ["."]:
+        found += [ROOT / top] if (ROOT / top).is_file() else []
+        for folder, folders, names in os.walk(ROOT / top):
+            folders[:] = [name for name in folders if not GENERATED.search(name)]
+            found += [Path(folder, name) for name in names]
+    return sorted({path for path in found if path.name.endswith(KINDS)})
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import rails, svg, targets, trace, trace_gen  # noqa: E402
-from bench.report import Machine, Report, Table, update_page  # noqa: E402
+from bench.report import Machine, Report, Table, prepare_page, update_page  # noqa: E402
 from bench.stats import number_text, quieter_half, size_text, spread, summarize  # noqa: E402
 from bench.targets import Bound, Case, at_least, at_most, judge, judge_transfer  # noqa: E402
 
@@ -123,6 +123,15 @@ def test_a_page_without_the_section_is_refused(tmp_path: Path) -> None:
     page.write_text("nothing here\n")
     with pytest.raises(ValueError, match="has no section"):
         update_page(page, MACHINE, Report("idle", "Idle"), None)
+
+
+def test_a_page_that_is_not_there_is_made(tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.md"
+    prepare_page(page, ["idle", "rpc"])
+    for what in ("rpc", "idle"):
+        update_page(page, MACHINE, Report(what, what.upper(), tables=[Table(what, ["a"], [["1"]])]), None)
+    text = page.read_text()
+    assert text.index("<!-- bench idle -->") < text.index("<!-- bench rpc -->") and text.count("Measured 2026") == 2
 
 
 def test_pictures_are_well_formed_and_leave_out_what_is_missing() -> None:
