@@ -51,9 +51,11 @@ static PyObject *py_register_memory(PyObject *obj, PyObject *const *args, Py_ssi
 		return NULL;
 	if (!mc_py_ready(self, sig_register.func))
 		return PyLong_FromLong(-1);
-	Py_BEGIN_ALLOW_THREADS rc = mc_mem_reg(self->eng, (void *)(uintptr_t)addr, len, location,
-					       MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE);
-	Py_END_ALLOW_THREADS return range_result(self, sig_register.func, rc, addr, len);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_mem_reg(self->eng, (void *)(uintptr_t)addr, len, location,
+			MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE);
+	Py_END_ALLOW_THREADS
+	return range_result(self, sig_register.func, rc, addr, len);
 }
 
 static struct mc_py_sig sig_unregister = {
@@ -76,8 +78,10 @@ static PyObject *py_unregister_memory(PyObject *obj, PyObject *const *args, Py_s
 		return NULL;
 	if (!mc_py_ready(self, sig_unregister.func))
 		return PyLong_FromLong(-1);
-	Py_BEGIN_ALLOW_THREADS rc = mc_mem_unreg(self->eng, (void *)(uintptr_t)addr);
-	Py_END_ALLOW_THREADS return range_result(self, sig_unregister.func, rc, addr, 0);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_mem_unreg(self->eng, (void *)(uintptr_t)addr);
+	Py_END_ALLOW_THREADS
+	return range_result(self, sig_unregister.func, rc, addr, 0);
 }
 
 static struct mc_py_sig sig_batch_register = {
@@ -152,11 +156,13 @@ static PyObject *py_batch_register_memory(PyObject *obj, PyObject *const *args, 
 	}
 	rc = -MC_E_INVAL;
 	if (mc_py_ready(self, sig->func)) {
-		Py_BEGIN_ALLOW_THREADS rc =
-		    count ? mc_mem_reg_batch(self->eng, mem, count, location,
-					     MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE)
-			  : 0;
-		Py_END_ALLOW_THREADS if (rc < 0) mc_py_fail(self, sig->func, rc, NULL);
+		Py_BEGIN_ALLOW_THREADS
+		rc = count ? mc_mem_reg_batch(self->eng, mem, count, location,
+					      MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE)
+			   : 0;
+		Py_END_ALLOW_THREADS
+		if (rc < 0)
+			mc_py_fail(self, sig->func, rc, NULL);
 	}
 	PyMem_Free(mem);
 	return PyLong_FromLong(mc_py_code(rc));
@@ -193,9 +199,11 @@ static PyObject *py_batch_unregister_memory(PyObject *obj, PyObject *const *args
 	}
 	rc = -MC_E_INVAL;
 	if (mc_py_ready(self, sig->func)) {
-		Py_BEGIN_ALLOW_THREADS rc =
-		    count ? mc_mem_unreg_batch(self->eng, (void *const *)(void *)addr, count) : 0;
-		Py_END_ALLOW_THREADS if (rc < 0) mc_py_fail(self, sig->func, rc, NULL);
+		Py_BEGIN_ALLOW_THREADS
+		rc = count ? mc_mem_unreg_batch(self->eng, (void *const *)(void *)addr, count) : 0;
+		Py_END_ALLOW_THREADS
+		if (rc < 0)
+			mc_py_fail(self, sig->func, rc, NULL);
 	}
 	PyMem_Free(addr);
 	return PyLong_FromLong(mc_py_code(rc));
@@ -223,8 +231,11 @@ static PyObject *py_allocate_managed_buffer(PyObject *obj, PyObject *const *args
 		return NULL;
 	if (!mc_py_ready(self, sig_alloc.func))
 		return PyLong_FromLong(0);
-	Py_BEGIN_ALLOW_THREADS addr = mc_mem_alloc(self->eng, len);
-	Py_END_ALLOW_THREADS if (!addr) mc_py_fail(self, sig_alloc.func, -MC_E_NOMEM, NULL);
+	Py_BEGIN_ALLOW_THREADS
+	addr = mc_mem_alloc(self->eng, len);
+	Py_END_ALLOW_THREADS
+	if (!addr)
+		mc_py_fail(self, sig_alloc.func, -MC_E_NOMEM, NULL);
 	return PyLong_FromUnsignedLongLong((uintptr_t)addr);
 }
 
@@ -248,8 +259,10 @@ static PyObject *py_free_managed_buffer(PyObject *obj, PyObject *const *args, Py
 		return NULL;
 	if (!mc_py_ready(self, sig_free.func))
 		return PyLong_FromLong(-1);
-	Py_BEGIN_ALLOW_THREADS rc = mc_mem_free(self->eng, (void *)(uintptr_t)addr);
-	Py_END_ALLOW_THREADS return range_result(self, sig_free.func, rc, addr, len);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_mem_free(self->eng, (void *)(uintptr_t)addr);
+	Py_END_ALLOW_THREADS
+	return range_result(self, sig_free.func, rc, addr, len);
 }
 
 /* ---- bytes ---- */
@@ -325,7 +338,8 @@ static PyObject *py_write_bytes_to_buffer(PyObject *obj, PyObject *const *args, 
 			     (unsigned long long)len, have);
 		rc = -2;
 	} else {
-		Py_BEGIN_ALLOW_THREADS rc = copy_checked((void *)(uintptr_t)addr, text, len);
+		Py_BEGIN_ALLOW_THREADS
+		rc = copy_checked((void *)(uintptr_t)addr, text, len);
 		Py_END_ALLOW_THREADS
 	}
 	PyBuffer_Release(&view); /* nothing to do for a str */
@@ -360,9 +374,10 @@ static PyObject *py_read_bytes_from_buffer(PyObject *obj, PyObject *const *args,
 	dst = bytes ? PyBytes_AsString(bytes) : NULL;
 	if (!dst)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc = copy_checked(dst, (const void *)(uintptr_t)addr, len);
-	Py_END_ALLOW_THREADS if (rc < 0)
-	{
+	Py_BEGIN_ALLOW_THREADS
+	rc = copy_checked(dst, (const void *)(uintptr_t)addr, len);
+	Py_END_ALLOW_THREADS
+	if (rc < 0) {
 		Py_DECREF(bytes);
 		return fail_address(sig, 0, addr, len);
 	}

@@ -95,7 +95,8 @@ void mc_py_engine_dealloc(PyObject *obj)
 		PyObject_ClearWeakRefs(obj);
 	if (self->eng) {
 		/* It may say farewell to a metadata service. */
-		Py_BEGIN_ALLOW_THREADS mc_engine_close(self->eng);
+		Py_BEGIN_ALLOW_THREADS
+		mc_engine_close(self->eng);
 		Py_END_ALLOW_THREADS
 	}
 	Py_XDECREF(self->segments);
@@ -118,8 +119,10 @@ static int engine_open(struct mc_py_engine *self, const char *func,
 		return -1;
 	}
 	self->is_opening = 1;
-	Py_BEGIN_ALLOW_THREADS rc = mc_engine_open(opts, &diag, &eng);
-	Py_END_ALLOW_THREADS self->is_opening = 0;
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_engine_open(opts, &diag, &eng);
+	Py_END_ALLOW_THREADS
+	self->is_opening = 0;
 	if (rc < 0) {
 		mc_py_fail(self, func, rc, &diag);
 		return -1;
@@ -213,7 +216,8 @@ static void capsule_free(PyObject *capsule)
 {
 	struct mc_engine *eng = PyCapsule_GetPointer(capsule, "mooncake.engine");
 
-	Py_BEGIN_ALLOW_THREADS mc_engine_close(eng);
+	Py_BEGIN_ALLOW_THREADS
+	mc_engine_close(eng);
 	Py_END_ALLOW_THREADS
 }
 
@@ -234,7 +238,8 @@ static void inner_dealloc(PyObject *obj)
 	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
 
 	if (((struct inner *)obj)->eng) {
-		Py_BEGIN_ALLOW_THREADS mc_engine_close(((struct inner *)obj)->eng);
+		Py_BEGIN_ALLOW_THREADS
+		mc_engine_close(((struct inner *)obj)->eng);
 		Py_END_ALLOW_THREADS
 	}
 	release(obj);
@@ -291,9 +296,13 @@ static int segment_open(struct mc_py_engine *self, const char *func, const char 
 	int32_t segment = -1;
 	int rc;
 
-	Py_BEGIN_ALLOW_THREADS rc = mc_segment_open(self->eng, name, 0, &diag, &segment);
-	Py_END_ALLOW_THREADS if (rc < 0) mc_py_fail(self, func, rc, &diag);
-	else *ret_segment = segment;
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_segment_open(self->eng, name, 0, &diag, &segment);
+	Py_END_ALLOW_THREADS
+	if (rc < 0)
+		mc_py_fail(self, func, rc, &diag);
+	else
+		*ret_segment = segment;
 	return rc;
 }
 
@@ -349,10 +358,11 @@ static PyObject *py_get_first_buffer_address(PyObject *obj, PyObject *const *arg
 	if (rc == -MC_E_COUNT)
 		return NULL;
 	if (rc == 0) {
-		Py_BEGIN_ALLOW_THREADS rc = mc_segment_first_addr(self->eng, segment, &addr);
-		Py_END_ALLOW_THREADS if (rc == -MC_E_STALE)(void)
-		    PyDict_DelItem(self->segments, arg[0]),
-		    PyErr_Clear();
+		Py_BEGIN_ALLOW_THREADS
+		rc = mc_segment_first_addr(self->eng, segment, &addr);
+		Py_END_ALLOW_THREADS
+		if (rc == -MC_E_STALE)
+			(void)PyDict_DelItem(self->segments, arg[0]), PyErr_Clear();
 		if (rc < 0)
 			mc_py_fail(self, sig_first_addr.func, rc, NULL);
 	}
@@ -399,8 +409,11 @@ static PyObject *py_send_probe(PyObject *obj, PyObject *const *args, Py_ssize_t 
 		return NULL;
 	if (!mc_py_ready(self, sig_probe.func))
 		return PyLong_FromLong(-1);
-	Py_BEGIN_ALLOW_THREADS rc = mc_segment_probe(self->eng, name, 0, &diag);
-	Py_END_ALLOW_THREADS if (rc < 0) mc_py_fail(self, sig_probe.func, rc, &diag);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_segment_probe(self->eng, name, 0, &diag);
+	Py_END_ALLOW_THREADS
+	if (rc < 0)
+		mc_py_fail(self, sig_probe.func, rc, &diag);
 	return PyLong_FromLong(rc < 0 ? -1 : 0);
 }
 
@@ -434,8 +447,10 @@ static PyObject *py_get_local_topology(PyObject *obj, PyObject *const *args, Py_
 	if (mc_py_args(&sig_topology, args, n, kw, arg) < 0 ||
 	    mc_py_text_or(&sig_topology, 0, arg[0], NULL, &devices) < 0)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS text = mc_topology_json(devices);
-	Py_END_ALLOW_THREADS return text_taken(text);
+	Py_BEGIN_ALLOW_THREADS
+	text = mc_topology_json(devices);
+	Py_END_ALLOW_THREADS
+	return text_taken(text);
 }
 
 static PyObject *py_metrics_text(PyObject *obj, PyObject *none)
@@ -446,8 +461,10 @@ static PyObject *py_metrics_text(PyObject *obj, PyObject *none)
 	(void)none;
 	if (!eng)
 		return PyUnicode_FromString("");
-	Py_BEGIN_ALLOW_THREADS text = mc_metrics_text(eng);
-	Py_END_ALLOW_THREADS return text_taken(text);
+	Py_BEGIN_ALLOW_THREADS
+	text = mc_metrics_text(eng);
+	Py_END_ALLOW_THREADS
+	return text_taken(text);
 }
 
 /* ---- messages ---- */
@@ -476,8 +493,11 @@ static PyObject *py_get_notifies(PyObject *obj, PyObject *none)
 	(void)none;
 	if (!list || !mc_py_ready(self, "get_notifies"))
 		return list;
-	Py_BEGIN_ALLOW_THREADS n = mc_notices_take(self->eng, &notices);
-	Py_END_ALLOW_THREADS if (n < 0) mc_py_fail(self, "get_notifies", n, NULL);
+	Py_BEGIN_ALLOW_THREADS
+	n = mc_notices_take(self->eng, &notices);
+	Py_END_ALLOW_THREADS
+	if (n < 0)
+		mc_py_fail(self, "get_notifies", n, NULL);
 	for (int i = 0; i < n && list; i++) {
 		PyObject *item = notice_object(&notices[i]);
 

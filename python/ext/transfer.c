@@ -7,6 +7,7 @@
  */
 #include "ext.h"
 
+#include <stdbool.h>
 #include <string.h>
 #include <time.h>
 
@@ -240,10 +241,12 @@ static int job_run(struct mc_py_engine *self, const struct mc_py_sig *sig, PyObj
 			return rc;
 		job_aim(job, segment);
 		diag.text[0] = '\0';
-		Py_BEGIN_ALLOW_THREADS rc = ret_id
-						? submit_patient(self->eng, &job->group, ret_id)
-						: mc_transfer_sync(self->eng, &job->group, &diag);
-		Py_END_ALLOW_THREADS if (rc != -MC_E_STALE || tries > 0) break;
+		Py_BEGIN_ALLOW_THREADS
+		rc = ret_id ? submit_patient(self->eng, &job->group, ret_id)
+			    : mc_transfer_sync(self->eng, &job->group, &diag);
+		Py_END_ALLOW_THREADS
+		if (rc != -MC_E_STALE || tries > 0)
+			break;
 		segment_forget(self, target);
 	}
 	if (rc < 0)
@@ -251,204 +254,169 @@ static int job_run(struct mc_py_engine *self, const struct mc_py_sig *sig, PyObj
 	return rc;
 }
 
-/* What a transfer call answers. */
-static PyObject *job_end(struct mc_py_engine *self, const struct mc_py_sig *sig, PyObject *target,
-			 struct job *job, int is_async)
-{
-	uint64_t id = 0;
-	int rc = -MC_E_CLOSED;
+/* ---- the calls ---- */
 
-	if (mc_py_ready(self, sig->func))
-		rc = job_run(self, sig, target, job, is_async ? &id : NULL);
-	job_fini(job);
+#define ARG_NONE 0 /* argument 0 is always the target */
+#define OP_ARG 255
+
+/* One method: how it is called, and what of the arguments means what. */
+struct call {
+	struct mc_py_sig sig;
+	uint8_t op;    /* OP_ARG: argument 4 says it */
+	bool is_batch; /* arguments 1 to 3 are sequences */
+	bool is_async;
+	uint8_t notify, hint; /* which argument, or ARG_NONE */
+};
+
+#define RANGE_NAMES "target_hostname", "buffer", "peer_buffer_address", "length"
+#define RANGES_NAMES "target_hostname", "buffers", "peer_buffer_addresses", "lengths"
+#define SIG(func_, required_, total_, ...)                                                         \
+	{                                                                                          \
+		.func = func_, .required = required_, .total = total_, .name = {__VA_ARGS__},      \
+	}
+
+static struct call transfer_sync_write = {
+    .sig = SIG("transfer_sync_write", 4, 5, RANGE_NAMES, "transport_hint"),
+    .op = MC_WRITE,
+    .hint = 4,
+};
+
+static struct call transfer_sync_read = {
+    .sig = SIG("transfer_sync_read", 4, 5, RANGE_NAMES, "transport_hint"),
+    .op = MC_READ,
+    .hint = 4,
+};
+
+static struct call transfer_submit_write = {
+    .sig = SIG("transfer_submit_write", 4, 5, RANGE_NAMES, "transport_hint"),
+    .op = MC_WRITE,
+    .is_async = true,
+    .hint = 4,
+};
+
+static struct call transfer_sync = {
+    .sig = SIG("transfer_sync", 5, 7, RANGE_NAMES, "opcode", "notify", "transport_hint"),
+    .op = OP_ARG,
+    .notify = 5,
+    .hint = 6,
+};
+
+static struct call batch_transfer_sync_write = {
+    .sig = SIG("batch_transfer_sync_write", 4, 5, RANGES_NAMES, "transport_hint"),
+    .op = MC_WRITE,
+    .is_batch = true,
+    .hint = 4,
+};
+
+static struct call batch_transfer_sync_read = {
+    .sig = SIG("batch_transfer_sync_read", 4, 5, RANGES_NAMES, "transport_hint"),
+    .op = MC_READ,
+    .is_batch = true,
+    .hint = 4,
+};
+
+static struct call batch_transfer_async_write = {
+    .sig = SIG("batch_transfer_async_write", 4, 5, RANGES_NAMES, "transport_hint"),
+    .op = MC_WRITE,
+    .is_batch = true,
+    .is_async = true,
+    .hint = 4,
+};
+
+static struct call batch_transfer_async_read = {
+    .sig = SIG("batch_transfer_async_read", 4, 5, RANGES_NAMES, "transport_hint"),
+    .op = MC_READ,
+    .is_batch = true,
+    .is_async = true,
+    .hint = 4,
+};
+
+static struct call batch_transfer_sync = {
+    .sig = SIG("batch_transfer_sync", 5, 7, RANGES_NAMES, "opcode", "notify", "transport_hint"),
+    .op = OP_ARG,
+    .is_batch = true,
+    .notify = 5,
+    .hint = 6,
+};
+
+static struct call batch_transfer_async = {
+    .sig = SIG("batch_transfer_async", 5, 6, RANGES_NAMES, "opcode", "transport_hint"),
+    .op = OP_ARG,
+    .is_batch = true,
+    .is_async = true,
+    .hint = 5,
+};
+
+/* What a call answers. rc -MC_E_COUNT: an exception. */
+static PyObject *call_answer(const struct call *c, int rc, uint64_t id)
+{
 	if (rc == -MC_E_COUNT)
 		return NULL;
-	if (is_async)
+	if (c->is_async)
 		return PyLong_FromUnsignedLongLong(rc < 0 ? 0 : id);
 	return PyLong_FromLong(rc < 0 ? -1 : 0);
 }
 
-/* ---- one range ---- */
-
-#define SINGLE_SIG(func_)                                                                          \
-	{                                                                                          \
-		.func = func_, .required = 4, .total = 5,                                          \
-		.name = {"target_hostname", "buffer", "peer_buffer_address", "length",             \
-			 "transport_hint"},                                                        \
-	}
-
-static struct mc_py_sig sig_sync_write = SINGLE_SIG("transfer_sync_write");
-static struct mc_py_sig sig_sync_read = SINGLE_SIG("transfer_sync_read");
-static struct mc_py_sig sig_submit_write = SINGLE_SIG("transfer_submit_write");
-
-static PyObject *single(PyObject *obj, const struct mc_py_sig *sig, PyObject *const *args,
-			Py_ssize_t n, PyObject *kw, uint8_t op, int is_async)
+/* The ranges, made into a job. @return 0; 1 when the sequences differ in length; -1 with an
+ * exception. Only after 0 there is a job to end */
+static int call_ranges(struct job *job, const struct call *c, PyObject **arg, uint8_t op)
 {
-	PyObject *arg[MC_PY_PARAMS_MAX];
-	struct job job;
-
-	if (mc_py_args(sig, args, n, kw, arg) < 0 || hint_check(sig, 4, arg[4]) < 0 ||
-	    job_init(&job, op, 1) < 0 || single_args(&job, sig, arg) < 0)
-		return NULL;
-	return job_end((struct mc_py_engine *)obj, sig, arg[0], &job, is_async);
+	if (c->is_batch)
+		return batch_args(job, &c->sig, arg, op);
+	return job_init(job, op, 1) < 0 ? -1 : single_args(job, &c->sig, arg);
 }
 
-static PyObject *py_transfer_sync_write(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-					PyObject *kw)
-{
-	return single(obj, &sig_sync_write, args, n, kw, MC_WRITE, 0);
-}
-
-static PyObject *py_transfer_sync_read(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-				       PyObject *kw)
-{
-	return single(obj, &sig_sync_read, args, n, kw, MC_READ, 0);
-}
-
-static PyObject *py_transfer_submit_write(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-					  PyObject *kw)
-{
-	return single(obj, &sig_submit_write, args, n, kw, MC_WRITE, 1);
-}
-
-static struct mc_py_sig sig_sync = {
-    .func = "transfer_sync",
-    .required = 5,
-    .total = 7,
-    .name = {"target_hostname", "buffer", "peer_buffer_address", "length", "opcode", "notify",
-	     "transport_hint"},
-};
-
-static PyObject *py_transfer_sync(PyObject *obj, PyObject *const *args, Py_ssize_t n, PyObject *kw)
-{
-	const struct mc_py_sig *sig = &sig_sync;
-	PyObject *arg[MC_PY_PARAMS_MAX];
-	struct job job;
-	uint8_t op;
-
-	if (mc_py_args(sig, args, n, kw, arg) < 0 || mc_py_op(sig, 4, arg[4], &op) < 0 ||
-	    hint_check(sig, 6, arg[6]) < 0 || job_init(&job, op, 1) < 0)
-		return NULL;
-	if (single_args(&job, sig, arg) < 0 || job_notify(&job, sig, arg[5]) < 0) {
-		job_fini(&job);
-		return NULL;
-	}
-	return job_end((struct mc_py_engine *)obj, sig, arg[0], &job, 0);
-}
-
-/* ---- many ranges ---- */
-
-#define BATCH_SIG(func_)                                                                           \
-	{                                                                                          \
-		.func = func_, .required = 4, .total = 5,                                          \
-		.name = {"target_hostname", "buffers", "peer_buffer_addresses", "lengths",         \
-			 "transport_hint"},                                                        \
-	}
-
-static struct mc_py_sig sig_batch_sync_write = BATCH_SIG("batch_transfer_sync_write");
-static struct mc_py_sig sig_batch_sync_read = BATCH_SIG("batch_transfer_sync_read");
-static struct mc_py_sig sig_batch_async_write = BATCH_SIG("batch_transfer_async_write");
-static struct mc_py_sig sig_batch_async_read = BATCH_SIG("batch_transfer_async_read");
-
-/* arg is sorted, op and hint are checked. */
-static PyObject *batch_run(PyObject *obj, const struct mc_py_sig *sig, PyObject **arg, uint8_t op,
-			   PyObject *notify, int is_async)
+static PyObject *call(PyObject *obj, const struct call *c, PyObject *const *args, Py_ssize_t n,
+		      PyObject *kw)
 {
 	static const struct mc_diag differ = {
 	    .text = "buffers, peer_buffer_addresses and lengths have different lengths",
 	};
 	struct mc_py_engine *self = (struct mc_py_engine *)obj;
+	PyObject *arg[MC_PY_PARAMS_MAX];
+	uint8_t op = c->op;
+	uint64_t id = 0;
 	struct job job;
-	int rc = batch_args(&job, sig, arg, op);
+	int rc;
 
+	if (mc_py_args(&c->sig, args, n, kw, arg) < 0 ||
+	    (op == OP_ARG && mc_py_op(&c->sig, 4, arg[4], &op) < 0) ||
+	    hint_check(&c->sig, c->hint, arg[c->hint]) < 0)
+		return NULL;
+	rc = call_ranges(&job, c, arg, op);
 	if (rc < 0)
 		return NULL;
 	if (rc > 0) {
-		mc_py_fail(self, sig->func, -MC_E_INVAL, &differ);
-		return PyLong_FromLong(is_async ? 0 : -1);
+		mc_py_fail(self, c->sig.func, -MC_E_INVAL, &differ);
+		return call_answer(c, -MC_E_INVAL, 0);
 	}
-	if (job_notify(&job, sig, notify) < 0) {
-		job_fini(&job);
-		return NULL;
+	if (c->notify != ARG_NONE && job_notify(&job, &c->sig, arg[c->notify]) < 0)
+		rc = -MC_E_COUNT;
+	else if (!mc_py_ready(self, c->sig.func))
+		rc = -MC_E_CLOSED;
+	else
+		rc = job_run(self, &c->sig, arg[0], &job, c->is_async ? &id : NULL);
+	job_fini(&job);
+	return call_answer(c, rc, id);
+}
+
+#define CALL(name)                                                                                 \
+	static PyObject *py_##name(PyObject *obj, PyObject *const *args, Py_ssize_t n,             \
+				   PyObject *kw)                                                   \
+	{                                                                                          \
+		return call(obj, &name, args, n, kw);                                              \
 	}
-	return job_end(self, sig, arg[0], &job, is_async);
-}
 
-static PyObject *batch(PyObject *obj, const struct mc_py_sig *sig, PyObject *const *args,
-		       Py_ssize_t n, PyObject *kw, uint8_t op, int is_async)
-{
-	PyObject *arg[MC_PY_PARAMS_MAX];
-
-	if (mc_py_args(sig, args, n, kw, arg) < 0 || hint_check(sig, 4, arg[4]) < 0)
-		return NULL;
-	return batch_run(obj, sig, arg, op, NULL, is_async);
-}
-
-static PyObject *py_batch_transfer_sync_write(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-					      PyObject *kw)
-{
-	return batch(obj, &sig_batch_sync_write, args, n, kw, MC_WRITE, 0);
-}
-
-static PyObject *py_batch_transfer_sync_read(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-					     PyObject *kw)
-{
-	return batch(obj, &sig_batch_sync_read, args, n, kw, MC_READ, 0);
-}
-
-static PyObject *py_batch_transfer_async_write(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-					       PyObject *kw)
-{
-	return batch(obj, &sig_batch_async_write, args, n, kw, MC_WRITE, 1);
-}
-
-static PyObject *py_batch_transfer_async_read(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-					      PyObject *kw)
-{
-	return batch(obj, &sig_batch_async_read, args, n, kw, MC_READ, 1);
-}
-
-static struct mc_py_sig sig_batch_sync = {
-    .func = "batch_transfer_sync",
-    .required = 5,
-    .total = 7,
-    .name = {"target_hostname", "buffers", "peer_buffer_addresses", "lengths", "opcode", "notify",
-	     "transport_hint"},
-};
-
-static PyObject *py_batch_transfer_sync(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-					PyObject *kw)
-{
-	const struct mc_py_sig *sig = &sig_batch_sync;
-	PyObject *arg[MC_PY_PARAMS_MAX];
-	uint8_t op;
-
-	if (mc_py_args(sig, args, n, kw, arg) < 0 || mc_py_op(sig, 4, arg[4], &op) < 0 ||
-	    hint_check(sig, 6, arg[6]) < 0)
-		return NULL;
-	return batch_run(obj, sig, arg, op, arg[5], 0);
-}
-
-static struct mc_py_sig sig_batch_async = {
-    .func = "batch_transfer_async",
-    .required = 5,
-    .total = 6,
-    .name = {"target_hostname", "buffers", "peer_buffer_addresses", "lengths", "opcode",
-	     "transport_hint"},
-};
-
-static PyObject *py_batch_transfer_async(PyObject *obj, PyObject *const *args, Py_ssize_t n,
-					 PyObject *kw)
-{
-	const struct mc_py_sig *sig = &sig_batch_async;
-	PyObject *arg[MC_PY_PARAMS_MAX];
-	uint8_t op;
-
-	if (mc_py_args(sig, args, n, kw, arg) < 0 || mc_py_op(sig, 4, arg[4], &op) < 0 ||
-	    hint_check(sig, 5, arg[5]) < 0)
-		return NULL;
-	return batch_run(obj, sig, arg, op, NULL, 1);
-}
+CALL(transfer_sync_write)
+CALL(transfer_sync_read)
+CALL(transfer_submit_write)
+CALL(transfer_sync)
+CALL(batch_transfer_sync_write)
+CALL(batch_transfer_sync_read)
+CALL(batch_transfer_async_write)
+CALL(batch_transfer_async_read)
+CALL(batch_transfer_sync)
+CALL(batch_transfer_async)
 
 /* ---- how a batch stands ---- */
 
@@ -517,9 +485,11 @@ static int group_wait(struct mc_py_engine *self, const char *func, uint64_t id)
 	int rc;
 
 	do {
-		Py_BEGIN_ALLOW_THREADS rc = mc_group_wait(self->eng, id, WAIT_SLICE_NS, &status);
-		Py_END_ALLOW_THREADS if (rc == -MC_E_TIMEDOUT &&
-					 PyErr_CheckSignals() < 0) return -MC_E_COUNT;
+		Py_BEGIN_ALLOW_THREADS
+		rc = mc_group_wait(self->eng, id, WAIT_SLICE_NS, &status);
+		Py_END_ALLOW_THREADS
+		if (rc == -MC_E_TIMEDOUT && PyErr_CheckSignals() < 0)
+			return -MC_E_COUNT;
 	} while (rc == -MC_E_TIMEDOUT);
 	if (rc < 0) {
 		fail_id(self, func, rc, id);
@@ -613,16 +583,16 @@ PyMethodDef mc_py_transfer_methods[] = {
 int mc_py_transfer_ready(void)
 {
 	struct mc_py_sig *all[] = {
-	    &sig_sync_write,
-	    &sig_sync_read,
-	    &sig_submit_write,
-	    &sig_sync,
-	    &sig_batch_sync_write,
-	    &sig_batch_sync_read,
-	    &sig_batch_async_write,
-	    &sig_batch_async_read,
-	    &sig_batch_sync,
-	    &sig_batch_async,
+	    &transfer_sync_write.sig,
+	    &transfer_sync_read.sig,
+	    &transfer_submit_write.sig,
+	    &transfer_sync.sig,
+	    &batch_transfer_sync_write.sig,
+	    &batch_transfer_sync_read.sig,
+	    &batch_transfer_async_write.sig,
+	    &batch_transfer_async_read.sig,
+	    &batch_transfer_sync.sig,
+	    &batch_transfer_async.sig,
 	    &sig_check,
 	    &sig_batch_status,
 	};
