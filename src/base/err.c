@@ -115,13 +115,13 @@ static const struct {
     {ETXTBSY, MC_E_BUSY},
 };
 
-int mc_err_from_errno(int err)
+enum mc_err mc_err_of_errno(int err)
 {
 	for (size_t i = 0; i < sizeof(errno_rows) / sizeof(errno_rows[0]); i++) {
 		if (errno_rows[i].from == err)
-			return -(int)errno_rows[i].to;
+			return errno_rows[i].to;
 	}
-	return -MC_E_IO;
+	return MC_E_IO;
 }
 
 static void diag_vset(struct mc_diag *diag, const char *fmt, va_list ap)

@@ -6,9 +6,19 @@
 
 #include <mooncake/err.h>
 
-/** Map errno to -enum mc_err (ENOMEM -> -MC_E_NOMEM, ECONNRESET and EPIPE -> -MC_E_RESET, …; else
- * -MC_E_IO). Keeps errno. */
-int mc_err_from_errno(int err);
+/** The row for errno (ENOMEM -> MC_E_NOMEM, ECONNRESET and EPIPE -> MC_E_RESET, …; else MC_E_IO).
+ * Keeps errno. */
+enum mc_err mc_err_of_errno(int err);
+
+/** The same as a result: always < 0, and compilers and analyzers see that it is. */
+static inline int mc_err_from_errno(int err)
+{
+	int rc = -(int)mc_err_of_errno(err);
+
+	if (rc >= 0)
+		__builtin_unreachable(); /* the table has no row for success */
+	return rc;
+}
 
 /** Replace the text. NULL diag is allowed. Cuts at the end of the buffer. */
 void mc_diag_set(struct mc_diag *diag, const char *fmt, ...) MC_PRINTF(2, 3);

@@ -152,8 +152,8 @@ int mc_handshake_notify(const struct mc_hs_conf *conf, const char *peer, const v
 			size_t name_len, const void *msg, size_t msg_len, uint64_t deadline_ns,
 			struct mc_diag *diag)
 {
-	char *json, *reply;
-	size_t len;
+	char *json, *reply = NULL;
+	size_t len = 0;
 	int rc = mc_hs_notify_encode(name, name_len, msg, msg_len, &json, diag);
 
 	if (rc < 0)
@@ -172,8 +172,8 @@ int mc_handshake_notify(const struct mc_hs_conf *conf, const char *peer, const v
 int mc_handshake_probe(const struct mc_hs_conf *conf, const char *peer, uint64_t deadline_ns,
 		       struct mc_diag *diag)
 {
-	char *reply;
-	size_t len;
+	char *reply = NULL;
+	size_t len = 0;
 	int rc;
 
 	rc = mc_handshake_call(conf, peer, MC_HS_PROBE, "{}", deadline_ns, &reply, &len, diag);

@@ -149,7 +149,7 @@ static int value_of(const char *json, size_t json_len, char **ret, size_t *ret_l
 static int etcd_get(struct mc_meta *meta, const char *key, uint64_t deadline_ns, char **ret,
 		    size_t *ret_len, struct mc_diag *diag)
 {
-	struct mc_http_reply reply;
+	struct mc_http_reply reply = {0};
 	int rc = request(meta, "/v3/kv/range", key, NULL, 0, deadline_ns, &reply, diag);
 
 	if (rc < 0)
@@ -162,7 +162,7 @@ static int etcd_get(struct mc_meta *meta, const char *key, uint64_t deadline_ns,
 static int etcd_put(struct mc_meta *meta, const char *key, const char *val, size_t len,
 		    uint64_t deadline_ns, struct mc_diag *diag)
 {
-	struct mc_http_reply reply;
+	struct mc_http_reply reply = {0};
 	int rc = request(meta, "/v3/kv/put", key, val, len, deadline_ns, &reply, diag);
 
 	if (rc == 0)
@@ -173,7 +173,7 @@ static int etcd_put(struct mc_meta *meta, const char *key, const char *val, size
 static int etcd_del(struct mc_meta *meta, const char *key, uint64_t deadline_ns,
 		    struct mc_diag *diag)
 {
-	struct mc_http_reply reply;
+	struct mc_http_reply reply = {0};
 	int rc = request(meta, "/v3/kv/deleterange", key, NULL, 0, deadline_ns, &reply, diag);
 
 	if (rc == 0)

@@ -58,7 +58,7 @@ static int http_get(struct mc_meta *meta, const char *key, uint64_t deadline_ns,
 {
 	struct mc_http_req req = {
 	    .method = "GET", .deadline_ns = deadline_ns, .reply_bytes_max = MC_META_VALUE_MAX};
-	struct mc_http_reply reply;
+	struct mc_http_reply reply = {0};
 	int rc = call(meta, &req, key, &reply, diag);
 
 	if (rc < 0)
@@ -81,7 +81,7 @@ static int http_put(struct mc_meta *meta, const char *key, const char *val, size
 				  .body_len = len,
 				  .deadline_ns = deadline_ns,
 				  .reply_bytes_max = 65536};
-	struct mc_http_reply reply;
+	struct mc_http_reply reply = {0};
 	int rc = call(meta, &req, key, &reply, diag);
 
 	if (rc < 0)
@@ -98,7 +98,7 @@ static int http_del(struct mc_meta *meta, const char *key, uint64_t deadline_ns,
 {
 	struct mc_http_req req = {
 	    .method = "DELETE", .deadline_ns = deadline_ns, .reply_bytes_max = 65536};
-	struct mc_http_reply reply;
+	struct mc_http_reply reply = {0};
 	int rc = call(meta, &req, key, &reply, diag);
 
 	if (rc < 0)

@@ -66,7 +66,7 @@ static int copy_text(struct decoder *d, const char *key, const char *text, const
 	copy = arena_take(d->own, len + 1, 1);
 	if (!copy)
 		return -MC_E_NOMEM;
-	memcpy(copy, text, len);
+	memcpy(copy, text, len + 1);
 	*ret = copy;
 	return 0;
 }

@@ -32,7 +32,7 @@ static inline unsigned mc_climb_lanes(unsigned width)
 /** Width for the next transfer; lanes_max >= 1 bounds it. Pass it to mc_climb_note() afterwards. */
 static inline unsigned mc_climb_width(struct mc_climb *c, unsigned lanes_max)
 {
-	unsigned widths = 0, best = 0;
+	unsigned widths = 1, best = 0; /* one lane is always there */
 
 	while (widths < MC_CLIMB_WIDTHS && mc_climb_lanes(widths) <= lanes_max)
 		widths++;

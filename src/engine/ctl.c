@@ -184,7 +184,7 @@ int mc_ctl_resolve(struct mc_session *s, const struct mc_iov *ranges, size_t n,
 		   uint64_t deadline_ns, struct mc_remote_region *ret)
 {
 	size_t req_cap = n * MC_CTL_RANGE_LEN + 64, reply_cap = n * MC_CTL_REGION_LEN + 64;
-	size_t req_len, reply_len;
+	size_t req_len, reply_len = 0;
 	uint8_t *records = mc_calloc(1, n * MC_CTL_RANGE_LEN);
 	uint8_t *req = mc_calloc(1, req_cap), *reply = mc_calloc(1, reply_cap);
 	uint8_t *mem = mc_aligned_alloc(16, reply_cap + 1024);
@@ -229,7 +229,7 @@ int mc_ctl_retire(struct mc_session *s, const char *transport, const uint8_t *to
 	const Mc__Ctl__RetireReply *r;
 	struct mc_pb_arena arena;
 	ProtobufCMessage *base;
-	size_t req_len, reply_len;
+	size_t req_len, reply_len = 0;
 	int rc;
 
 	m.transport = (char *)transport;
@@ -290,7 +290,7 @@ int mc_ctl_notify(struct mc_session *s, uint64_t id, const void *name, size_t na
 	Mc__Ctl__Notify m = MC__CTL__NOTIFY__INIT;
 	struct mc_pb_arena arena;
 	ProtobufCMessage *base;
-	size_t req_len, reply_len;
+	size_t req_len, reply_len = 0;
 	int rc;
 
 	if (!req)

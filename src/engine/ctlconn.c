@@ -120,7 +120,7 @@ static int reconnect(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_c
 	unsigned n = ways(s, w);
 	int home = mc_rails_to(s, &s->ctl_addr);
 	struct refusals refused = {0};
-	struct mc_ctl_peer hello;
+	struct mc_ctl_peer hello = {0};
 	struct mc_ctl_conn *c;
 	int rc = -MC_E_TIMEDOUT;
 

@@ -234,6 +234,7 @@ static void keep_addr(void *user, const struct mc_region_info *info)
 
 void mc_mem_drop_all(struct mc_engine *eng)
 {
+	struct plain *p;
 	uint64_t addr;
 
 	while (mc_region_count(eng->regions) > 0) {
@@ -241,8 +242,8 @@ void mc_mem_drop_all(struct mc_engine *eng)
 		if (unreg_one(eng, addr) < 0)
 			return;
 	}
-	while (!mc_list_is_empty(&eng->plain))
-		(void)plain_free(eng, mc_list_first(&eng->plain, struct plain, link)->ptr);
+	while ((p = mc_list_first(&eng->plain, struct plain, link)))
+		(void)plain_free(eng, p->ptr);
 }
 
 struct first {

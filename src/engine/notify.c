@@ -45,7 +45,7 @@ int mc_notify_send(struct mc_engine *eng, int32_t segment, const struct mc_notif
 		   uint64_t timeout_ns)
 {
 	uint64_t deadline_ns;
-	struct mc_session *s;
+	struct mc_session *s = NULL;
 	struct mc_peer *p;
 	int rc;
 

@@ -85,10 +85,9 @@ enum mc_peer_kind {
 struct mc_eslice {
 	struct mc_slice s; /* s.link: the transport's list while posted, a pump's list while not */
 	struct mc_gop *op;
-	struct mc_session *session;  /* counted */
-	struct mc_list flying;	     /* mc_elane.flying while posted */
-	struct mc_elane *lane;	     /* while posted */
-	struct mc_rail_stats *stats; /* of the link that it was on last, or NULL */
+	struct mc_session *session; /* counted */
+	struct mc_list flying;	    /* mc_elane.flying while posted */
+	struct mc_elane *lane;	    /* while posted */
 	uint64_t posted_ns;
 	struct mc_retry retry;
 	uint32_t t_first, t_last; /* transfers that it carries parts of */
@@ -331,8 +330,7 @@ struct mc_rail_stats {
 	struct mc_counter bytes[MC_OP_COUNT], ops[MC_OP_COUNT];
 	struct mc_counter retries; /* slices that left a broken lane and were tried again */
 	struct mc_counter broken;  /* lanes that broke with slices on them */
-	struct mc_hist latency[MC_OP_COUNT];		 /* of slices, from post to completion */
-	_Atomic(struct mc_counter *) errors[MC_E_COUNT]; /* slices that failed; made when needed */
+	struct mc_hist latency[MC_OP_COUNT]; /* of slices, from post to completion */
 	char transport[16], rail[MC_ADDR_TEXT_MAX], peer[256];
 };
 
@@ -557,7 +555,7 @@ int mc_gop_open(struct mc_engine *eng, const struct mc_group *group, struct mc_d
 void mc_gop_ref(struct mc_gop *op);
 void mc_gop_put(struct mc_gop *op);
 /** A slice is over. Driver thread. */
-void mc_gop_slice_end(struct mc_eslice *es, int status, const char *cause);
+void mc_gop_slice_end(struct mc_eslice *es, int status, const char *route);
 /** Everything is over: notification, then waiters and queues hear of it. */
 void mc_gop_end(struct mc_gop *op);
 /** What end does after the notification. */
@@ -602,7 +600,7 @@ void mc_work_close(struct mc_engine *eng);
 /* ---- serve.c: what peers ask ---- */
 int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_diag *diag);
 /** A control connection came to the data port. Any loop. */
-int mc_serve_adopt(void *eng, int fd, const void *bytes, size_t len);
+int mc_serve_adopt(void *user, int fd, const void *bytes, size_t len);
 void mc_serve_close(struct mc_engine *eng);
 
 /* ---- join.c ---- */
@@ -644,7 +642,7 @@ void mc_metrics_unserve(struct mc_engine *eng);
 void mc_metrics_log_begin(struct mc_engine *eng);
 void mc_metrics_log_end(struct mc_engine *eng);
 void mc_stats_done(struct mc_gop *op);
-void mc_stats_error(struct mc_engine *eng, const struct mc_eslice *es, int code);
+void mc_stats_error(struct mc_engine *eng, enum mc_route route, int code);
 
 static inline bool mc_engine_is_forked(const struct mc_engine *eng)
 {

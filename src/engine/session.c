@@ -212,7 +212,7 @@ int mc_session_region(struct mc_session *s, uint64_t addr, uint64_t len, uint64_
 		      const struct mc_remote_region **ret_region)
 {
 	struct mc_iov range = {addr, len};
-	struct mc_remote_region r;
+	struct mc_remote_region r = {0};
 	int rc;
 
 	*ret_region = mc_session_region_known(s, addr, len);

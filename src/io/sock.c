@@ -614,26 +614,28 @@ int mc_sock_wait(int fd, short events, uint64_t deadline_ns)
 	return n == 0 ? -MC_E_TIMEDOUT : 0;
 }
 
+/* What one send() or recv() said; waits when it could do nothing yet. @return bytes moved; 0: try
+ * again; < 0 */
+static ssize_t moved(int fd, ssize_t n, short events, uint64_t deadline_ns)
+{
+	if (n >= 0)
+		return n;
+	if (errno == EINTR)
+		return 0;
+	return errno == EAGAIN ? mc_sock_wait(fd, events, deadline_ns) : sock_err(errno);
+}
+
 int mc_sock_send_all(int fd, const void *data, size_t len, uint64_t deadline_ns)
 {
 	const uint8_t *at = data;
 	ssize_t n;
-	int rc;
 
 	while (len > 0) {
-		n = send(fd, at, len, MSG_NOSIGNAL);
-		if (n >= 0) {
-			at += n;
-			len -= (size_t)n;
-			continue;
-		}
-		if (errno == EINTR)
-			continue;
-		if (errno != EAGAIN)
-			return sock_err(errno);
-		rc = mc_sock_wait(fd, POLLOUT, deadline_ns);
-		if (rc < 0)
-			return rc;
+		n = moved(fd, send(fd, at, len, MSG_NOSIGNAL), POLLOUT, deadline_ns);
+		if (n < 0)
+			return (int)n;
+		at += n;
+		len -= (size_t)n;
 	}
 	return 0;
 }
@@ -642,24 +644,16 @@ int mc_sock_recv_all(int fd, void *data, size_t len, uint64_t deadline_ns)
 {
 	uint8_t *at = data;
 	ssize_t n;
-	int rc;
 
 	while (len > 0) {
 		n = recv(fd, at, len, 0);
 		if (n == 0)
 			return -MC_E_RESET;
-		if (n > 0) {
-			at += n;
-			len -= (size_t)n;
-			continue;
-		}
-		if (errno == EINTR)
-			continue;
-		if (errno != EAGAIN)
-			return sock_err(errno);
-		rc = mc_sock_wait(fd, POLLIN, deadline_ns);
-		if (rc < 0)
-			return rc;
+		n = moved(fd, n, POLLIN, deadline_ns);
+		if (n < 0)
+			return (int)n;
+		at += n;
+		len -= (size_t)n;
 	}
 	return 0;
 }

@@ -97,6 +97,7 @@ static int mark_put(struct mc_chan *ch, const int *fds, unsigned n)
 		return -MC_E_TOO_BIG;
 	if (m->n == MC_ARRAY_LEN(m->mark))
 		return -MC_E_AGAIN;
+	mc_assert(fds || n == 0);
 	mark->at = ch->pending.len;
 	for (mark->n = 0; mark->n < n; mark->n++) {
 		mark->fds[mark->n] = fcntl(fds[mark->n], F_DUPFD_CLOEXEC, 0);

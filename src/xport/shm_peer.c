@@ -64,7 +64,7 @@ static int peer_ask(struct mc_shm_peer *p, struct mc_shm_msg *req, uint64_t dead
 		rc = sock_timeout(p->sock, time_left(deadline_ns));
 		if (rc == 0)
 			rc = mc_shm_msg_recv(p->sock, ret_ans, ret_fd);
-		if (rc < 0)
+		if (rc != 0)
 			break;
 		if (ret_ans->serial == req->serial && ret_ans->type == req->type)
 			return 0;
@@ -330,7 +330,7 @@ static int peer_identify(struct mc_shm_peer *p)
 static int peer_hello(struct mc_shm_peer *p, const struct mc_shm_peer_id *id, uint64_t deadline_ns,
 		      uint64_t *ret_probe)
 {
-	struct mc_shm_msg req = {.type = MC_SHM_HELLO, .epoch = id->epoch}, ans;
+	struct mc_shm_msg req = {.type = MC_SHM_HELLO, .epoch = id->epoch}, ans = {0};
 	int fd, rc;
 
 	memcpy(req.nonce, id->nonce, sizeof(req.nonce));

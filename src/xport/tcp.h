@@ -43,6 +43,6 @@ struct mc_tcp_served {
 	uint64_t refused;
 	uint64_t conns;
 };
-void mc_tcp_dev_served(const struct mc_xdev *dev, struct mc_tcp_served *ret);
+void mc_tcp_dev_served(const struct mc_xdev *x, struct mc_tcp_served *ret);
 
 #endif

@@ -107,13 +107,13 @@ void mc_tcp_dev_lane_end(struct mc_tcp_dev *dev, struct mc_tcp_conn *c);
 
 /* tcp_lane.c */
 int mc_tcp_lane_open(struct mc_xdev *dev, const struct mc_xpath *path, struct mc_xlane **ret_lane);
-int mc_tcp_lane_post(struct mc_xlane *lane, struct mc_slice **slices, unsigned n);
-int mc_tcp_lane_poll(struct mc_xlane *lane, uint64_t block_ns, struct mc_slice **ret_done,
+int mc_tcp_lane_post(struct mc_xlane *x, struct mc_slice **slices, unsigned n);
+int mc_tcp_lane_poll(struct mc_xlane *x, uint64_t block_ns, struct mc_slice **ret_done,
 		     unsigned max);
-void mc_tcp_lane_arm(struct mc_xlane *lane, struct mc_xarm *ret_arm);
-uint64_t mc_tcp_lane_progress(const struct mc_xlane *lane);
-size_t mc_tcp_lane_abort(struct mc_xlane *lane, struct mc_list *ret_left, uint8_t *ret_token);
-void mc_tcp_lane_close(struct mc_xlane *lane);
+void mc_tcp_lane_arm(struct mc_xlane *x, struct mc_xarm *ret_arm);
+uint64_t mc_tcp_lane_progress(const struct mc_xlane *x);
+size_t mc_tcp_lane_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t *ret_token);
+void mc_tcp_lane_close(struct mc_xlane *x);
 
 /* tcp_sock.c: socket calls with our error codes. All non-blocking unless they say so. */
 /** @return bytes; 0: would block; < 0 error. */
