@@ -326,9 +326,10 @@ void mc_gop_slice_end(struct mc_eslice *es, int status, const char *route)
 	struct mc_pump *pump = es->pump;
 	struct mc_gop *op = es->op;
 
-	if (status < 0)
+	if (status < 0) {
+		mc_stats_error(op->eng, es, status);
 		set_failure(es, status, route);
-	else if (!es->is_bare)
+	} else if (!es->is_bare)
 		atomic_store_explicit(
 		    &op->bytes, atomic_load_explicit(&op->bytes, memory_order_relaxed) + es->s.len,
 		    memory_order_relaxed);

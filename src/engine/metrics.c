@@ -1,6 +1,6 @@
 /*
- * metrics.c: what the engine counts: bytes, operations and retries by transport, rail and peer;
- * latencies by direction; errors by transport and cause; what peers took from us.
+ * metrics.c: what the engine counts: bytes, operations, retries and errors by transport, rail and
+ * peer; latencies by direction; what peers took from us.
  */
 #include "engine/metrics.h"
 
@@ -14,12 +14,6 @@
 #define STATS_MAX 65536u
 #define LINKS_MAX 1024u /* (transport, rail, peer) triples with counters of their own */
 #define TEXT_MAX (64u << 20)
-
-/* One (transport, cause) pair. */
-struct error_stat {
-	struct mc_counter n;
-	_Atomic bool is_named;
-};
 
 /* What the RDMA device counts by itself. */
 static const struct rdma_row {
@@ -61,7 +55,6 @@ struct mc_stats {
 	struct mc_rail_stats other; /* for links beyond the limit */
 	struct mc_hist latency[MC_OP_COUNT];
 	struct mc_counter groups[2]; /* succeeded, failed */
-	struct error_stat errors[MC_ROUTE_COUNT][MC_E_COUNT];
 	struct mc_gauge served_bytes[MC_OP_COUNT], served_requests[MC_OP_COUNT], refused, conns,
 	    regions;
 	struct mc_gauge rdma[MC_ARRAY_LEN(rdma_rows)];
@@ -148,23 +141,45 @@ void mc_stats_done(struct mc_gop *op)
 		mc_hist_add(&st->latency[op->op], op->end_ns - op->begin_ns);
 }
 
-void mc_stats_error(struct mc_engine *eng, enum mc_route route, int code)
+/* NULL: no memory, or no room for its name. */
+static struct mc_counter *error_counter(struct mc_engine *eng, struct mc_rail_stats *l, int code)
 {
-	struct error_stat *e;
-	int at = code < 0 ? -code : code;
+	struct mc_stat_label labels[] = {{"transport", l->transport},
+					 {"rail", l->rail},
+					 {"peer", l->peer},
+					 {"cause", mc_err_name(code)}};
+	/* acquire: pairs with the release below */
+	struct mc_counter *c = atomic_load_explicit(&l->errors[-code], memory_order_acquire);
 
-	if (at >= MC_E_COUNT || route >= MC_ROUTE_COUNT)
-		return;
-	e = &eng->stats->errors[route][at];
-	if (!atomic_exchange_explicit(&e->is_named, true, memory_order_relaxed)) {
-		struct mc_stat_label labels[] = {{"transport", mc_route_name(route)},
-						 {"cause", mc_err_name(code)}};
-
+	if (c)
+		return c;
+	pthread_mutex_lock(&eng->stats->mu);
+	c = atomic_load_explicit(&l->errors[-code], memory_order_relaxed);
+	if (!c)
+		c = mc_aligned_alloc(MC_CACHELINE, sizeof(*c));
+	if (c && !atomic_load_explicit(&l->errors[-code], memory_order_relaxed)) {
 		if (add(eng, "mc_transfer_errors_total", "Slices that failed, by cause",
-			MC_STAT_COUNTER, labels, 2, &e->n) < 0)
+			MC_STAT_COUNTER, labels, 4, c) < 0)
 			mc_log_debug("metrics are incomplete", "cause=%s", mc_err_name(code));
+		/* release: whoever adds to it finds it zeroed */
+		atomic_store_explicit(&l->errors[-code], c, memory_order_release);
 	}
-	mc_counter_add(&e->n, 1);
+	pthread_mutex_unlock(&eng->stats->mu);
+	return c;
+}
+
+void mc_stats_error(struct mc_engine *eng, const struct mc_eslice *es, int code)
+{
+	struct mc_rail_stats *l = es->stats;
+	struct mc_counter *c;
+
+	if (code >= 0 || code <= -MC_E_COUNT)
+		return;
+	if (!l) /* it has not been on any */
+		l = mc_stats_rail(eng, mc_route_name(es->route), "none", es->session->peer->name);
+	c = error_counter(eng, l, code);
+	if (c)
+		mc_counter_add(c, 1);
 }
 
 static int name_all(struct mc_engine *eng)
@@ -212,6 +227,9 @@ int mc_stats_open(struct mc_engine *eng)
 		return -MC_E_NOMEM;
 	pthread_mutex_init(&st->mu, NULL);
 	mc_list_init(&st->links);
+	memcpy(st->other.transport, "other", sizeof("other"));
+	memcpy(st->other.rail, "other", sizeof("other"));
+	memcpy(st->other.peer, "other", sizeof("other"));
 	eng->stats = st;
 	rc = mc_stat_reg_open(STATS_MAX, &st->reg);
 	return rc < 0 ? rc : name_all(eng);
@@ -240,6 +258,12 @@ static void rdma_read(struct mc_engine *eng)
 	}
 }
 
+static void errors_free(struct mc_rail_stats *l)
+{
+	for (size_t i = 0; i < MC_E_COUNT; i++)
+		mc_free(atomic_load_explicit(&l->errors[i], memory_order_relaxed));
+}
+
 void mc_stats_close(struct mc_engine *eng)
 {
 	struct mc_stats *st = eng->stats;
@@ -248,8 +272,11 @@ void mc_stats_close(struct mc_engine *eng)
 	if (!st)
 		return;
 	mc_stat_reg_close(st->reg);
-	mc_list_each (l, &st->links, link)
+	errors_free(&st->other);
+	mc_list_each (l, &st->links, link) {
+		errors_free(l);
 		mc_free(l);
+	}
 	pthread_mutex_destroy(&st->mu);
 	mc_free(st);
 	eng->stats = NULL;

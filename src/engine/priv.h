@@ -85,9 +85,10 @@ enum mc_peer_kind {
 struct mc_eslice {
 	struct mc_slice s; /* s.link: the transport's list while posted, a pump's list while not */
 	struct mc_gop *op;
-	struct mc_session *session; /* counted */
-	struct mc_list flying;	    /* mc_elane.flying while posted */
-	struct mc_elane *lane;	    /* while posted */
+	struct mc_session *session;  /* counted */
+	struct mc_list flying;	     /* mc_elane.flying while posted */
+	struct mc_elane *lane;	     /* while posted */
+	struct mc_rail_stats *stats; /* of the link that it was on last, or NULL */
 	uint64_t posted_ns;
 	struct mc_retry retry;
 	uint32_t t_first, t_last; /* transfers that it carries parts of */
@@ -330,7 +331,8 @@ struct mc_rail_stats {
 	struct mc_counter bytes[MC_OP_COUNT], ops[MC_OP_COUNT];
 	struct mc_counter retries; /* slices that left a broken lane and were tried again */
 	struct mc_counter broken;  /* lanes that broke with slices on them */
-	struct mc_hist latency[MC_OP_COUNT]; /* of slices, from post to completion */
+	struct mc_hist latency[MC_OP_COUNT];		 /* of slices, from post to completion */
+	_Atomic(struct mc_counter *) errors[MC_E_COUNT]; /* slices that failed; made when needed */
 	char transport[16], rail[MC_ADDR_TEXT_MAX], peer[256];
 };
 
@@ -642,7 +644,7 @@ void mc_metrics_unserve(struct mc_engine *eng);
 void mc_metrics_log_begin(struct mc_engine *eng);
 void mc_metrics_log_end(struct mc_engine *eng);
 void mc_stats_done(struct mc_gop *op);
-void mc_stats_error(struct mc_engine *eng, enum mc_route route, int code);
+void mc_stats_error(struct mc_engine *eng, const struct mc_eslice *es, int code);
 
 static inline bool mc_engine_is_forked(const struct mc_engine *eng)
 {

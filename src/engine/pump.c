@@ -125,6 +125,7 @@ static void flying_add(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 			lane->seen_progress = lane->x->ops->progress(lane->x);
 	}
 	mc_list_push_back(&lane->flying, &es->flying);
+	es->stats = lane->stats;
 	lane->flying_n++;
 	lane->flying_bytes += es->s.len;
 	p->nflying++;
@@ -309,7 +310,6 @@ void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now
 	/* Nothing that leads there works any more: the next group looks for the peer anew. */
 	if (why == 0 && mc_err_scope(rc) != MC_SCOPE_OP && mc_err_scope(rc) != MC_SCOPE_LOCAL)
 		mc_session_kill(p->session);
-	mc_stats_error(p->session->eng, es->route, rc);
 	mc_gop_slice_end(es, rc, mc_route_name(es->route));
 }
 

@@ -280,7 +280,8 @@ size_t mc_rdma_lane_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t 
 
 	if (!l->cq.cq)
 		return 0;
-	settle(l);
+	if (!mc_fork_is_child(l->dev->fork_gen)) /* else the queues are the parent's */
+		settle(l);
 	l->is_connected = false;
 	queues_close(l);
 	mc_list_splice_back(ret_left, &l->done);

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -333,9 +334,39 @@ static void a_control_port_that_refuses_is_no_death_while_the_data_port_answers(
 	assert_int_equal(write_to(&p, p.seg, BYTES, 0, NULL), 0);
 	mc_engine_close(p.b);
 	p.b = NULL;
+	/* The write may have left a connection whose end is not known yet. */
+	if (mc_ctlconn_get(s, mc_now_ns() + 5 * MC_NS_PER_S, &c) == 0)
+		mc_ctlconn_put(s, c, true);
 	assert_int_equal(mc_ctlconn_get(s, mc_now_ns() + 5 * MC_NS_PER_S, &c), -MC_E_PEER_DEAD);
 	assert_true(atomic_load(&s->is_gone));
 	mc_session_put(s);
+	pair_close(&p);
+}
+
+static void an_error_is_counted_by_transport_rail_peer_and_cause(void **state)
+{
+	char *text, *line, want[160];
+	struct pair p;
+
+	(void)state;
+	assert_int_equal(setenv("MC_FORCE_TCP", "1", 1), 0);
+	pair_open(&p);
+	assert_int_equal(unsetenv("MC_FORCE_TCP"), 0);
+	assert_int_equal(write_to(&p, p.seg, BYTES, 0, NULL), 0);
+	text = mc_metrics_text(p.a);
+	assert_null(strstr(text, "mc_transfer_errors_total{"));
+	mc_text_free(text);
+	assert_int_equal(mc_mem_unreg(p.b, p.remote), 0);
+	assert_true(write_to(&p, p.seg, BYTES, 0, NULL) < 0);
+	text = mc_metrics_text(p.a);
+	line = strstr(text, "mc_transfer_errors_total{");
+	assert_non_null(line);
+	*strchr(line, '\n') = '\0';
+	(void)snprintf(want, sizeof(want), "peer=\"%s\",cause=\"", mc_engine_name(p.b));
+	assert_non_null(strstr(line, "transport=\"tcp\",rail=\"any\""));
+	assert_non_null(strstr(line, want));
+	assert_string_equal(strrchr(line, ' '), " 1");
+	mc_text_free(text);
 	pair_close(&p);
 }
 
@@ -352,6 +383,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(memory_that_runs_out_in_a_submit_is_an_error_and_no_leak),
 	    cmocka_unit_test(memory_that_runs_out_in_a_transfer_is_an_error_and_no_leak),
 	    cmocka_unit_test(memory_that_runs_out_while_an_engine_opens_is_an_error_and_no_leak),
+	    cmocka_unit_test(an_error_is_counted_by_transport_rail_peer_and_cause),
 	    cmocka_unit_test(a_control_port_that_refuses_is_no_death_while_the_data_port_answers),
 	};
 

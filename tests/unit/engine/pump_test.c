@@ -397,8 +397,9 @@ static void high_priority_passes_what_waits(void **state)
 	unsigned n = 0;
 
 	(void)state;
-	mood_set(HOLD, 1);
 	memset(local, 0xff, BYTES);
+	assert_int_equal(write_once(0, 4096, 0, NULL), 0); /* nothing has to be asked any more */
+	mood_set(HOLD, 1);
 	for (unsigned i = 0; i < 300; i++) /* more than may fly */
 		filler[i] = submit(i * 8192, 4096, MC_PRIO_LOW, 15 * MC_NS_PER_S);
 	for (unsigned i = 0; i < 3; i++) {
@@ -406,7 +407,8 @@ static void high_priority_passes_what_waits(void **state)
 		id[i] = submit(i * 8192 + 4096, 4096, (enum mc_priority)(MC_PRIO_LOW - i),
 			       15 * MC_NS_PER_S);
 	}
-	mc_loop_call(a->loops[0], arrived, NULL); /* all are with the pump now */
+	for (unsigned i = 0; i < a->nloops; i++)
+		mc_loop_call(a->loops[i], arrived, NULL); /* all are with the pump now */
 	mood_set(WORK, 0);
 	for (unsigned i = 0; i < 3; i++)
 		assert_int_equal(result(id[i]), 0);

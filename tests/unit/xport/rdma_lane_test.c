@@ -109,6 +109,52 @@ static void random_fragments_move_exactly_their_bytes(void **state)
 	(void)state;
 }
 
+/* Four queue pairs whose acknowledgements come one by one, in any order between them. */
+static void acknowledgements_in_any_order_end_each_slice_once(void **state)
+{
+	struct verbs_fake_conf conf = {.ndevs = 2, .seed = 7};
+	uint8_t *here = mc_calloc(1, RDMA_MEM_LEN), *there = mc_calloc(1, RDMA_MEM_LEN);
+	struct mc_xlane *lane;
+
+	assert_int_equal(rdma_peers_open(&conf), 0);
+	rdma_dev(&rp.a)->conf.qps = 4;
+	rdma_dev(&rp.a)->conf.wrs_max = 40;
+	memcpy(here, rp.a.mem, RDMA_MEM_LEN);
+	memcpy(there, rp.b.mem, RDMA_MEM_LEN);
+	lane = rdma_lane();
+	for (unsigned round = 0; round < 20; round++) {
+		unsigned n = DEPTH, ended = 0;
+
+		verbs_fake_hold(VERBS_FAKE_HOLD_ACKS);
+		for (unsigned i = 0; i < n; i++) {
+			shape(&jobs[i], i % 3 ? MC_OP_WRITE : MC_OP_READ, i * 8192, 8192);
+			shadow(&jobs[i], here, there);
+		}
+		assert_int_equal(post_jobs(lane, 0, n), n);
+		for (unsigned tries = 0; ended < n; tries++) {
+			struct mc_slice *done[7];
+			int rc;
+
+			(void)verbs_fake_step(1 + (unsigned)mc_rand_below(&rp.rand, 3));
+			rc = lane->ops->poll(lane, 0, done, 7);
+			assert_true(rc >= 0 && tries < 100000);
+			for (int i = 0; i < rc; i++) {
+				assert_int_equal(((struct rdma_job *)done[i]->user)->ended++, 0);
+				assert_int_equal(done[i]->status, 0);
+			}
+			ended += (unsigned)rc;
+		}
+		verbs_fake_hold(VERBS_FAKE_PROMPT);
+		assert_memory_equal(here, rp.a.mem, RDMA_MEM_LEN);
+		assert_memory_equal(there, rp.b.mem, RDMA_MEM_LEN);
+	}
+	lane->ops->lane_close(lane);
+	rdma_peers_close();
+	mc_free(here);
+	mc_free(there);
+	(void)state;
+}
+
 static void a_slice_above_the_longest_message_is_cut(void **state)
 {
 	struct verbs_fake_conf conf = {.ndevs = 2};
@@ -383,6 +429,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(random_fragments_move_exactly_their_bytes),
+	    cmocka_unit_test(acknowledgements_in_any_order_end_each_slice_once),
 	    cmocka_unit_test(a_slice_above_the_longest_message_is_cut),
 	    cmocka_unit_test(sixteen_slices_cost_one_doorbell_and_one_signalled_completion),
 	    cmocka_unit_test(neighbours_at_the_peer_become_one_request),

@@ -1,0 +1,100 @@
+/*
+ * fuzz_http.c: bytes of a stranger on the port of our HTTP server (http_server.c), through
+ * libmicrohttpd to the handler, over a socket, as one piece or in two.
+ *
+ * Whatever the bytes were, an honest request beside them and after them is answered, and no memory
+ * of ours is left behind.
+ */
+#include <poll.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "io/http_server.h"
+#include "io/sock.h"
+
+#define WAIT_NS (60 * MC_NS_PER_S) /* a virtual machine may stand still for long */
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
+
+static struct mc_http_server *server;
+static struct mc_addr at;
+
+/* The path comes from the stranger: say it back, so that each byte of it is read. */
+static void handler(void *user, const char *path, struct mc_http_answer *ret)
+{
+	(void)user;
+	ret->status = path[0] == '/' ? 200 : 404;
+	ret->type = "text/plain";
+	ret->body = mc_strdup(path);
+	ret->len = ret->body ? strlen(ret->body) : 0;
+}
+
+static void setup(void)
+{
+	struct mc_diag diag = {.text = ""};
+	struct mc_addr any;
+	struct mc_loop *loop;
+
+	mc_log_level_set(MC_LOG_ERROR);
+	mc_assert(mc_loop_open("fuzz", &mc_clock_real, &loop) == 0 && mc_loop_start(loop) == 0);
+	mc_assert(mc_addr_parse("127.0.0.1", 0, &any) == 0);
+	mc_assert(mc_http_server_open(loop, &any, handler, NULL, &server, &diag) == 0);
+	mc_assert(mc_addr_parse("127.0.0.1", mc_http_server_port(server), &at) == 0);
+}
+
+static int say(const uint8_t *data, size_t len, size_t cut)
+{
+	uint64_t end_ns = mc_now_ns() + WAIT_NS;
+	int fd;
+
+	mc_assert(mc_sock_connect(&at, NULL, &fd) == 0);
+	mc_assert(mc_sock_wait(fd, POLLOUT, end_ns) == 0);
+	(void)mc_sock_nodelay(fd);
+	/* Either may fail: the server hangs up on junk. */
+	if (mc_sock_send_all(fd, data, cut, end_ns) == 0)
+		(void)mc_sock_send_all(fd, data + cut, len - cut, end_ns);
+	return fd;
+}
+
+/* The loop serves one after the other, so what came before has been dealt with. */
+static void be_served(void)
+{
+	static const uint8_t honest[] = "GET / HTTP/1.0\r\n\r\n";
+	int fd = say(honest, sizeof(honest) - 1, 0);
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	uint8_t answer[256];
+	size_t got = 0;
+	ssize_t n;
+
+	do {
+		n = poll(&p, 1, (int)(WAIT_NS / MC_NS_PER_MS)) > 0
+			? recv(fd, answer, sizeof(answer), MSG_DONTWAIT)
+			: -1;
+		got += n > 0 ? (size_t)n : 0;
+	} while (n > 0);
+	mc_assert(n == 0 && got > 0);
+	(void)close(fd);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+{
+	int64_t live;
+	int fd;
+
+	if (!server)
+		setup();
+	if (len < 1)
+		return 0;
+	live = mc_mem_live();
+	fd = say(data + 1, len - 1, mc_min((size_t)data[0], len - 1));
+	be_served();
+	(void)close(fd);
+	be_served();
+	mc_assert(mc_mem_live() == live);
+	return 0;
+}
