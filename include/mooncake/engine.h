@@ -132,6 +132,20 @@ MC_API MC_MUST_CHECK int mc_segment_open(struct mc_engine *eng, const char *name
 /** Forget a segment: connections are closed, groups under way end with -MC_E_CLOSED. @return 0;
  * -MC_E_STALE */
 MC_API int mc_segment_close(struct mc_engine *eng, int32_t segment);
+/**
+ * Be told when the segment's process, as it is now, is gone: dead, or replaced by another under its
+ * name. The watch is a group of its own without transfers: it ends once, with -MC_E_PEER_DEAD when
+ * that is proven (docs/failure-model.md says by what; silence alone is no proof), -MC_E_CANCELED
+ * (mc_group_cancel(); the cq is closed), -MC_E_CLOSED (the segment or the engine is closed). It has
+ * no deadline, and costs nothing while the peer lives.
+ * @param cq where it ends; NULL: it is watched through its id
+ * @param ret_id cancel it before mc_group_free(). With a cq it ends by itself at its completion.
+ * @return 0; -MC_E_STALE (segment); -MC_E_UNSUPPORTED (our own segment, a file, an upstream peer);
+ * -MC_E_AGAIN (the cq is full); -MC_E_CLOSED; -MC_E_NOMEM; -MC_E_FORKED; where the process has to
+ * be found anew, for which it blocks: mc_segment_open()'s codes
+ */
+MC_API MC_MUST_CHECK int mc_segment_watch(struct mc_engine *eng, int32_t segment, struct mc_cq *cq,
+					  uint64_t user, uint64_t *ret_id);
 /** Ask the peer's process for a sign of life. timeout_ns 0: five seconds. @return 0; why not:
  * mc_segment_open()'s codes; -MC_E_UNSUPPORTED (a file has no process) */
 MC_API MC_MUST_CHECK int mc_segment_probe(struct mc_engine *eng, const char *name,

@@ -142,6 +142,8 @@ int mc_group_cancel(struct mc_engine *eng, uint64_t id)
 		return rc;
 	/* The pump sees it at its next tick. */
 	atomic_store_explicit(&op->is_canceled, true, memory_order_relaxed);
+	if (op->is_watch)
+		mc_watch_canceled(op);
 	mc_ids_put(eng->groups, id);
 	return 0;
 }

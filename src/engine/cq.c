@@ -143,7 +143,10 @@ void mc_cq_close(struct mc_cq *q)
 
 	if (!q || mc_engine_is_forked(q->eng))
 		return; /* a child's copy: the lock may be held by a thread that it has not */
+	pthread_mutex_lock(&q->mu); /* whoever began before is seen below */
 	atomic_store_explicit(&q->is_closing, true, memory_order_relaxed);
+	pthread_mutex_unlock(&q->mu);
+	mc_watch_cq_closed(q->eng, q);
 	do {
 		(void)mc_cq_wait(q, c, MC_ARRAY_LEN(c), 10 * MC_NS_PER_MS);
 		pthread_mutex_lock(&q->mu);

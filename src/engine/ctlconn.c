@@ -30,6 +30,7 @@ static void on_down(void *user, int rc)
 	atomic_store_explicit(&s->is_ctl_lost, true, memory_order_release);
 	mc_log_debug("control connection lost", "peer=%s cause=\"%s\"", s->peer->name,
 		     mc_err_text(rc));
+	mc_watch_lost(s);
 }
 
 void mc_ctlconn_free(struct mc_ctl_conn *c)
@@ -243,7 +244,7 @@ int mc_ctlconn_get(struct mc_session *s, uint64_t deadline_ns, struct mc_ctl_con
 
 void mc_ctlconn_put(struct mc_session *s, struct mc_ctl_conn *c, bool is_bad)
 {
-	bool is_over;
+	bool is_over, is_none;
 
 	pthread_mutex_lock(&s->ctl_mu);
 	/* A connection that gave no answer in time may hang on a dead link: the next call makes
@@ -257,7 +258,10 @@ void mc_ctlconn_put(struct mc_session *s, struct mc_ctl_conn *c, bool is_bad)
 		s->ctl_bad_rail = -1;
 	}
 	is_over = --c->users == 0 && c->is_out;
+	is_none = !s->ctl;
 	pthread_mutex_unlock(&s->ctl_mu);
+	if (is_none) /* nothing would tell of the peer's end */
+		mc_watch_lost(s);
 	if (is_over)
 		mc_ctlconn_free(c);
 }

@@ -316,6 +316,7 @@ static void engine_free(struct mc_engine *eng)
 	mc_metrics_unserve(eng);
 	mc_metrics_log_end(eng);
 	mc_leave(eng);
+	mc_watch_closed(eng, NULL);
 	mc_ids_close(eng->groups);
 	wait_groups(eng);
 	mc_peers_close(eng);
@@ -344,6 +345,7 @@ static void engine_free(struct mc_engine *eng)
 	pthread_mutex_destroy(&eng->peers_mu);
 	pthread_mutex_destroy(&eng->pool_mu);
 	pthread_mutex_destroy(&eng->inbox_mu);
+	pthread_mutex_destroy(&eng->watch_mu);
 	pthread_mutex_destroy(&eng->work_mu);
 	pthread_cond_destroy(&eng->work_cond);
 	mc_free(eng->name);
@@ -382,6 +384,8 @@ int mc_engine_open_verbs(const struct mc_engine_opts *opts, const struct mc_verb
 	pthread_mutex_init(&eng->peers_mu, NULL);
 	pthread_mutex_init(&eng->pool_mu, NULL);
 	pthread_mutex_init(&eng->inbox_mu, NULL);
+	pthread_mutex_init(&eng->watch_mu, NULL);
+	mc_list_init(&eng->watches);
 	pthread_mutex_init(&eng->work_mu, NULL);
 	pthread_cond_init(&eng->work_cond, NULL);
 	mc_list_init(&eng->pool);

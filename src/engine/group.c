@@ -195,7 +195,7 @@ static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag
 	atomic_store_explicit(&op->state, MC_GOP_RUNNING, memory_order_relaxed);
 	atomic_store_explicit(&op->is_canceled, false, memory_order_relaxed);
 	atomic_store_explicit(&op->bytes, 0, memory_order_relaxed);
-	op->is_expired = op->has_diag = false;
+	op->is_expired = op->has_diag = op->is_watch = false;
 	op->status = 0;
 	op->id = 0;
 	op->cq = NULL;
@@ -359,8 +359,9 @@ void mc_gop_finish(struct mc_gop *op)
 {
 	struct mc_cq *cq = op->cq;
 
-	mc_stats_done(op);
-	if (op->status < 0)
+	if (!op->is_watch)
+		mc_stats_done(op);
+	if (op->status < 0 && !op->is_watch)
 		mc_log_info("group failed", "cause=\"%s\"", op->diag.text);
 	/* release: waiters see the outcome */
 	atomic_store_explicit(&op->state, MC_GOP_DONE, memory_order_release);

@@ -128,6 +128,7 @@ struct mc_gop {
 	_Atomic uint32_t state; /* futex word: enum mc_gop_state */
 	_Atomic bool is_canceled;
 	bool is_expired;
+	bool is_watch;					     /* of a peer: watch.c */
 	uint64_t id, begin_ns, end_ns, deadline_ns, soft_ns; /* soft: when fencing must begin */
 	uint64_t user;
 	struct mc_cq *cq; /* counted by the queue itself */
@@ -261,6 +262,12 @@ struct mc_session {
 	bool is_ctl_opening;	  /* one caller connects, the others wait for ctl_seq */
 	_Atomic uint32_t ctl_seq; /* futex word: an attempt is over */
 	struct mc_ctl_conn *ctl;
+	_Atomic unsigned nwatches; /* that wait for the end of this incarnation: watch.c */
+	_Atomic bool is_looking;   /* whether it has ended; then these are the looker's */
+	struct mc_worker_job look_job;
+	struct mc_task look_task;
+	struct mc_timer look_timer;
+	uint64_t look_pause_ns, look_at_ns;
 	int ctl_bad_rail;	      /* -1: none; its last call got no answer */
 	_Atomic uint64_t ctl_lost_ns; /* 0: not lost */
 	_Atomic bool is_ctl_lost;     /* look whether the process still is the one we knew */
@@ -397,6 +404,9 @@ struct mc_engine {
 	size_t inbox_n, inbox_bytes;
 	uint64_t seen_notify[2048]; /* ids of the last notifications, against doubles */
 	unsigned seen_at;
+
+	pthread_mutex_t watch_mu; /* a leaf; guards watches */
+	struct mc_list watches;	  /* mc_peer_watch.link */
 
 	pthread_mutex_t work_mu;
 	pthread_cond_t work_cond;
@@ -547,6 +557,17 @@ void mc_pend_drop(struct mc_pend *pend);
 /** Have the peer asked, then start the group. */
 void mc_pend_start(struct mc_pend *pend);
 void mc_pend_peer_init(struct mc_peer *peer);
+
+/* ---- watch.c ---- */
+/** The control connection is lost, and somebody wants to know why. Any thread. */
+void mc_watch_lost(struct mc_session *s);
+/** An incarnation is proven gone. Any thread. */
+void mc_watch_gone(struct mc_engine *eng, uint64_t fence_key);
+/** A segment is closed. NULL: all are. */
+void mc_watch_closed(struct mc_engine *eng, const struct mc_peer *peer);
+/** The watches that end there; and this one alone. */
+void mc_watch_cq_closed(struct mc_engine *eng, const struct mc_cq *cq);
+void mc_watch_canceled(struct mc_gop *op);
 
 /* ---- group.c ---- */
 /** The request as this library knows it, whatever the caller was built with. */

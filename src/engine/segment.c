@@ -169,6 +169,7 @@ int mc_segment_close(struct mc_engine *eng, int32_t segment)
 	atomic_store_explicit(&p->is_closed, true, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->nclosed, 1, memory_order_relaxed);
 	session_drop(p);
+	mc_watch_closed(eng, p);
 	return 0;
 }
 

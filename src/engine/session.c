@@ -86,6 +86,7 @@ void mc_session_gone(struct mc_session *s)
 	atomic_store_explicit(&s->is_gone, true, memory_order_release);
 	mc_quarantine_forget(&s->eng->quarantine, s->fence_key);
 	mc_session_kill(s);
+	mc_watch_gone(s->eng, s->fence_key);
 }
 
 static struct mc_session *session_new(struct mc_peer *peer, enum mc_peer_kind kind)

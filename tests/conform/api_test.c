@@ -789,6 +789,7 @@ static int in_child(struct world *w, struct mc_cq *cq, uint64_t id)
 	DEAD(mc_mem_free(w->eng, buf));
 	DEAD(mc_segment_open(w->eng, w->peer.name, 0, NULL, &seg));
 	DEAD(mc_segment_close(w->eng, w->seg));
+	DEAD(mc_segment_watch(w->eng, w->seg, NULL, 0, &addr));
 	DEAD(mc_segment_probe(w->eng, w->peer.name, 0, NULL));
 	DEAD(mc_segment_first_addr(w->eng, w->seg, &addr));
 	DEAD(mc_cq_open(w->eng, 1, &cq2));

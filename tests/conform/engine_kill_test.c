@@ -651,6 +651,33 @@ static void closing_with_groups_under_way_to_a_stopped_peer_is_bounded(void **st
 
 /* ---- restart, allocation, fork ---- */
 
+static void a_watch_ends_with_the_process_it_was_begun_for(void **state)
+{
+	uint16_t port = some_port();
+	struct child target = start_target(port);
+	struct client c = {.eng = open_engine("127.0.0.1")};
+	struct mc_status st;
+	char name[32];
+	uint64_t id[4];
+
+	(void)state;
+	(void)snprintf(name, sizeof(name), "127.0.0.1:%u", port);
+	assert_true(c.eng && find(&c, name));
+	assert_int_equal(mc_segment_watch(c.eng, c.seg, NULL, 0, &id[0]), 0);
+	for (int i = 0; i < 3; i++) {
+		end(&target);
+		target = start_target(port); /* at once: nobody may have looked in between */
+		assert_int_equal(mc_group_wait(c.eng, id[i], DEADLINE_NS, &st), 0);
+		assert_int_equal(st.status, -MC_E_PEER_DEAD);
+		assert_int_equal(mc_group_free(c.eng, id[i]), 0);
+		assert_int_equal(mc_segment_watch(c.eng, c.seg, NULL, 0, &id[i + 1]), 0);
+		assert_int_equal(mc_group_wait(c.eng, id[i + 1], MC_NS_PER_S / 5, &st),
+				 -MC_E_TIMEDOUT);
+	}
+	mc_engine_close(c.eng);
+	end(&target);
+}
+
 static void a_peer_that_restarts_on_its_port_is_served_at_the_first_try(void **state)
 {
 	uint16_t port = some_port();
@@ -780,6 +807,7 @@ int main(int argc, char **argv)
 	int failed;
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(a_transfer_allocates_nothing_once_warm),
+	    cmocka_unit_test(a_watch_ends_with_the_process_it_was_begun_for),
 	    cmocka_unit_test(a_peer_that_restarts_on_its_port_is_served_at_the_first_try),
 	    cmocka_unit_test(a_forked_child_gets_errors_and_exits_at_once),
 	    cmocka_unit_test(a_stopped_peer_costs_the_deadline_and_no_late_byte),
