@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench import rails, svg, targets, trace, trace_gen  # noqa: E402
+from bench import rails, rdma, svg, targets, trace, trace_gen  # noqa: E402
 from bench.report import Machine, Report, Table, prepare_page, update_page  # noqa: E402
 from bench.stats import number_text, quieter_half, size_text, spread, summarize  # noqa: E402
 from bench.targets import Bound, Case, at_least, at_most, judge, judge_transfer  # noqa: E402
@@ -181,3 +181,21 @@ def test_policies_are_judged_against_the_best_textbook_one() -> None:
     best, near = trace.verdicts("conversation", found)
     assert (best.outcome, near.outcome) == ("miss", "pass")
     assert trace.verdicts("synthetic", found)[0].limit == 0.97 * 0.26
+
+
+def test_the_loss_of_a_nic_is_read_from_its_packets() -> None:
+    """Four NICs at their rate; the first loses 8 s, and for 1.5 of them all stand still."""
+    per_s = rdma.RATE_GBPS * 1e9 / rdma.PACKET
+    counts, samples = [0.0] * rdma.RAILS, []
+    for tick in range(400):
+        at = tick * 0.05
+        samples.append((at, [int(c) for c in counts]))
+        is_still = rdma.LOST_AT_S <= at < rdma.LOST_AT_S + 1.5
+        is_lost = rdma.LOST_AT_S <= at < rdma.REPAIRED_AT_S + 1
+        for rail in range(rdma.RAILS):
+            counts[rail] += 0 if is_still or (is_lost and rail == 0) else per_s * 0.05
+    fault = rdma._fault({"samples": samples, "errors": 2})
+    assert fault.stall_s == pytest.approx(1.5, abs=0.1)
+    assert fault.meanwhile == pytest.approx(0.75, abs=0.02)
+    assert fault.back_s == pytest.approx(1.5, abs=0.6)
+    assert fault.errors == 2
