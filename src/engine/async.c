@@ -23,7 +23,8 @@ static void on_lane(struct mc_watch *w, uint32_t events)
 	mc_async_kick(p);
 }
 
-/* Watch what is busy. @return true: something busy cannot be watched, and has to be called again */
+/* Watch what is busy. @return true: something busy cannot be watched, or has news already,
+ * and has to be called again */
 static bool watch_lanes(struct mc_pump *p)
 {
 	bool is_deaf = false;
@@ -35,7 +36,7 @@ static bool watch_lanes(struct mc_pump *p)
 		if (lane->flying_n == 0)
 			continue;
 		lane->x->ops->arm(lane->x, &arm);
-		is_deaf |= arm.fd < 0;
+		is_deaf |= arm.fd < 0 || arm.is_ready;
 		if (arm.fd < 0)
 			continue;
 		if (!lane->is_watched) {

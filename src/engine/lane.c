@@ -18,6 +18,9 @@ static bool is_dead(struct mc_elane *lane)
 	struct mc_xarm arm;
 	struct pollfd p;
 
+	/* The event of a completion that was polled for may come late. */
+	if (lane->route == MC_ROUTE_RDMA)
+		return mc_rails_is_link_down(&lane->rails->v[lane->rail]);
 	lane->x->ops->arm(lane->x, &arm);
 	if (arm.fd < 0)
 		return false;

@@ -399,6 +399,8 @@ static void wait_lanes(struct mc_pump *p, uint64_t block_ns)
 		if (p->lanes[i]->flying_n == 0)
 			continue;
 		p->lanes[i]->x->ops->arm(p->lanes[i]->x, &arm);
+		if (arm.is_ready)
+			return;
 		if (arm.fd >= 0)
 			fds[n++] = (struct pollfd){.fd = arm.fd, .events = arm.events};
 	}

@@ -185,6 +185,19 @@ static unsigned lanes_ready(void)
 	return n;
 }
 
+static unsigned lanes_owned(void)
+{
+	struct mc_session *s = session();
+	struct mc_elane *lane;
+	unsigned n = 0;
+
+	pthread_mutex_lock(&s->mu);
+	mc_list_each (lane, &s->lanes, link)
+		n += atomic_load(&lane->is_owned);
+	pthread_mutex_unlock(&s->mu);
+	return n;
+}
+
 static void stats_of(const struct mc_engine *eng, struct mc_rdma_stats *ret)
 {
 	mc_rdma_stats_get(eng->rdma, ret);
@@ -234,6 +247,35 @@ static void a_group_that_a_loop_drives_waits_for_its_lane(void **state)
 	assert_int_equal(result(submit(MC_WRITE, 0, BYTES)), 0);
 	assert_memory_equal(local, remote, BYTES);
 	assert_int_equal(rdma_bytes(), BYTES);
+}
+
+/* As if nobody had used them for long: the next claim looks at them first. */
+static void lanes_age(void)
+{
+	struct mc_session *s = session();
+	struct mc_elane *lane;
+
+	pthread_mutex_lock(&s->mu);
+	mc_list_each (lane, &s->lanes, link)
+		lane->idle_since_ns = 0;
+	pthread_mutex_unlock(&s->mu);
+}
+
+static void a_lane_that_lay_idle_is_used_again(void **state)
+{
+	struct mc_rdma_stats st;
+
+	(void)state;
+	for (unsigned i = 0; i < 10; i++) {
+		assert_int_equal(result(submit(MC_WRITE, 0, BYTES)), 0);
+		EVENTUALLY(lanes_owned() == 0);
+		lanes_age();
+		assert_int_equal(write_all(), 0);
+		lanes_age();
+	}
+	stats_of(b, &st);
+	assert_int_equal(st.accepted, 1);
+	assert_int_equal(tcp_bytes(), 0);
 }
 
 static void one_request_uses_all_rails(void **state)
@@ -463,6 +505,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    T(bytes_go_both_ways_over_rdma),
 	    T(a_group_that_a_loop_drives_waits_for_its_lane),
+	    T(a_lane_that_lay_idle_is_used_again),
 	    T4(one_request_uses_all_rails),
 	    cmocka_unit_test_setup_teardown(ports_close_to_the_memory_are_taken_while_one_is_up,
 					    setup_places, teardown),
