@@ -288,6 +288,7 @@ struct mc_eregion {
 	struct mc_inode node;
 	struct mc_list link;
 	struct mc_remote_region r;
+	_Atomic bool is_stale; /* forgotten: what names it has to be looked up again */
 };
 
 struct mc_peer {
@@ -535,6 +536,8 @@ void mc_quarantine_fini(struct mc_quarantine *q);
 /** A refusal may only mean that what we know of the peer's ranges is old: look them up again, once.
  * @return true: the slice comes back to the pump; false: it may not, or cannot */
 bool mc_refresh(struct mc_pump *p, struct mc_eslice *es);
+/** Does the slice name a region that another slice found to be old? */
+bool mc_refresh_is_due(const struct mc_eslice *es);
 
 /* ---- build.c ---- */
 /**

@@ -174,6 +174,44 @@ static bool fall_back(struct mc_pump *p, struct mc_eslice *es, int rc)
 	return true;
 }
 
+/* All that the slice is part of has failed already. @return the failure; 0: not all has */
+static int moot(const struct mc_eslice *es)
+{
+	int status = 0;
+
+	if (es->op->status == 0)
+		return 0;
+	for (uint32_t t = es->t_first; t <= es->t_last; t++) {
+		const struct mc_tstate *ts = &es->op->t[t];
+
+		if (ts->slices_left == 0)
+			continue;
+		status = atomic_load_explicit(&ts->status, memory_order_relaxed);
+		if (status == 0)
+			return 0;
+	}
+	return status;
+}
+
+/*
+ * An HCA that refuses an access ends the queue pair with all that is on it, so what would be
+ * refused as well is not posted: one lane made anew, not one for each slice.
+ * @return true: the slice is taken care of
+ */
+static bool spare_lane(struct mc_pump *p, struct mc_eslice *es)
+{
+	int status = moot(es);
+
+	if (status == 0 && !mc_refresh_is_due(es))
+		return false;
+	todo_del(p, es);
+	if (status < 0)
+		mc_gop_slice_end(es, status, mc_route_name(es->route));
+	else if (!mc_refresh(p, es))
+		mc_gop_slice_end(es, -MC_E_STALE, mc_route_name(es->route));
+	return true;
+}
+
 /* Slices go to lanes, each lane's in a batch, until nothing has room or nothing waits. */
 static void gather(struct mc_pump *p, uint64_t now_ns)
 {
@@ -181,9 +219,12 @@ static void gather(struct mc_pump *p, uint64_t now_ns)
 	struct mc_eslice *es;
 
 	while (now_ns >= p->wait_until_ns && (es = todo_first(p))) {
+		struct mc_elane *lane;
 		int rc;
-		struct mc_elane *lane = mc_choose(&c, es, &rc);
 
+		if (es->route == MC_ROUTE_RDMA && spare_lane(p, es))
+			continue;
+		lane = mc_choose(&c, es, &rc);
 		if (!lane && rc == -MC_E_AGAIN)
 			return;
 		todo_del(p, es);

@@ -65,6 +65,21 @@ static void job_run(struct mc_worker_job *job)
 	mc_loop_post(j->pump->loop, &j->back);
 }
 
+static bool is_stale(const struct mc_remote_region *r)
+{
+	const struct mc_eregion *e = mc_container_of(r, struct mc_eregion, r);
+
+	return atomic_load_explicit(&e->is_stale, memory_order_relaxed);
+}
+
+bool mc_refresh_is_due(const struct mc_eslice *es)
+{
+	for (uint32_t i = 0; i < es->s.nfrags; i++)
+		if (is_stale(es->s.frags[i].rr))
+			return true;
+	return es->s.signal.rr && is_stale(es->s.signal.rr);
+}
+
 bool mc_refresh(struct mc_pump *p, struct mc_eslice *es)
 {
 	struct refresh_job *j;

@@ -148,6 +148,8 @@ void mc_session_forget(struct mc_session *s, const struct mc_remote_region *regi
 	struct mc_eregion *e = mc_container_of(region, struct mc_eregion, r);
 
 	pthread_mutex_lock(&s->mu);
+	/* relaxed: who misses it is told by the peer */
+	atomic_store_explicit(&e->is_stale, true, memory_order_relaxed);
 	if (mc_list_is_empty(&e->link)) {
 		mc_itree_del(&s->regions, &e->node);
 		mc_list_push_back(&s->stale, &e->link);
