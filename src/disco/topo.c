@@ -61,7 +61,7 @@ void mc_topo_free(struct mc_topo *topo)
 {
 	if (!topo)
 		return;
-	for (size_t i = 0; i < topo->nlocations; i++)
+	for (size_t i = 0; topo->locations && i < topo->nlocations; i++)
 		mc_free(topo->locations[i].devs);
 	mc_free(topo->locations);
 	mc_free(topo->hcas);

@@ -285,7 +285,7 @@ int mc_session_call(struct mc_session *s, uint16_t method, const void *req, size
 		bool is_late;
 
 		rc = mc_ctlconn_get(s, deadline_ns, &c);
-		if (rc < 0)
+		if (rc != 0)
 			return rc;
 		/* Silence may be the rail's: with others, ask again there, with more patience. */
 		if (s->tcp.n > 1 && i + 1 < TRIES_MAX)

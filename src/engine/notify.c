@@ -45,7 +45,7 @@ int mc_notify_send(struct mc_engine *eng, int32_t segment, const struct mc_notif
 		   uint64_t timeout_ns)
 {
 	uint64_t deadline_ns;
-	struct mc_session *s = NULL;
+	struct mc_session *s;
 	struct mc_peer *p;
 	int rc;
 
@@ -58,8 +58,9 @@ int mc_notify_send(struct mc_engine *eng, int32_t segment, const struct mc_notif
 		timeout_ns = (uint64_t)eng->conf.transfer_timeout_s * MC_NS_PER_S;
 	deadline_ns = mc_time_after(mc_now_ns(), timeout_ns);
 	rc = mc_peer_by_id(eng, segment, &p);
-	if (rc == 0)
-		rc = mc_session_get(p, deadline_ns, NULL, &s);
+	if (rc < 0)
+		return rc;
+	rc = mc_session_get(p, deadline_ns, NULL, &s);
 	if (rc < 0)
 		return rc;
 	rc = mc_notify_deliver(s, n->name, n->name_len, n->msg, n->msg_len, deadline_ns);

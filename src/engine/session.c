@@ -484,6 +484,7 @@ int mc_session_get(struct mc_peer *peer, uint64_t deadline_ns, struct mc_diag *d
 	}
 	rc = session_renew(peer, deadline_ns, diag, now, &s);
 	if (turn_end(peer, rc == 0 ? s : NULL, &old) < 0) {
+		mc_assert(s); /* there is no turn without one that could be stale */
 		mc_diag_set(diag, "segment %s was closed", peer->name);
 		mc_session_put(s);
 		rc = -MC_E_STALE;

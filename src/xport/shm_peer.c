@@ -331,7 +331,7 @@ static int peer_hello(struct mc_shm_peer *p, const struct mc_shm_peer_id *id, ui
 		      uint64_t *ret_probe)
 {
 	struct mc_shm_msg req = {.type = MC_SHM_HELLO, .epoch = id->epoch}, ans = {0};
-	int fd, rc;
+	int fd = -1, rc;
 
 	memcpy(req.nonce, id->nonce, sizeof(req.nonce));
 	rc = peer_ask(p, &req, deadline_ns, &ans, &fd);
