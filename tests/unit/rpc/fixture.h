@@ -224,6 +224,22 @@ static inline struct mc_rpc_conn *fix_connect(struct fix *f, const struct mc_env
 	return conn;
 }
 
+/** A server that listens and a connection to it, over the kernel's sockets. Options may be NULL. */
+static inline struct mc_rpc_conn *fix_pair(struct fix *f, void (*listen)(struct fix *f),
+					   const struct mc_rpc_server_opts *server,
+					   const struct mc_rpc_conn_opts *client)
+{
+	fix_open(f, &mc_env_real, server ? *server : (struct mc_rpc_server_opts){0});
+	listen(f);
+	return fix_connect(f, &mc_env_real, client);
+}
+
+static inline void fix_pair_close(struct fix *f, struct mc_rpc_conn *conn)
+{
+	mc_rpc_conn_close(conn);
+	fix_close(f);
+}
+
 /** One synchronous call by `deadline_ns`. */
 static inline int fix_call(struct mc_rpc_conn *conn, uint64_t deadline_ns, uint16_t method,
 			   const void *req, size_t req_len, void *reply, size_t reply_cap,

@@ -49,15 +49,12 @@ static void handler_error_and_unknown_method_are_answers(void **state)
 	struct mc_rpc_conn *conn;
 	struct mc_rpc_call call = {.method = FIX_FAIL};
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	assert_int_equal(mc_rpc_sync(conn, &call), -MC_E_NOSPACE);
 	assert_true(call.is_answered);
 	assert_int_equal(call.reply_len, 3);
 	assert_int_equal(fix_call(conn, soon(), 999, NULL, 0, NULL, 0, NULL), -MC_E_UNSUPPORTED);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -70,15 +67,12 @@ static void reply_above_the_buffer_says_too_big_and_how_big(void **state)
 	char *large = mc_calloc(1, want);
 	size_t len = 0;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_tcp(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_tcp, NULL, NULL);
 	assert_int_equal(fix_call(conn, soon(), FIX_BIG, &want, 4, small, 8, &len), -MC_E_TOO_BIG);
 	assert_int_equal(len, want);
 	assert_int_equal(fix_call(conn, soon(), FIX_BIG, &want, 4, large, want, &len), 0);
 	assert_int_equal(large[want - 1], 'b');
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	mc_free(large);
 	(void)state;
 }
@@ -133,9 +127,7 @@ static void pipelined_calls_driven_by_the_loop_all_end_with_their_own_answer(voi
 	struct mc_rpc_conn *conn;
 	struct many *m = mc_calloc(1, sizeof(*m));
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_tcp(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_tcp, NULL, NULL);
 	for (unsigned i = 0; i < MANY; i++) {
 		m->value[i] = i * 2654435761u;
 		m->calls[i] = (struct mc_rpc_call){.method = FIX_ECHO,
@@ -150,8 +142,7 @@ static void pipelined_calls_driven_by_the_loop_all_end_with_their_own_answer(voi
 	mc_rpc_flush(conn);
 	wait_count(&m->ended, MANY);
 	assert_int_equal(atomic_load(&m->wrong), 0);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	mc_free(m);
 	(void)state;
 }
@@ -163,9 +154,7 @@ static void answers_in_another_order_find_their_calls(void **state)
 	struct mc_rpc_call held[20];
 	char reply[20][8];
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	for (int i = 0; i < 20; i++) {
 		held[i] = (struct mc_rpc_call){.method = FIX_HOLD,
 					       .flags = MC_RPC_WAITED,
@@ -180,8 +169,7 @@ static void answers_in_another_order_find_their_calls(void **state)
 		assert_int_equal(held[i].reply_len, 4);
 		assert_memory_equal(reply[i], "held", 4);
 	}
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -207,9 +195,7 @@ static void deadline_ends_waited_and_unwaited_calls(void **state)
 	struct ended e = {.call = {.method = FIX_HOLD, .on_end = ended_on_end}};
 	uint64_t deadline;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	deadline = mc_now_ns() + 5 * MC_NS_PER_MS;
 	assert_int_equal(fix_call(conn, deadline, FIX_HOLD, NULL, 0, NULL, 0, NULL),
 			 -MC_E_TIMEDOUT);
@@ -220,8 +206,7 @@ static void deadline_ends_waited_and_unwaited_calls(void **state)
 	assert_int_equal(e.rc, -MC_E_TIMEDOUT);
 	wait_count(&f.cancels, 2); /* the handlers were told */
 	assert_int_equal(fix_call(conn, soon(), FIX_ECHO, "x", 1, NULL, 0, NULL), 0);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -232,9 +217,7 @@ static void cancel_ends_a_call_once_and_tells_the_handler(void **state)
 	struct ended e = {.call = {.method = FIX_HOLD, .on_end = ended_on_end}};
 	uint64_t id;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	assert_int_equal(mc_rpc_start(conn, &e.call), 0);
 	id = e.call.id;
 	assert_int_equal(mc_rpc_cancel(conn, id), 0);
@@ -244,8 +227,7 @@ static void cancel_ends_a_call_once_and_tells_the_handler(void **state)
 	assert_int_equal(fix_call(conn, soon(), FIX_RELEASE, NULL, 0, NULL, 0, NULL), 0);
 	assert_int_equal(atomic_load(&e.times), 1);
 	assert_int_equal(mc_rpc_cancel(conn, 12345), -MC_E_STALE);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -255,9 +237,7 @@ static void close_ends_calls_in_flight(void **state)
 	struct mc_rpc_conn *conn;
 	struct ended e[10];
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_tcp(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_tcp, NULL, NULL);
 	for (int i = 0; i < 10; i++) {
 		e[i] = (struct ended){.call = {.method = FIX_HOLD, .on_end = ended_on_end}};
 		assert_int_equal(mc_rpc_start(conn, &e[i].call), 0);
@@ -297,9 +277,7 @@ static void server_close_ends_waiting_threads_and_tells_the_loss(void **state)
 	_Atomic unsigned started = 0;
 	struct mc_rpc_conn *conn;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	for (int i = 0; i < 4; i++) {
 		w[i] = (struct waiter){.conn = conn, .started = &started};
 		assert_int_equal(pthread_create(&w[i].thread, NULL, waiter_main, &w[i]), 0);
@@ -313,8 +291,7 @@ static void server_close_ends_waiting_threads_and_tells_the_loss(void **state)
 		assert_true(w[i].rc == -MC_E_CLOSED || w[i].rc == -MC_E_RESET);
 	}
 	assert_true(mc_rpc_conn_status(conn) < 0);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -338,9 +315,7 @@ static void idle_connection_hears_of_the_peers_death(void **state)
 	struct mc_rpc_conn_opts opts = {.on_down = on_down, .user = &d};
 	struct mc_rpc_conn *conn;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_tcp(&f);
-	conn = fix_connect(&f, &mc_env_real, &opts);
+	conn = fix_pair(&f, fix_listen_tcp, NULL, &opts);
 	assert_int_equal(fix_call(conn, soon(), FIX_ECHO, "x", 1, NULL, 0, NULL), 0);
 	mc_rpc_server_close(f.server);
 	f.server = NULL;
@@ -406,9 +381,7 @@ static void threads_share_a_connection(void **state)
 	struct mc_rpc_conn *conn;
 	struct many *m = mc_calloc(1, sizeof(*m));
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_tcp(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_tcp, NULL, NULL);
 	for (uint32_t i = 0; i < SHARERS; i++) {
 		s[i] = (struct sharer){.conn = conn, .number = i};
 		assert_int_equal(pthread_create(&s[i].thread, NULL, sharer_main, &s[i]), 0);
@@ -429,8 +402,7 @@ static void threads_share_a_connection(void **state)
 	}
 	wait_count(&m->ended, MANY);
 	assert_int_equal(atomic_load(&m->wrong), 0);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	mc_free(m);
 	(void)state;
 }
@@ -442,9 +414,7 @@ static void sync_calls_wait_for_room(void **state)
 	struct mc_rpc_conn_opts opts = {.calls_max = 2};
 	struct mc_rpc_conn *conn;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, &opts);
+	conn = fix_pair(&f, fix_listen_unix, NULL, &opts);
 	for (uint32_t i = 0; i < SHARERS; i++) {
 		s[i] = (struct sharer){.conn = conn, .number = i};
 		assert_int_equal(pthread_create(&s[i].thread, NULL, sharer_main, &s[i]), 0);
@@ -453,8 +423,7 @@ static void sync_calls_wait_for_room(void **state)
 		assert_int_equal(pthread_join(s[i].thread, NULL), 0);
 		assert_int_equal(s[i].wrong, 0);
 	}
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -486,9 +455,7 @@ static void descriptors_travel_and_none_is_left_over(void **state)
 	int before = open_fds(), got = -1, p[2];
 	struct stat a, b;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
 	for (int i = 0; i < 20; i++) {
 		struct mc_rpc_call call = {.method = FIX_FD,
@@ -507,8 +474,7 @@ static void descriptors_travel_and_none_is_left_over(void **state)
 	}
 	(void)close(p[0]);
 	(void)close(p[1]);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	assert_int_equal(open_fds(), before);
 	(void)state;
 }
@@ -520,12 +486,9 @@ static void descriptors_over_tcp_are_refused_and_break_only_that_connection(void
 	int fd = 0;
 	struct mc_rpc_call call = {.method = FIX_FD, .fds = &fd, .nfds = 1};
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_tcp(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_tcp, NULL, NULL);
 	assert_int_equal(mc_rpc_sync(conn, &call), -MC_E_UNSUPPORTED);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -605,9 +568,7 @@ static void calls_above_the_servers_limit_are_refused_by_the_client_itself(void 
 	struct ended e[MC_RPC_CALLS_START + 1];
 	struct mc_rpc_conn *conn;
 
-	fix_open(&f, &mc_env_real, opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, &opts, NULL);
 	for (int i = 0; i <= MC_RPC_CALLS_START; i++) {
 		e[i] = (struct ended){.call = {.method = FIX_HOLD, .on_end = ended_on_end}};
 		assert_int_equal(mc_rpc_start(conn, &e[i].call),
@@ -616,8 +577,7 @@ static void calls_above_the_servers_limit_are_refused_by_the_client_itself(void 
 	assert_int_equal(mc_rpc_cancel(conn, e[0].call.id), 0);
 	/* The server has not answered it, so it still counts. */
 	assert_int_equal(mc_rpc_start(conn, &e[MC_RPC_CALLS_START].call), -MC_E_AGAIN);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -628,13 +588,10 @@ static void frame_above_the_servers_limit_is_refused(void **state)
 	char big[2000] = {0};
 	struct mc_rpc_conn *conn;
 
-	fix_open(&f, &mc_env_real, opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, &opts, NULL);
 	assert_int_equal(fix_call(conn, soon(), FIX_ECHO, big, 1000, NULL, 0, NULL), 0);
 	assert_int_equal(fix_call(conn, soon(), FIX_ECHO, big, 1001, NULL, 0, NULL), -MC_E_TOO_BIG);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -701,9 +658,7 @@ static void late_answers_after_the_loss_are_dropped(void **state)
 	struct mc_rpc_call call = {.method = FIX_HOLD, .flags = MC_RPC_WAITED};
 	struct mc_rpc_req *req;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	assert_int_equal(mc_rpc_start(conn, &call), 0);
 	assert_int_equal(fix_call(conn, soon(), FIX_ECHO, "x", 1, NULL, 0, NULL), 0);
 	mc_rpc_conn_close(conn);
@@ -765,9 +720,7 @@ static void child_of_fork_gets_errors_and_the_parent_goes_on(void **state)
 	int status = -1;
 	pid_t pid;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	assert_int_equal(mc_rpc_sync(conn, &call), 0);
 	pid = fork();
 	if (pid == 0) {
@@ -785,8 +738,7 @@ static void child_of_fork_gets_errors_and_the_parent_goes_on(void **state)
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_int_equal(status, 0);
 	assert_int_equal(mc_rpc_sync(conn, &call), 0);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
@@ -796,17 +748,14 @@ static void calls_allocate_nothing_once_warm(void **state)
 	struct mc_rpc_conn *conn;
 	uint64_t calls;
 
-	fix_open(&f, &mc_env_real, no_opts);
-	fix_listen_unix(&f);
-	conn = fix_connect(&f, &mc_env_real, NULL);
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
 	for (int i = 0; i < 8; i++)
 		assert_int_equal(fix_call(conn, soon(), FIX_ECHO, "x", 1, NULL, 0, NULL), 0);
 	calls = mc_mem_calls();
 	for (int i = 0; i < 100; i++)
 		assert_int_equal(fix_call(conn, soon(), FIX_ECHO, "x", 1, NULL, 0, NULL), 0);
 	assert_int_equal(mc_mem_calls(), calls);
-	mc_rpc_conn_close(conn);
-	fix_close(&f);
+	fix_pair_close(&f, conn);
 	(void)state;
 }
 
