@@ -63,11 +63,11 @@ def exchange(initiator: Node, target: Node, size: int) -> None:
     assert initiator.do("crc", here, size) == crc(3, size)
 
 
-@pytest.mark.parametrize("size", [4096, 4 * MIB])
 @pytest.mark.parametrize("kinds", [("ours", "upstream"), ("upstream", "ours")], ids=lambda kinds: "-to-".join(kinds))
-def test_bytes_are_written_and_read_over_rdma(peer: Start, kinds: tuple[str, str], size: int) -> None:
+def test_bytes_are_written_and_read_over_rdma(peer: Start, kinds: tuple[str, str]) -> None:
     initiator, target = peer(kinds[0]), peer(kinds[1], "rxe1")
-    exchange(initiator, target, size)
+    for size in (4096, 4 * MIB):
+        exchange(initiator, target, size)
     ours = initiator if kinds[0] == "ours" else target
     assert "no RDMA" not in ours.log.read_text(), "it went over TCP"
 
@@ -121,10 +121,9 @@ def test_a_target_that_is_killed_ends_the_transfer_and_a_new_one_is_served(peer:
 
 def test_an_initiator_that_is_killed_leaves_the_target_serving(peer: Start) -> None:
     ours = peer("ours", "rxe1")
-    for _ in range(3):
-        upstream = peer("upstream")
-        exchange(upstream, ours, MIB)
-        upstream.kill()
+    upstream = peer("upstream")
+    exchange(upstream, ours, MIB)
+    upstream.kill()
     exchange(peer("upstream"), ours, MIB)
 
 
