@@ -58,6 +58,7 @@ def run(build: str, log_dir: Path, limit_s: float) -> list[Result]:
     for step in (
         lambda left: programs("smoke", build, log_dir, left, ["--nics", "2"], SMOKE),
         lambda left: inside("test_nvme", log_dir, left, ["--nics", "0", "--nvme"]),
+        lambda left: inside("test_rdma", log_dir, left, ["--nics", "8"]),
         lambda left: inside("test_mixed_rdma", log_dir, left, ["--nics", "4"]),
     ):
         results += step(max(60.0, end - time.monotonic()))
