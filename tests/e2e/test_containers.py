@@ -6,6 +6,7 @@ MC_LOG_LEVEL=DEBUG, and nothing may be left behind. Needs root; the namespaces a
 """
 
 import errno
+import functools
 import json
 import os
 import re
@@ -45,19 +46,29 @@ def why_not() -> str | None:
         return "needs root: namespaces, mounts"
     if not (shutil.which("ip") and shutil.which("ss")):
         return "needs the programs ip and ss (iproute2)"
+    return why_not_confined("pidns")
+
+
+@functools.cache
+def why_not_confined(kind: str) -> str | None:
     tried = subprocess.run(
-        [sys.executable, str(HERE / "confine.py"), '{"pidns": true}', "/bin/true"], capture_output=True, text=True
+        [sys.executable, str(HERE / "confine.py"), json.dumps({kind: True}), "/bin/true"],
+        capture_output=True,
+        text=True,
     )
-    return f"namespaces are not allowed here: {tried.stderr.strip().splitlines()[-1:]}" if tried.returncode else None
+    return f"{kind} is not allowed here: {tried.stderr.strip().splitlines()[-1:]}" if tried.returncode else None
 
 
-@pytest.fixture(scope="module", autouse=True)
-def allowed() -> None:
-    why = why_not()
+def need(why: str | None) -> None:
     if why and os.environ.get("CI") == "true":
         pytest.fail(why)
     if why:
         pytest.skip(why)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def allowed() -> None:
+    need(why_not())
 
 
 @pytest.fixture
@@ -92,6 +103,8 @@ class Boxes:
         return [*confined, sys.executable, "-P"]
 
     def node(self, env: dict[str, str] | None = None, **settings: Any) -> Node:
+        if settings.get("userns"):  # not in a chroot, and where a kernel's setting forbids it
+            need(why_not_confined("userns"))
         fixed = {"MC_LOG_LEVEL": "DEBUG", "MC_FORCE_TCP": "0", "MC_TCP_BIND_ADDRESS": "", "XDG_RUNTIME_DIR": ""}
         log = self.place / f"{len(self.nodes)}.log"
         self.nodes.append(Node(self.command(settings), log, fixed | (env or {})))
