@@ -51,14 +51,18 @@ enum place {
 	PLACE_SMALL, /* read and write, unregistered and registered again by cases */
 	PLACE_RO,
 	PLACE_WO,
+	PLACE_EDGE, /* read and write, whole pages between pages that nobody may touch; last */
 	PLACE_COUNT,
 };
 
 #define MAIN_LEN (17 * MIB + 13)
 #define SMALL_LEN (256u << 10)
+#define EDGE_LEN (64u << 10)
 
 static inline size_t place_len(enum place p)
 {
+	if (p == PLACE_EDGE)
+		return EDGE_LEN;
 	return p == PLACE_MAIN ? MAIN_LEN : SMALL_LEN + (p == PLACE_SMALL ? 0 : 1);
 }
 
@@ -84,7 +88,9 @@ enum order_op {
 	ORDER_DIGEST, /* hash of [a, a + b) of place i */
 	ORDER_GUARDS, /* canary bytes that changed, all places */
 	ORDER_DEL,    /* unregister place i */
-	ORDER_ADD,    /* register it again */
+	ORDER_ADD,    /* register it again: b bytes from offset a on, or all with b = 0 */
+	ORDER_HIDE,   /* its pages may not be touched any more, where the target has mapped them */
+	ORDER_SHOW,   /* and again they may */
 	ORDER_RETIRE, /* token (a bytes) */
 	ORDER_SIGNAL, /* wait until the word at offset a of place i is b, then hash [c, d) of it */
 	ORDER_ACCEPT, /* the lane that is offered (a bytes), of the initiator with epoch b */
@@ -140,6 +146,19 @@ enum transport_flag {
 	T_KEY = 1024,  /* regions are known by keys, and a wrong one breaks the lane */
 };
 
+/* Parts of the boundary sweep, cases_sweep.c. */
+enum sweep {
+	SWEEP_NONE,
+	SWEEP_BOUNDS,
+	SWEEP_ZERO,
+	SWEEP_RIGHT,
+	SWEEP_FREED,
+	SWEEP_AGAIN,
+	SWEEP_GENERATION,
+	SWEEP_KEY,
+	SWEEP_COUNT,
+};
+
 /* One end of a transport: this process's side. */
 struct side {
 	const struct transport *tr;
@@ -155,8 +174,11 @@ struct side {
 struct transport {
 	const char *name;
 	unsigned flags;
-	bool is_vm;		    /* shm: memory that the engine did not allocate */
-	int classic;		    /* tcp: upstream's frames, version 1 or 2 */
+	bool is_vm;	/* shm: memory that the engine did not allocate */
+	int classic;	/* tcp: upstream's frames, version 1 or 2 */
+	unsigned rails; /* tcp: addresses of the target, for lanes in turn; 0: one */
+	/* Why a part of the sweep cannot apply; NULL: it runs. */
+	const char *unfit[SWEEP_COUNT];
 	struct mc_fault_opts fault; /* seed 0: no fault device */
 	struct relay_opts relay;
 	int (*dev_open)(struct side *s);
@@ -220,7 +242,8 @@ struct env {
 	struct side side;
 	struct peer peer;
 	struct mc_remote_region rr[PLACE_COUNT];
-	uint8_t *local; /* LOCAL_LEN, between guard pages */
+	uint64_t rr_off[PLACE_COUNT]; /* where in the place the region begins */
+	uint8_t *local;		      /* LOCAL_LEN, between guard pages */
 	uint8_t *local_shadow;
 	uint8_t *shadow[PLACE_COUNT];
 	struct mc_rand rand;
@@ -326,8 +349,10 @@ struct conform_case {
 	unsigned needs; /* enum transport_flag, all of them */
 	unsigned not ;	/* none of them */
 	uint32_t caps;	/* enum mc_xcap, all of them */
+	enum sweep sweep;
 };
 
-extern const struct conform_case cases_data[], cases_refuse[], cases_life[], cases_storm[];
+extern const struct conform_case cases_data[], cases_refuse[], cases_sweep[], cases_life[],
+    cases_storm[];
 
 #endif

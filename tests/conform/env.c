@@ -251,12 +251,16 @@ int lane_open_to(struct peer *p, struct lie lie, struct mc_xlane **ret_lane)
 	struct mc_xpath path = {.peer_epoch = p->hello.epoch ^ lie.epoch,
 				.peer_name = "target",
 				.peer_state = p->state};
+	static unsigned next_rail;
+	char addr[24];
 	int rc;
 
 	memcpy(path.nonce, p->hello.nonce, sizeof(path.nonce));
 	path.nonce[7] ^= (uint8_t)lie.nonce;
 	if (p->hello.port) {
-		assert_int_equal(mc_addr_parse("127.0.0.1", p->hello.port, &path.remote), 0);
+		(void)snprintf(addr, sizeof(addr), "127.0.0.%u",
+			       env.tr->rails ? 1 + next_rail++ % env.tr->rails : 1);
+		assert_int_equal(mc_addr_parse(addr, p->hello.port, &path.remote), 0);
 		if (p->relay)
 			path.remote = *relay_addr(p->relay);
 	}
@@ -354,7 +358,7 @@ void job_make(struct job *j, enum mc_op op, enum place p, uint64_t roff, uint64_
 		if (i + 1 == nfrags)
 			n = left;
 		j->frags[i] = (struct mc_frag){.local = env.local + loff,
-					       .raddr = env.rr[p].addr + roff,
+					       .raddr = env.rr[p].addr + roff - env.rr_off[p],
 					       .len = n,
 					       .rr = &env.rr[p]};
 		left -= n;
@@ -382,7 +386,8 @@ void job_expect(const struct job *j)
 {
 	for (uint32_t i = 0; i < j->s.nfrags; i++) {
 		const struct mc_frag *f = &j->s.frags[i];
-		uint8_t *there = env.shadow[j->place] + (f->raddr - f->rr->addr);
+		uint8_t *there =
+		    env.shadow[j->place] + env.rr_off[j->place] + (f->raddr - f->rr->addr);
 		uint8_t *here = env.local_shadow + (f->local - env.local);
 
 		if (j->s.op == MC_OP_WRITE)

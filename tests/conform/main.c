@@ -18,6 +18,15 @@ static bool fits(const struct conform_case *c, const struct transport *tr, uint3
 	       (caps & c->caps) == c->caps;
 }
 
+/* A part of the sweep that does not run says why. */
+static bool sweeps(const struct conform_case *c, const struct transport *tr)
+{
+	if (!tr->unfit[c->sweep])
+		return true;
+	print_message("%s: not for %s: %s\n", c->name, tr->name, tr->unfit[c->sweep]);
+	return false;
+}
+
 static uint32_t lane_caps(void)
 {
 	struct mc_xlane *lane = lane_open();
@@ -29,7 +38,8 @@ static uint32_t lane_caps(void)
 
 static int run(const struct transport *tr, uint64_t seed, bool is_long, const char *only)
 {
-	const struct conform_case *all[] = {cases_data, cases_refuse, cases_life, cases_storm};
+	const struct conform_case *all[] = {cases_data, cases_refuse, cases_sweep, cases_life,
+					    cases_storm};
 	struct CMUnitTest tests[64];
 	char name[64];
 	size_t n = 0;
@@ -43,7 +53,8 @@ static int run(const struct transport *tr, uint64_t seed, bool is_long, const ch
 	caps = lane_caps();
 	for (size_t g = 0; g < MC_ARRAY_LEN(all); g++) {
 		for (const struct conform_case *c = all[g]; c->name; c++) {
-			if (!fits(c, tr, caps) || (only && !strstr(c->name, only)))
+			if (!fits(c, tr, caps) || (only && !strstr(c->name, only)) ||
+			    !sweeps(c, tr))
 				continue;
 			mc_assert(n < MC_ARRAY_LEN(tests));
 			tests[n++] = (struct CMUnitTest){.name = c->name, .test_func = c->run};

@@ -20,7 +20,9 @@ struct target {
 	struct {
 		uint8_t *map; /* NULL: the transport's memory */
 		size_t map_len;
-		uint8_t *at; /* the registered range, CANARY_BYTES on both sides */
+		uint8_t *at; /* the place, with `canary` bytes on both sides */
+		size_t canary;
+		uint64_t reg_off, reg_len; /* what of it is registered */
 		bool is_reg;
 	} mem[PLACE_COUNT];
 };
@@ -78,52 +80,59 @@ uint64_t resident_kib(void)
 	return resident * (uint64_t)sysconf(_SC_PAGESIZE) / 1024;
 }
 
-static int place_add(struct target *t, enum place p, struct mc_remote_region *ret_rr)
+/* len 0: the whole place */
+static int place_add(struct target *t, enum place p, uint64_t off, uint64_t len,
+		     struct mc_remote_region *ret_rr)
 {
+	uint8_t *at = t->mem[p].at + off;
 	struct mc_region_desc desc = {
-	    .addr = (uintptr_t)t->mem[p].at, .len = place_len(p), .rights = place_rights(p)};
+	    .addr = (uintptr_t)at, .len = len ? len : place_len(p), .rights = place_rights(p)};
 	struct mc_region_info info;
 	uint8_t key[MC_XPORT_TOKEN_MAX] = {0};
 	int rc;
 
 	if (t->side.tr->desc_fill)
 		t->side.tr->desc_fill(&t->side, &desc);
-	rc = t->side.tr->mem_reg
-		 ? t->side.tr->mem_reg(&t->side, t->mem[p].at, desc.len, desc.rights, key)
-		 : 0;
+	rc =
+	    t->side.tr->mem_reg ? t->side.tr->mem_reg(&t->side, at, desc.len, desc.rights, key) : 0;
 	if (rc == 0)
 		rc = mc_region_add(t->side.regions, &desc, &info);
 	if (rc < 0)
 		return rc;
 	t->mem[p].is_reg = true;
-	*ret_rr = (struct mc_remote_region){
-	    .addr = t->side.tr->raddr ? t->side.tr->raddr(t->mem[p].at) : desc.addr,
-	    .len = desc.len,
-	    .id = info.id,
-	    .gen = t->side.tr->flags & T_ADDR ? 0 : info.gen,
-	    .rights = desc.rights,
-	    .kind = info.desc.kind,
-	    .arena = info.desc.arena,
-	    .arena_off = info.desc.arena_off};
+	t->mem[p].reg_off = off;
+	t->mem[p].reg_len = desc.len;
+	*ret_rr =
+	    (struct mc_remote_region){.addr = t->side.tr->raddr ? t->side.tr->raddr(at) : desc.addr,
+				      .len = desc.len,
+				      .id = info.id,
+				      .gen = t->side.tr->flags & T_ADDR ? 0 : info.gen,
+				      .rights = desc.rights,
+				      .kind = info.desc.kind,
+				      .arena = info.desc.arena,
+				      .arena_off = info.desc.arena_off};
 	memcpy(ret_rr->key, key, sizeof(key));
 	return 0;
 }
 
 static int place_del(struct target *t, enum place p)
 {
-	int rc = mc_region_del(t->side.regions, (uintptr_t)t->mem[p].at);
+	uint8_t *at = t->mem[p].at + t->mem[p].reg_off;
+	int rc = mc_region_del(t->side.regions, (uintptr_t)at);
 
 	t->mem[p].is_reg = rc < 0;
 	if (rc == 0 && t->side.tr->mem_unreg)
-		t->side.tr->mem_unreg(&t->side, t->mem[p].at, place_len(p));
+		t->side.tr->mem_unreg(&t->side, at, t->mem[p].reg_len);
 	return rc;
 }
 
-/* The end of a region is as near to the guard page as 8-byte alignment of its start allows, so
- * that it is the canary, not the guard, that may be hit first on the other side only. */
+/* Only what is touched by mistake is between a place and its guard pages: the canary, or nothing.
+ * Behind a file's last place there is the file's end. */
 static int place_map(struct target *t, enum place p)
 {
-	size_t want = place_len(p) + 2 * CANARY_BYTES;
+	bool is_bare = p == PLACE_EDGE && (!t->side.tr->mem_alloc || t->side.tr->flags & T_PLAIN);
+	size_t canary = is_bare ? 0 : CANARY_BYTES;
+	size_t want = place_len(p) + 2 * canary;
 	size_t len = (want + 2 * GUARD_BYTES + 4095) / 4096 * 4096;
 	uint8_t *m;
 
@@ -131,7 +140,7 @@ static int place_map(struct target *t, enum place p)
 		m = t->side.tr->mem_alloc(&t->side, want);
 		if (!m)
 			return -MC_E_NOMEM;
-		t->mem[p].at = m + CANARY_BYTES;
+		t->mem[p].at = m + canary;
 	} else {
 		m = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (m == MAP_FAILED)
@@ -141,9 +150,10 @@ static int place_map(struct target *t, enum place p)
 			return -MC_E_NOMEM;
 		t->mem[p].map = m;
 		t->mem[p].map_len = len;
-		t->mem[p].at = m + GUARD_BYTES + CANARY_BYTES;
+		t->mem[p].at = m + GUARD_BYTES + canary;
 	}
-	memset(t->mem[p].at - CANARY_BYTES, CANARY, want);
+	t->mem[p].canary = canary;
+	memset(t->mem[p].at - canary, CANARY, want);
 	return 0;
 }
 
@@ -154,7 +164,7 @@ static uint64_t guards_changed(const struct target *t)
 	for (int p = 0; p < PLACE_COUNT; p++) {
 		const uint8_t *at = t->mem[p].at, *end = at + place_len((enum place)p);
 
-		for (size_t i = 0; i < CANARY_BYTES; i++)
+		for (size_t i = 0; i < t->mem[p].canary; i++)
 			n += (at[-1 - (ptrdiff_t)i] != CANARY) + (end[i] != CANARY);
 	}
 	return n;
@@ -178,7 +188,7 @@ int target_open(const struct transport *tr, struct target **ret_target, struct h
 	for (int p = 0; p < PLACE_COUNT && rc == 0; p++) {
 		rc = place_map(t, (enum place)p);
 		if (rc == 0)
-			rc = place_add(t, (enum place)p, &ret_hello->rr[p]);
+			rc = place_add(t, (enum place)p, 0, 0, &ret_hello->rr[p]);
 	}
 	*ret_target = t;
 	return rc;
@@ -228,6 +238,13 @@ static void signal_wait(struct target *t, const struct order *o, struct reply *r
 	r->val = mc_hash64(t->mem[o->i].at + o->c, o->d - o->c, 0);
 }
 
+static int place_show(struct target *t, enum place p, bool is_shown)
+{
+	if (!t->mem[p].map)
+		return 0;
+	return mprotect(t->mem[p].at, place_len(p), is_shown ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+
 void target_obey(struct target *t, const struct order *o, struct reply *r)
 {
 	uint8_t *at = t->mem[o->i].at;
@@ -249,7 +266,11 @@ void target_obey(struct target *t, const struct order *o, struct reply *r)
 		r->rc = place_del(t, (enum place)o->i);
 		break;
 	case ORDER_ADD:
-		r->rc = place_add(t, (enum place)o->i, &r->rr);
+		r->rc = place_add(t, (enum place)o->i, o->a, o->b, &r->rr);
+		break;
+	case ORDER_HIDE:
+	case ORDER_SHOW:
+		r->rc = place_show(t, (enum place)o->i, o->op == ORDER_SHOW);
 		break;
 	case ORDER_RETIRE:
 		r->rc = t->side.dev->ops->retire(t->side.dev, o->token, o->a, &r->val);

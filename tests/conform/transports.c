@@ -30,8 +30,15 @@ struct mc_xdev_env env_of(struct side *s)
 static int tcp_dev_open(struct side *s)
 {
 	struct mc_xdev_env e = env_of(s);
-	struct mc_tcp_opts o = {.naddrs = 1, .port_min = PORT_MIN, .port_max = PORT_MAX};
-	int rc = mc_addr_parse("127.0.0.1", 0, &o.addrs[0]);
+	struct mc_tcp_opts o = {
+	    .naddrs = s->tr->rails ? s->tr->rails : 1, .port_min = PORT_MIN, .port_max = PORT_MAX};
+	char addr[24];
+	int rc = 0;
+
+	for (unsigned i = 0; i < o.naddrs && rc == 0; i++) {
+		(void)snprintf(addr, sizeof(addr), "127.0.0.%u", 1 + i);
+		rc = mc_addr_parse(addr, 0, &o.addrs[i]);
+	}
 
 	return rc < 0 ? rc : mc_tcp_dev_open(&e, &o, &s->dev);
 }
@@ -198,33 +205,59 @@ static void file_clean(void)
 #define FILE_                                                                                      \
 	.dev_open = file_dev_open, .mem_alloc = file_mem_alloc, .raddr = file_raddr,               \
 	.attach = file_attach, .detach = file_detach, .clean = file_clean
+/* What of the sweep a row leaves out, and why. */
+#define NO_KEYS [SWEEP_KEY] = "regions have no keys"
+#define UNFIT_GEN .unfit = {NO_KEYS}
+#define UNFIT_ADDR                                                                                 \
+	.unfit = {                                                                                 \
+	    NO_KEYS, [SWEEP_ZERO] = "upstream's frames may have length 0, which moves nothing",    \
+	    [SWEEP_GENERATION] = "upstream's frames name addresses, without generations"}
+#define UNFIT_FILE                                                                                 \
+	.unfit = {NO_KEYS,                                                                         \
+		  [SWEEP_ZERO] = "length 0 is nothing to do",                                      \
+		  [SWEEP_RIGHT] = "the rights are the file's as a whole: file_test",               \
+		  [SWEEP_FREED] = "a file is not registered",                                      \
+		  [SWEEP_AGAIN] = "a file is not registered",                                      \
+		  [SWEEP_GENERATION] = "a file has no generations"}
 #define SMALL_PIECES                                                                               \
 	{                                                                                          \
 		.seed = 12, .tiny = 400, .piece_max = 9000                                         \
 	}
 
 static const struct transport transports[] = {
-    {.name = "self", .flags = T_GEN, .dev_open = self_dev_open},
-    {.name = "self-fault", .flags = T_GEN, .fault = UNRULY, .dev_open = self_dev_open},
-    {.name = "file", .flags = T_ADDR | T_PLAIN, FILE_},
-    {.name = "file-fault", .flags = T_ADDR | T_PLAIN, .fault = UNRULY, FILE_},
-    {.name = "shm-memfd", .flags = T_REMOTE | T_GEN, SHM, .mem_alloc = shm_mem_alloc},
-    {.name = "shm-vm", .flags = T_REMOTE | T_GEN, SHM},
+    {.name = "self", .flags = T_GEN, UNFIT_GEN, .dev_open = self_dev_open},
+    {.name = "self-fault", .flags = T_GEN, UNFIT_GEN, .fault = UNRULY, .dev_open = self_dev_open},
+    {.name = "file", .flags = T_ADDR | T_PLAIN, UNFIT_FILE, FILE_},
+    {.name = "file-fault", .flags = T_ADDR | T_PLAIN, UNFIT_FILE, .fault = UNRULY, FILE_},
+    {.name = "shm-memfd", .flags = T_REMOTE | T_GEN, UNFIT_GEN, SHM, .mem_alloc = shm_mem_alloc},
+    {.name = "shm-vm", .flags = T_REMOTE | T_GEN, UNFIT_GEN, SHM},
     {.name = "shm-fault",
      .flags = T_REMOTE | T_GEN,
+     UNFIT_GEN,
      .fault = UNRULY,
      SHM,
      .mem_alloc = shm_mem_alloc},
-    {.name = "tcp", .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH, TCP},
-    {.name = "tcp-v2", .flags = T_REMOTE | T_ALIVE | T_ADDR, .classic = 2, TCP},
-    {.name = "tcp-v1", .flags = T_REMOTE | T_ALIVE | T_ADDR | T_MUTE, .classic = 1, TCP},
-    {.name = "tcp-fault", .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH, .fault = UNRULY, TCP},
+    {.name = "tcp", .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH, UNFIT_GEN, TCP},
+    {.name = "tcp-rails", .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH, UNFIT_GEN, .rails = 2, TCP},
+    {.name = "tcp-v2", .flags = T_REMOTE | T_ALIVE | T_ADDR, UNFIT_ADDR, .classic = 2, TCP},
+    {.name = "tcp-v1",
+     .flags = T_REMOTE | T_ALIVE | T_ADDR | T_MUTE,
+     UNFIT_ADDR,
+     .classic = 1,
+     TCP},
+    {.name = "tcp-fault",
+     .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH,
+     UNFIT_GEN,
+     .fault = UNRULY,
+     TCP},
     {.name = "tcp-relay",
      .flags = T_REMOTE | T_GEN | T_ALIVE | T_AUTH | T_SLOW | T_RELAY,
+     UNFIT_GEN,
      .relay = SMALL_PIECES,
      TCP},
     {.name = "tcp-v2-relay",
      .flags = T_REMOTE | T_ALIVE | T_ADDR | T_SLOW | T_RELAY,
+     UNFIT_ADDR,
      .classic = 2,
      .relay = SMALL_PIECES,
      TCP},

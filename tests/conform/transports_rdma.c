@@ -67,8 +67,12 @@ static void forget(struct side *s, uint64_t initiator_epoch)
 }
 
 #define RDMA .mem_reg = mem_reg, .mem_unreg = mem_unreg, .ports = ports, .forget = forget
-#define FAKE .flags = T_KEY, .dev_open = fake_dev_open, .clean = verbs_fake_close, RDMA
-#define REAL .flags = T_KEY | T_REMOTE | T_SLOW, .dev_open = real_dev_open, RDMA
+#define UNFIT_KEY                                                                                  \
+	.unfit = {[SWEEP_ZERO] = "length 0 touches nothing, and a device does not look at its "    \
+				 "key (InfiniBand, 9.7.5)",                                        \
+		  [SWEEP_GENERATION] = "regions are known by keys"}
+#define FAKE .flags = T_KEY, UNFIT_KEY, .dev_open = fake_dev_open, .clean = verbs_fake_close, RDMA
+#define REAL .flags = T_KEY | T_REMOTE | T_SLOW, UNFIT_KEY, .dev_open = real_dev_open, RDMA
 
 static const struct transport fakes[] = {
     {.name = "rdma", FAKE},
