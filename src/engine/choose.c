@@ -4,6 +4,8 @@
  * everything is left out. A lane is added while there is more to move than one lane has in flight.
  * Owner's thread.
  */
+#include <string.h>
+
 #include "engine/pump.h"
 #include "engine/rails.h"
 
@@ -96,74 +98,79 @@ static struct mc_elane *lane_on(struct mc_chooser *c, const struct mc_eslice *es
 
 /* ---- several rails ---- */
 
-static uint64_t flying_on(const struct mc_pump *p, enum mc_route route, unsigned rail)
-{
-	uint64_t sum = 0;
-
-	for (unsigned i = 0; i < p->nlanes; i++)
-		if (p->lanes[i]->route == route && p->lanes[i]->rail == rail)
-			sum += p->lanes[i]->flying_bytes;
-	return sum;
-}
-
 static const struct mc_rails_view *view_of(struct mc_chooser *c, enum mc_route route)
 {
-	if (!c->has_view || c->route != route)
-		mc_rails_look(c->pump->session, route, c->now_ns, &c->view);
+	struct mc_pump *p = c->pump;
+
+	if (c->has_view && c->route == route)
+		return &c->view;
+	mc_rails_look(p->session, route, c->now_ns, &c->view);
 	c->has_view = true;
 	c->route = route;
+	c->has_usable = false;
+	c->left = p->todo_bytes;
+	memset(c->flying, 0, sizeof(c->flying));
+	for (unsigned i = 0; i < p->nlanes; i++) {
+		const struct mc_elane *lane = p->lanes[i];
+
+		if (lane->route != route)
+			continue;
+		c->flying[lane->rail] += lane->flying_bytes;
+		c->left += lane->flying_bytes;
+	}
 	return &c->view;
 }
 
 /* Rails that may carry the slice; of RDMA only those close to its memory, while one of them is up.
- */
-static uint32_t usable_for(const struct mc_rail_set *set, const struct mc_eslice *es,
-			   uint32_t usable)
+ * Slices of one request are mostly alike: what was found for the last one is kept. */
+static void usable_find(struct mc_chooser *c, const struct mc_rail_set *set,
+			const struct mc_eslice *es)
 {
-	uint32_t near = 0;
+	uint32_t near = 0, usable = c->view.usable;
 
-	if (es->route != MC_ROUTE_RDMA)
-		return usable;
-	usable &= es->rails;
-	for (unsigned r = 0; r < set->n; r++)
-		if (es->near & (1u << set->v[r].local_port))
-			near |= 1u << r;
-	return usable & near ? usable & near : usable;
+	if (c->has_usable && c->rails == es->rails && c->near == es->near)
+		return;
+	if (es->route == MC_ROUTE_RDMA) {
+		usable &= es->rails;
+		for (unsigned r = 0; r < set->n; r++)
+			if (es->near & (1u << set->v[r].local_port))
+				near |= 1u << r;
+		usable = usable & near ? usable & near : usable;
+	}
+	c->has_usable = true;
+	c->rails = es->rails;
+	c->near = es->near;
+	c->usable = usable;
+	c->rates = 0;
+	c->is_rated = true;
+	for (unsigned r = 0; r < set->n; r++) {
+		if (!(usable & (1u << r)))
+			continue;
+		c->rates += c->view.rate[r];
+		c->is_rated &= c->view.rate[r] > 0;
+	}
 }
 
 /* The rail that would be through with the slice first, of those with room for it. */
 static struct mc_elane *choose_rail(struct mc_chooser *c, const struct mc_rail_set *set,
 				    struct mc_eslice *es, int *ret_rc)
 {
-	struct mc_pump *p = c->pump;
-	uint64_t left = p->todo_bytes, flying[MC_RAILS_MAX];
 	const struct mc_rails_view *v = view_of(c, es->route);
 	struct mc_elane *best = NULL, *lane;
-	uint32_t usable = usable_for(set, es, v->usable);
-	double best_ns = 0, rates = 0;
-	bool is_rated = true;
+	double best_ns = 0;
 
-	if (usable == 0)
+	usable_find(c, set, es);
+	if (c->usable == 0)
 		*ret_rc = -MC_E_UNAVAILABLE;
-
-	for (unsigned r = 0; r < set->n; r++) {
-		flying[r] = flying_on(p, es->route, r);
-		left += flying[r];
-		if (usable & (1u << r)) {
-			rates += v->rate[r];
-			is_rated &= v->rate[r] > 0;
-		}
-	}
-	for (unsigned r = 0; r < set->n; r++) {
+	for (uint32_t rest = c->usable; rest; rest &= rest - 1) {
+		unsigned r = (unsigned)__builtin_ctz(rest);
 		/* Until all are known, all count as equals. */
-		double rate = is_rated ? v->rate[r] : 1;
-		double at_ns = (double)(flying[r] + es->s.len) / rate;
+		double rate = c->is_rated ? v->rate[r] : 1;
+		double at_ns = (double)(c->flying[r] + es->s.len) / rate;
 
-		if (!(usable & (1u << r)))
-			continue;
 		if (best && at_ns >= best_ns)
 			continue;
-		if (is_rated && !mc_rail_is_worth(at_ns, left, rates - rate))
+		if (c->is_rated && !mc_rail_is_worth(at_ns, c->left, c->rates - rate))
 			continue;
 		lane = lane_on(c, es, r, v->rate[r], ret_rc);
 		if (lane) {
@@ -171,6 +178,9 @@ static struct mc_elane *choose_rail(struct mc_chooser *c, const struct mc_rail_s
 			best_ns = at_ns;
 		}
 	}
+	/* It goes from what waits to what is under way: what is left in all stays. */
+	if (best)
+		c->flying[best->rail] += es->s.len;
 	return best;
 }
 

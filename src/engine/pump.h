@@ -17,9 +17,16 @@ static inline struct mc_eslice *mc_eslice_of(struct mc_slice *s)
 struct mc_chooser {
 	struct mc_pump *pump;
 	uint64_t now_ns;
-	struct mc_rails_view view; /* of `route`: taken once a round, no lock for each slice */
+	/* Of `route`, taken once a round: no lock and no walk over the lanes for each slice. */
+	struct mc_rails_view view;
 	enum mc_route route;
 	bool has_view;
+	uint64_t flying[MC_RAILS_MAX]; /* bytes, with what this round has given out */
+	uint64_t left;		       /* bytes waiting and flying */
+	/* Of slices with these rails and ports. */
+	bool has_usable, is_rated;
+	uint32_t rails, near, usable;
+	double rates; /* of the usable ones together */
 };
 /** The lane for this slice: an owned one with room, least busy first, or a new one. NULL with
  * *ret_rc: none now (AGAIN) or why not. */

@@ -47,7 +47,6 @@ struct mc_rdma_mrs {
 	pthread_mutex_t lock; /* a leaf; tree, next_seq, refs of ranges */
 	struct mc_itree tree;
 	uint64_t next_seq;
-	_Atomic uint32_t version; /* never 0 */
 	_Atomic uint32_t count[MC_RDMA_PORTS_MAX];
 };
 
@@ -416,9 +415,10 @@ int mc_rdma_mem_del(struct mc_xdev *x, uint64_t addr, uint64_t len)
 	is_last = r && --r->refs == 0;
 	if (is_last) {
 		mc_itree_del(&m->tree, &r->node);
-		/* release: pairs with the acquire in mc_rdma_lkey(). 0 is never a version. */
-		if (atomic_fetch_add_explicit(&m->version, 1, memory_order_release) == UINT32_MAX)
-			atomic_fetch_add_explicit(&m->version, 1, memory_order_release);
+		/* release: pairs with the acquire in mc_rdma_lkey_hit(). 0 is never a version. */
+		if (atomic_fetch_add_explicit(&dev->mrs_version, 1, memory_order_release) ==
+		    UINT32_MAX)
+			atomic_fetch_add_explicit(&dev->mrs_version, 1, memory_order_release);
 	}
 	pthread_mutex_unlock(&m->lock);
 	if (is_last)
@@ -460,18 +460,12 @@ static struct range *find_newest(const struct mc_rdma_mrs *m, unsigned index, ui
 	return best;
 }
 
-int mc_rdma_lkey(struct mc_rdma_dev *dev, unsigned index, uint64_t addr, uint64_t len,
-		 struct mc_rdma_mr_hit *hit, uint32_t *ret_lkey)
+int mc_rdma_lkey_find(struct mc_rdma_dev *dev, unsigned index, uint64_t addr, uint64_t len,
+		      struct mc_rdma_mr_hit *hit)
 {
 	struct mc_rdma_mrs *m = dev->mrs;
 	struct range *r = NULL;
 
-	/* acquire: pairs with the release in mc_rdma_mem_del(). */
-	if (hit->version == atomic_load_explicit(&m->version, memory_order_acquire) &&
-	    addr - hit->addr < hit->len && len <= hit->len - (addr - hit->addr)) {
-		*ret_lkey = hit->lkey;
-		return 0;
-	}
 	pthread_mutex_lock(&m->lock);
 	if (len > 0 && addr <= UINT64_MAX - len)
 		r = find_newest(m, index, addr, len);
@@ -480,13 +474,10 @@ int mc_rdma_lkey(struct mc_rdma_dev *dev, unsigned index, uint64_t addr, uint64_
 		    .addr = r->node.start,
 		    .len = r->node.end - r->node.start,
 		    .lkey = r->mr[index]->lkey,
-		    .version = atomic_load_explicit(&m->version, memory_order_relaxed),
+		    .version = atomic_load_explicit(&dev->mrs_version, memory_order_relaxed),
 		};
 	pthread_mutex_unlock(&m->lock);
-	if (!r)
-		return -MC_E_NOENT;
-	*ret_lkey = hit->lkey;
-	return 0;
+	return r ? 0 : -MC_E_NOENT;
 }
 
 uint32_t mc_rdma_mrs_count(const struct mc_rdma_dev *dev)
@@ -511,18 +502,6 @@ void mc_rdma_key_put(uint8_t key[MC_XPORT_TOKEN_MAX], const uint32_t rkey[MC_RDM
 		mc_wr_u32(&w, rkey[i]);
 }
 
-uint32_t mc_rdma_key_get(const uint8_t key[MC_XPORT_TOKEN_MAX], unsigned port)
-{
-	struct mc_rd r = mc_rd_make(key, MC_XPORT_TOKEN_MAX);
-	uint32_t rkey = 0;
-
-	if (port >= MC_RDMA_PORTS_MAX)
-		return 0;
-	for (unsigned i = 0; i <= port; i++)
-		rkey = mc_rd_u32(&r);
-	return rkey;
-}
-
 /* ---- life ---- */
 
 int mc_rdma_mrs_open(struct mc_rdma_dev *dev)
@@ -535,7 +514,7 @@ int mc_rdma_mrs_open(struct mc_rdma_dev *dev)
 		mc_free(m);
 		return -MC_E_NOMEM;
 	}
-	atomic_init(&m->version, 1);
+	atomic_init(&dev->mrs_version, 1);
 	dev->mrs = m;
 	return 0;
 }

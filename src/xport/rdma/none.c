@@ -34,7 +34,6 @@ NEVER(int, mc_rdma_mem_keys, struct mc_xdev *dev, uint64_t addr, uint64_t len,
       uint32_t ret_rkey[MC_RDMA_PORTS_MAX], uint32_t ret_lkey[MC_RDMA_PORTS_MAX])
 NEVER(void, mc_rdma_key_put, uint8_t key[MC_XPORT_TOKEN_MAX],
       const uint32_t rkey[MC_RDMA_PORTS_MAX])
-NEVER(uint32_t, mc_rdma_key_get, const uint8_t key[MC_XPORT_TOKEN_MAX], unsigned port)
 NEVER(void, mc_rdma_lane_end, const struct mc_xlane *lane, struct mc_rdma_end *ret)
 NEVER(int, mc_rdma_lane_join, struct mc_xlane *lane, const struct mc_rdma_end *peer)
 NEVER(int, mc_rdma_accept_named, struct mc_xdev *dev, unsigned port, const char *who,

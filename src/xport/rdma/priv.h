@@ -75,6 +75,7 @@ struct mc_rdma_dev {
 	unsigned nhcas;
 	_Atomic uint32_t ports_version;
 	struct mc_rdma_mrs *mrs;
+	_Atomic uint32_t mrs_version; /* never 0; another one when a range has gone */
 	struct mc_rdma_inbound *inbound;
 	_Atomic uint64_t next_lane;
 	_Atomic uint32_t nqps, nlanes, ninbound; /* alive */
@@ -121,12 +122,34 @@ struct mc_rdma_mr_hit {
 	uint32_t lkey;
 	uint32_t version; /* of the set: another one makes the hit worthless */
 };
+/** The range that a hit does not know: under a lock. @return 0; -MC_E_NOENT (not registered there)
+ */
+int mc_rdma_lkey_find(struct mc_rdma_dev *dev, unsigned index, uint64_t addr, uint64_t len,
+		      struct mc_rdma_mr_hit *hit);
+/** Does it hold [addr, addr + len), and is it good still? */
+static inline bool mc_rdma_lkey_hit(const struct mc_rdma_dev *dev, uint64_t addr, uint64_t len,
+				    const struct mc_rdma_mr_hit *hit)
+{
+	/* acquire: pairs with the release in mc_rdma_mem_del(). */
+	return hit->version == atomic_load_explicit(&dev->mrs_version, memory_order_acquire) &&
+	       addr - hit->addr < hit->len && len <= hit->len - (addr - hit->addr);
+}
 /**
  * Local key for [addr, addr + len) at port `index`. A hit costs one load and two compares; a miss
  * takes a lock. @return 0; -MC_E_NOENT (not registered there)
  */
-int mc_rdma_lkey(struct mc_rdma_dev *dev, unsigned index, uint64_t addr, uint64_t len,
-		 struct mc_rdma_mr_hit *hit, uint32_t *ret_lkey);
+static inline int mc_rdma_lkey(struct mc_rdma_dev *dev, unsigned index, uint64_t addr, uint64_t len,
+			       struct mc_rdma_mr_hit *hit, uint32_t *ret_lkey)
+{
+	if (!mc_rdma_lkey_hit(dev, addr, len, hit)) {
+		int rc = mc_rdma_lkey_find(dev, index, addr, len, hit);
+
+		if (rc < 0)
+			return rc;
+	}
+	*ret_lkey = hit->lkey;
+	return 0;
+}
 
 /* ---- cause.c (pure) ---- */
 /** Code of a work completion that failed, and of errno of a verb. */

@@ -21,6 +21,9 @@
 #ifndef MC_XPORT_RDMA_RDMA_H
 #define MC_XPORT_RDMA_RDMA_H
 
+#include <endian.h>
+#include <string.h>
+
 #include "xport/xport.h"
 
 #define MC_RDMA_PORTS_MAX 8u
@@ -102,7 +105,15 @@ int mc_rdma_mem_keys(struct mc_xdev *dev, uint64_t addr, uint64_t len,
 		     uint32_t ret_rkey[MC_RDMA_PORTS_MAX], uint32_t ret_lkey[MC_RDMA_PORTS_MAX]);
 /** Keys as mc_remote_region.key and back: little-endian by port. */
 void mc_rdma_key_put(uint8_t key[MC_XPORT_TOKEN_MAX], const uint32_t rkey[MC_RDMA_PORTS_MAX]);
-uint32_t mc_rdma_key_get(const uint8_t key[MC_XPORT_TOKEN_MAX], unsigned port);
+static inline uint32_t mc_rdma_key_get(const uint8_t key[MC_XPORT_TOKEN_MAX], unsigned port)
+{
+	uint32_t rkey;
+
+	if (port >= MC_RDMA_PORTS_MAX)
+		return 0;
+	memcpy(&rkey, key + (size_t)port * sizeof(rkey), sizeof(rkey));
+	return le32toh(rkey);
+}
 
 /* ---- peers that are introduced in another way: upstream's (classic handshake) ---- */
 

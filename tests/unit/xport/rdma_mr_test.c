@@ -174,7 +174,7 @@ static void lookup_finds_the_newest_range_that_holds_all(void **state)
 static void remembered_key_is_used_until_a_range_goes(void **state)
 {
 	struct mc_rdma_mr_hit hit = {.version = 0};
-	uint32_t first, got;
+	uint32_t first = 0, got;
 
 	(void)state;
 	start();

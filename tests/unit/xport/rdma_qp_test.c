@@ -92,7 +92,7 @@ static int write_word(struct two *t, struct ibv_qp *qp, bool is_back)
 {
 	struct rdma_side *from = is_back ? &rp.b : &rp.a, *to = is_back ? &rp.a : &rp.b;
 	struct mc_rdma_mr_hit hit = {0};
-	uint32_t lkey;
+	uint32_t lkey = 0;
 	struct ibv_sge sge = {.addr = (uintptr_t)from->mem, .length = 8};
 	struct ibv_send_wr *bad,
 	    wr = {.sg_list = &sge,
