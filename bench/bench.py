@@ -29,6 +29,7 @@ PROGRAMS = {
     "rpc": "control calls against a raw ping-pong, and the cost of their messages",
     "file": "a file segment against fio with O_DIRECT",
     "limits": "the raw programs alone",
+    "rdma_post": "instructions, locks and verbs calls of a slice over RDMA, counted (valgrind)",
     "trace": "eviction policies on request traces: trace [FILE.jsonl ...], else a generated one",
 }
 PEER_NAMES = ("upstream", "nixl")
@@ -136,7 +137,7 @@ def main(argv: list[str]) -> int:
     machine = Machine.here(ROOT, argv)
     progress = Progress()
     missing: list[str] = []
-    needs_peers = any(w not in ("limits", "rpc", "trace") for w in args.what)
+    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "trace") for w in args.what)
     ours = our_python(args.ours, missing) if needs_peers else None
     peers: dict[str, Any] = {
         name: peer_python(name, getattr(args, name), not args.no_peers, missing) if needs_peers else None
