@@ -2,8 +2,9 @@
  * offer.c: lanes that both ends must make (MC_XCAP_OFFER): ours is opened, what the peer has to
  * know of it goes over the control connection, its answer connects the two. That blocks, so a
  * worker does it, one opening a rail at a time; the lane then lies idle in the session and whoever
- * waits is woken. For a rail that was lost the same is the probe: a lane that connects is a rail
- * that works.
+ * waits is woken. The introduction says nothing about the rail itself, which may lose everything
+ * and still be up: so a lane carries slices only after a round trip of its own. For a rail that was
+ * lost the same is the probe.
  */
 #include "base/log.h"
 #include "engine/classic.h"
@@ -12,11 +13,33 @@
 #include "engine/routes.h"
 
 #define OPEN_NS (2 * MC_NS_PER_S)
+#define PROVE_NS (2 * MC_NS_PER_S)
+#define PROVE_STEP_NS (50 * MC_NS_PER_MS)
 #define RETIRE_NS (2 * MC_NS_PER_S)
+
+/* A round trip over the lane. Should it fail, abort() gives `empty` back. */
+static int prove(struct mc_elane *lane, struct mc_slice *empty)
+{
+	uint64_t end_ns = mc_time_after(mc_now_ns(), PROVE_NS);
+	struct mc_slice *done;
+	int rc = lane->x->ops->post(lane->x, &empty, 1);
+
+	while (rc >= 0) {
+		rc = lane->x->ops->poll(lane->x, PROVE_STEP_NS, &done, 1);
+		if (rc > 0)
+			return empty->status;
+		if (rc == 0 && atomic_load(&lane->session->eng->is_closing))
+			rc = -MC_E_CLOSED;
+		if (rc == 0 && mc_now_ns() >= end_ns)
+			rc = -MC_E_UNREACHABLE;
+	}
+	return rc;
+}
 
 /* Worker thread. */
 static int lane_open(struct mc_rail *rail, struct mc_elane **ret_lane)
 {
+	struct mc_slice empty = {.op = MC_OP_WRITE};
 	uint8_t offer[MC_CTL_OFFER_MAX], answer[MC_CTL_OFFER_MAX], token[MC_XPORT_TOKEN_MAX];
 	struct mc_session *s = rail->session;
 	struct mc_list none;
@@ -34,6 +57,8 @@ static int lane_open(struct mc_rail *rail, struct mc_elane **ret_lane)
 				    mc_time_after(mc_now_ns(), OPEN_NS), answer);
 	if (rc >= 0 && !s->classic)
 		rc = lane->x->ops->connect(lane->x, answer, (size_t)rc);
+	if (rc >= 0)
+		rc = prove(lane, &empty);
 	if (rc < 0) {
 		struct mc_fence_token t = {.route = rail->route};
 

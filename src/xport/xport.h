@@ -94,7 +94,8 @@ struct mc_signal {
 struct mc_slice {
 	/* set by the engine before post */
 	enum mc_op op;
-	uint32_t nfrags; /* 1 … MC_SLICE_FRAGS_MAX */
+	uint32_t nfrags; /* 1 … MC_SLICE_FRAGS_MAX; with MC_XCAP_OFFER also 0: a write that ends
+			    when the peer's end has answered, and moves nothing */
 	struct mc_frag *frags;
 	uint64_t len; /* sum of the fragments */
 	struct mc_signal signal;

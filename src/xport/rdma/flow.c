@@ -283,11 +283,27 @@ static bool data_add(struct mc_rdma_lane *l, struct mc_rdma_slot *slot)
 	return true;
 }
 
+/* The request of a slice without fragments: a write of no bytes. The peer's device answers it, and
+ * looks at neither key nor address (InfiniBand Architecture Specification 1.4, C9-88).
+ * @return false: not now */
+static bool empty_add(struct mc_rdma_lane *l, struct mc_rdma_slot *slot)
+{
+	struct mc_rdma_sq *q = sq_choose(l);
+	struct ibv_send_wr *wr = q ? wr_add(l, q, slot, 1) : NULL;
+
+	if (!wr)
+		return false;
+	wr->opcode = IBV_WR_RDMA_WRITE;
+	return true;
+}
+
 /* All that is left of the slice's data. @return false: not now */
 static bool slice_add(struct mc_rdma_lane *l, struct mc_rdma_slot *slot)
 {
 	struct mc_rdma_sq *q;
 
+	if (slot->s->nfrags == 0 && !empty_add(l, slot))
+		return false;
 	while (slot->frag < slot->s->nfrags && slot->status == 0)
 		if (!data_add(l, slot))
 			return false;
@@ -436,7 +452,7 @@ static void wr_failed(struct mc_rdma_lane *l, struct mc_rdma_sq *q, enum ibv_wc_
 	slot->wrs--;
 	if (!is_first || mc_err_scope(l->failed) != MC_SCOPE_OP)
 		return;
-	slot->s->bad_frag = mc_min((uint32_t)note->frag, slot->s->nfrags - 1);
+	slot->s->bad_frag = note->frag < slot->s->nfrags ? note->frag : 0;
 	slot_end(l, slot, l->failed);
 }
 

@@ -445,6 +445,44 @@ static void one_rail_of_four_that_goes_down_is_left_to_the_others(void **state)
 	EVENTUALLY(write_all() == 0 && rail_bytes(&session()->rdma.v[1]) > lost);
 }
 
+static unsigned probes_of(struct mc_rail *rail)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&rail->session->mu);
+	n = rail->health.probes;
+	pthread_mutex_unlock(&rail->session->mu);
+	return n;
+}
+
+/* Its port stays up and its lanes connect, for introductions go another way. */
+static void a_rail_that_loses_all_in_silence_gets_no_slice_until_bytes_cross_it(void **state)
+{
+	struct mc_rail *rail;
+	uint64_t moved, retries, id;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	rail = &session()->rdma.v[1];
+	memset(remote, 0, BYTES);
+	verbs_fake_link(1, 1, VERBS_FAKE_DROP);
+	id = submit(MC_WRITE, 0, BYTES);
+	EVENTUALLY(verbs_fake_pending() > 0);
+	(void)verbs_fake_expire(); /* the HCA gives up */
+	assert_int_equal(result(id), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(tcp_bytes(), 0);
+	moved = rail_bytes(rail);
+	retries = mc_counter_read(&rail->stats->retries);
+	assert_true(retries > 0);
+	EVENTUALLY((verbs_fake_expire(), write_all()) == 0 && probes_of(rail) > 2);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(mc_counter_read(&rail->stats->retries), retries);
+	assert_int_equal(rail_bytes(rail), moved);
+	verbs_fake_link(1, 1, VERBS_FAKE_UP);
+	EVENTUALLY(write_all() == 0 && rail_bytes(rail) > moved);
+}
+
 /* The bytes have landed, the acknowledgements are lost: nobody can know. */
 static void writes_whose_outcome_is_unknown_are_fenced_before_they_go_elsewhere(void **state)
 {
@@ -526,6 +564,7 @@ int main(void)
 	    T(a_lane_that_cannot_be_opened_leaves_tcp),
 	    T(a_port_that_goes_down_costs_no_error),
 	    T4(one_rail_of_four_that_goes_down_is_left_to_the_others),
+	    T4(a_rail_that_loses_all_in_silence_gets_no_slice_until_bytes_cross_it),
 	    T(writes_whose_outcome_is_unknown_are_fenced_before_they_go_elsewhere),
 	    T(what_a_dead_peer_left_is_freed_after_a_while),
 	    T4(a_device_list_is_held_to),

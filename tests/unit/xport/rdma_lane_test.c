@@ -333,6 +333,40 @@ static void nothing_is_taken_before_the_lane_is_connected(void **state)
 	(void)state;
 }
 
+static void a_slice_without_fragments_is_a_round_trip_that_moves_nothing(void **state)
+{
+	struct verbs_fake_conf conf = {.ndevs = 2};
+	struct mc_slice empty = {.op = MC_OP_WRITE}, *list[] = {&empty}, *done;
+	uint8_t token[MC_XPORT_TOKEN_MAX];
+	struct mc_xlane *lane;
+	struct mc_list left;
+
+	assert_int_equal(rdma_peers_open(&conf), 0);
+	lane = rdma_lane();
+	verbs_fake_hold(VERBS_FAKE_HOLD_ACKS);
+	assert_int_equal(lane->ops->post(lane, list, 1), 1);
+	assert_int_equal(lane->ops->poll(lane, 0, &done, 1), 0);
+	assert_int_equal(verbs_fake_step(1), 1);
+	assert_int_equal(lane->ops->poll(lane, 0, &done, 1), 1);
+	assert_ptr_equal(done, &empty);
+	assert_int_equal(empty.status, 0);
+	assert_int_equal(empty.moved, 0);
+	verbs_fake_hold(VERBS_FAKE_PROMPT);
+	/* Lost in silence it does not end, and given up it is not done. */
+	verbs_fake_link(1, 1, VERBS_FAKE_DROP);
+	assert_int_equal(lane->ops->post(lane, list, 1), 1);
+	assert_int_equal(lane->ops->poll(lane, MC_NS_PER_MS, &done, 1), 0);
+	assert_int_equal(verbs_fake_expire(), 1);
+	assert_int_equal(lane->ops->poll(lane, 0, &done, 1), -MC_E_UNREACHABLE);
+	mc_list_init(&left);
+	assert_true(lane->ops->abort(lane, &left, token) > 0);
+	assert_ptr_equal(mc_list_pop_front(&left), &empty.link);
+	assert_int_not_equal(empty.verdict, MC_SLICE_DONE);
+	lane->ops->lane_close(lane);
+	rdma_peers_close();
+	(void)state;
+}
+
 /* ---- signals ---- */
 
 static void a_signal_follows_its_data_even_when_acknowledgements_are_late(void **state)
@@ -436,6 +470,7 @@ int main(void)
 	    cmocka_unit_test(a_full_lane_takes_no_more_and_never_overruns_a_queue),
 	    cmocka_unit_test(what_cannot_go_over_rdma_is_said_so_and_the_rest_goes),
 	    cmocka_unit_test(nothing_is_taken_before_the_lane_is_connected),
+	    cmocka_unit_test(a_slice_without_fragments_is_a_round_trip_that_moves_nothing),
 	    cmocka_unit_test(a_signal_follows_its_data_even_when_acknowledgements_are_late),
 	    cmocka_unit_test(the_descriptor_wakes_and_what_came_before_it_is_said),
 	    cmocka_unit_test(a_blocking_poll_ends_by_itself),
