@@ -305,3 +305,35 @@ def test_upstream_and_ours_share_our_http_service(node: NodeStarter, http: Servi
     a, b = (node(kind).start(name, http.url) for kind, name in zip((initiator, target), names))
     check_transfers(a, b)
     check_transfers(b, a, 5)
+
+
+def test_service_that_is_killed_again_and_again_under_load(node: NodeStarter, http: Service) -> None:
+    """Between two kills a random pause; transfers between those who know each other never end, newcomers wait for the service.
+
+    MC_KILLS is how often, 6 by default.
+    """
+    kills, dice = int(os.environ.get("MC_KILLS", "6")), random.Random(7)
+    a, b, c = (node(env=REFRESH).start(name, http.url) for name in ("node-a", "node-b", "node-c"))
+    here, there = a.memory(SIZE, 3), b.memory(SIZE, 0)
+    spot, elsewhere = c.memory(SIZE, 4), a.memory(SIZE, 0)
+    a.do("loop", "transfer_sync_write", "node-b", here, there, SIZE)
+    before, found = [one.do("usage") for one in (a, b, c)], 0
+    for kill in range(kills):
+        time.sleep(dice.uniform(0, 0.1))
+        http.kill()
+        # c publishes and looks up while nobody, or somebody new, answers.
+        extra = c.do("buffer", 4096)
+        rc = c.call("batch_register_memory", [extra], [4096])
+        assert rc == 0 or "metadata service" in c.call("last_error"), (rc, c.call("last_error"))
+        if rc == 0:
+            c.call("batch_unregister_memory", [extra])
+        http.start()
+        if kill % 4 == 0:
+            assert eventually(lambda: c.call("transfer_sync_write", "node-a", spot, elsewhere, SIZE) == 0), c.call("last_error")
+            assert a.do("crc", elsewhere, SIZE) == pattern_crc(4)
+            found += 1
+    assert a.do("loop_end", 0) is None, a.tail()
+    assert b.do("crc", there, SIZE) == pattern_crc(3)
+    assert eventually(lambda: all(http.segment(name) is not None for name in ("node-a", "node-b", "node-c")))
+    after = [one.do("usage") for one in (a, b, c)]
+    print(f"{kills} kills, {found} transfers looked up anew, usage {before} to {after}")
