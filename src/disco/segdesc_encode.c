@@ -279,8 +279,8 @@ static size_t entry_len(const struct mc_segdesc_buffer *b)
 int mc_segdesc_fit(const struct mc_segdesc *desc, size_t bytes_max, struct mc_diag *diag)
 {
 	struct mc_segdesc bare = *desc;
-	size_t len, n = 0;
-	char *json;
+	size_t len = 0, n = 0;
+	char *json = NULL;
 	int rc;
 
 	bare.nbuffers = 0;

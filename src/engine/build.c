@@ -249,6 +249,7 @@ static int tail_cut(struct build *b, uint32_t t, struct mc_eslice **ret_tail)
 	size_t at = op->nslices - 1;
 	int rc;
 
+	mc_assert(whole);
 	if (f->len > TAIL_BYTES || whole->s.nfrags > 1) {
 		rc = slice_open(b, t);
 		if (rc < 0)
@@ -354,6 +355,7 @@ static int signal_add(struct build *b, uint32_t t)
 		rc = tail_cut(b, t, &es);
 	if (rc < 0)
 		return rc;
+	mc_assert(es);
 	if (!es->is_bare) {
 		es->route = route;
 		es->rails &= rails;

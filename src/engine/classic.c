@@ -246,9 +246,9 @@ static int answer_judge(const char *peer, const struct mc_connection *req,
 static int ask(const struct show *w, uint64_t deadline_ns, struct mc_connection *ret)
 {
 	struct mc_session *s = w->s;
-	struct mc_connection req;
+	struct mc_connection req = {0};
 	struct mc_diag diag = {0};
-	char *json, *reply, at[MC_ADDR_TEXT_MAX];
+	char *json = NULL, *reply, at[MC_ADDR_TEXT_MAX];
 	size_t len;
 	int rc = request_make(w, &req);
 
@@ -324,7 +324,7 @@ int mc_classic_introduce(struct mc_elane *lane, uint64_t deadline_ns)
 	struct show w = {.s = lane->session, .x = lane->x, .rail = lane->rail};
 	const struct mc_ctl_port *dev = &w.s->classic->dev[lane->rails->v[lane->rail].remote_port];
 	struct mc_rdma_end end = {0};
-	struct mc_connection c;
+	struct mc_connection c = {0};
 	int rc;
 
 	mc_rdma_lane_end(lane->x, &w.end);
@@ -383,7 +383,7 @@ static int show_from(struct show *w, unsigned local_port, uint32_t gen, uint64_t
 				.remote_port = w->s->rdma.v[w->rail].remote_port,
 				.peer_name = w->s->peer->name};
 	uint8_t token[MC_XPORT_TOKEN_MAX];
-	struct mc_connection c;
+	struct mc_connection c = {0};
 	struct mc_list none;
 	int rc = dev->ops->lane_open(dev, &path, &w->x);
 

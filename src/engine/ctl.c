@@ -258,7 +258,7 @@ int mc_ctl_connect(struct mc_session *s, const char *transport, const uint8_t *o
 	Mc__Ctl__ConnectReply *r;
 	struct mc_pb_arena arena;
 	ProtobufCMessage *base;
-	size_t req_len, reply_len;
+	size_t req_len, reply_len = 0;
 	int rc;
 
 	m.transport = (char *)transport;

@@ -131,6 +131,8 @@ static struct mc_evict_node *deepest(struct mc_evict_group *g)
 /* Where the group belongs now. */
 static void group_place(struct mc_evict *e, struct mc_evict_group *g)
 {
+	const struct mc_evict_group *first;
+
 	g->is_parked = deepest(g)->nkids > 0;
 	if (g->is_parked) {
 		mc_list_push_back(&e->parked, &g->link);
@@ -139,8 +141,8 @@ static void group_place(struct mc_evict *e, struct mc_evict_group *g)
 	g->list =
 	    (uint16_t)(class_of_list(g->list) * MC_REUSE_AGES + mc_reuse_age(e->now_ms - g->at_ms));
 	/* One that was parked is older than most: it goes before younger ones. */
-	if (!mc_list_is_empty(&e->lists[g->list]) &&
-	    mc_list_first(&e->lists[g->list], struct mc_evict_group, link)->at_ms > g->at_ms)
+	first = mc_list_first(&e->lists[g->list], struct mc_evict_group, link);
+	if (first && first->at_ms > g->at_ms)
 		mc_list_push_front(&e->lists[g->list], &g->link);
 	else
 		mc_list_push_back(&e->lists[g->list], &g->link);
@@ -372,10 +374,9 @@ struct mc_evict_node *mc_evict_victim(struct mc_evict *e, uint64_t now_ms)
 
 	grow_older(e, now_ms);
 	worst = worst_list(e);
-	if (worst != LISTS)
-		return deepest(mc_list_first(&e->lists[worst], struct mc_evict_group, link));
-	/* Parents whose children are pinned, or in a request under way. */
-	g = mc_list_first(&e->parked, struct mc_evict_group, link);
+	/* Else parents whose children are pinned, or in a request under way. */
+	g = mc_list_first(worst != LISTS ? &e->lists[worst] : &e->parked, struct mc_evict_group,
+			  link);
 	return g ? deepest(g) : NULL;
 }
 

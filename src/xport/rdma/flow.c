@@ -302,6 +302,7 @@ static bool slice_add(struct mc_rdma_lane *l, struct mc_rdma_slot *slot)
 {
 	struct mc_rdma_sq *q;
 
+	mc_assert(slot->s);
 	if (slot->s->nfrags == 0 && !empty_add(l, slot))
 		return false;
 	while (slot->frag < slot->s->nfrags && slot->status == 0)
