@@ -22,7 +22,9 @@ struct mc_rd {
 
 static inline struct mc_rd mc_rd_make(const void *data, size_t len_bytes)
 {
-	return (struct mc_rd){.at = data, .end = (const uint8_t *)data + len_bytes};
+	const uint8_t *at = data;
+
+	return (struct mc_rd){.at = at, .end = len_bytes ? at + len_bytes : at}; /* NULL: empty */
 }
 
 static inline size_t mc_rd_left(const struct mc_rd *r)
@@ -72,7 +74,9 @@ struct mc_wr {
 
 static inline struct mc_wr mc_wr_make(void *buf, size_t cap_bytes)
 {
-	return (struct mc_wr){.start = buf, .at = buf, .end = (uint8_t *)buf + cap_bytes};
+	uint8_t *at = buf;
+
+	return (struct mc_wr){.start = at, .at = at, .end = cap_bytes ? at + cap_bytes : at};
 }
 
 static inline size_t mc_wr_len(const struct mc_wr *w)

@@ -8,9 +8,10 @@
  */
 #include "api_fix.h"
 
-#define AT_ONCE_NS (NS_PER_S / 4) /* the tries of a peer that stands still take a second and more  \
-				   */
-#define SOON_NS (5 * NS_PER_S)	  /* no deadline of a test is as near */
+#define AT_ONCE_NS                                                                                 \
+	(NS_PER_S / 4)	       /* the tries of a peer that stands still take a second and more     \
+				*/
+#define SOON_NS (5 * NS_PER_S) /* no deadline of a test is as near */
 #define FAR_NS (60 * NS_PER_S)
 
 /* Submit what the stopped peer has to be asked for; the request's own memory is gone afterwards. */

@@ -133,6 +133,9 @@ nics_rdma() {
 hostname guest
 "$IP" link set lo up
 mount_all
+# rdma_rxe asks the kernel for crc32, and that for a module, which modprobe looks for there.
+[ "$MODROOT" -ef / ] || { mkdir -p /lib/modules && mount --bind "$MODROOT/lib/modules" /lib/modules; } ||
+	fail "cannot show the kernel's modules at /lib/modules"
 load ib_uverbs rdma_ucm rdma_rxe sch_tbf sch_netem $MODULES
 if [ "$NICS" -gt 0 ]; then
 	nics_make
