@@ -22,6 +22,8 @@ MIB = 1 << 20
 # Upstream's choice of a GID takes the link-local one here, which its peers cannot route to. Emulated, everything is slow.
 ENV = {"MC_GID_INDEX": "1", "MC_TRANSFER_TIMEOUT": "60", "MC_IB_TIMEOUT": "16"}
 
+pytestmark = pytest.mark.skipif(int(os.environ.get("GUEST_NICS", "0")) < 2, reason="no guest with 2 NICs")
+
 Start = Callable[..., Node]
 
 

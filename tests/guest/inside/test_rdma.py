@@ -5,6 +5,7 @@ That bytes went by RDMA is seen in the devices' own counters. Shared memory is s
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ SIZE = 16 * MIB
 PACKET = 4096
 DEADLINE_S = 20
 LATE_S = 10  # what a busy emulator may add
+RETRY_S = 7 * 4.096e-6 * 2**16  # until a NIC gives a packet up: MC_IB_RETRY_CNT and MC_IB_TIMEOUT
+STALL_S = RETRY_S + 1  # in which nothing moves when a NIC is lost
+BACK_S = 5  # from the repair until the NIC carries its part
 COUNTERS = "/sys/class/infiniband/rxe{}/ports/1/hw_counters/sent_pkts"
 ENV = {"MC_FORCE_TCP": "0", "MC_NO_SHM": "1", "MC_TRANSFER_TIMEOUT": str(DEADLINE_S)}
 
@@ -30,16 +34,46 @@ def sent() -> list[int]:
     return [int(Path(COUNTERS.format(i)).read_text()) for i in range(2 * RAILS)]
 
 
+def wait_for(condition: Callable[[], bool], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come in time"
+        time.sleep(0.01)
+
+
 def devices(first: int, count: int) -> str:
     return ",".join(f"rxe{first + i}" for i in range(count))
 
 
-def started(node: Start, first: int, rails: int) -> Node:
+def started(node: Start, first: int, rails: int, protocol: str = "rdma") -> Node:
     one = node("ours", ENV)
-    rc, port = one.do("start", "127.0.0.1", "P2PHANDSHAKE", "rdma", devices(first, rails))
+    rc, port = one.do("start", "127.0.0.1", "P2PHANDSHAKE", protocol, devices(first, rails))
     assert rc == 0, one.tail()
     one.name = f"127.0.0.1:{port}"
     return one
+
+
+class Silence(threading.Thread):
+    """The longest time in which none of these NICs sent anything, until it is told to end."""
+
+    def __init__(self, nics: range) -> None:
+        super().__init__(daemon=True)
+        self.nics, self.longest_s, self.samples, self.over = nics, 0.0, 0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        last, since = [], time.monotonic()
+        while not self.over.wait(0.05):
+            self.samples += 1
+            now = [sent()[i] for i in self.nics]
+            if now != last:
+                last, since = now, time.monotonic()
+            self.longest_s = max(self.longest_s, time.monotonic() - since)
+
+    def end(self) -> float:
+        self.over.set()
+        self.join()
+        return self.longest_s
 
 
 class Ends:
@@ -65,11 +99,12 @@ def nic() -> Iterator[Callable[[int, str], None]]:
     touched: set[int] = set()
 
     def change(number: int, how: str) -> None:
-        subprocess.run(["guest-nic", str(number), how], check=True)
         touched.add(number)
+        subprocess.run(["guest-nic", str(number), how], check=True)
 
     yield change
-    for number in list(touched):
+    for number in touched:
+        change(number, "pass")
         change(number, "up")
 
 
@@ -107,21 +142,57 @@ def test_one_request_uses_all_nics(node: Start) -> None:
     assert min(shares) > 0.1, shares
 
 
-def test_a_nic_is_unplugged_and_plugged_and_nobody_sees_an_error(
-    node: Start, nic: Callable[[int, str], None]
+@pytest.mark.parametrize(("lose", "repair"), [("down", "up"), ("drop", "pass")])
+def test_a_nic_is_lost_and_comes_back_and_nobody_sees_an_error(
+    node: Start, nic: Callable[[int, str], None], lose: str, repair: str
 ) -> None:
     ends = Ends(node, RAILS)
     assert ends.write() == 0, ends.a.tail()
-    ends.a.ask("call", "transfer_sync_write", ends.b.name, ends.here, ends.there, SIZE)
-    nic(0, "down")
+    before = sent()[0]
+    times = [[one] * 4 for one in (ends.here, ends.there, SIZE)]  # long enough to be in the middle of it
+    ends.a.ask("call", "batch_transfer_sync_write", ends.b.name, *times)
+    wait_for(lambda: sent()[0] - before > MIB // PACKET, DEADLINE_S)
+    nic(0, lose)
+    others = Silence(range(1, RAILS))  # the lost one sends again and again what nobody gets
     assert ends.a.take(DEADLINE_S + LATE_S) == 0, ends.a.tail()
+    stall_s, samples = others.end(), others.samples
+    assert samples > 4, "it was over before the NIC was lost"
+    assert stall_s < STALL_S + LATE_S / 4, f"nothing moved for {stall_s:.1f} s"
     ends.check()
     ends.a.do("fill", ends.here, SIZE, 4)
     assert ends.write() == 0, ends.a.tail()
     ends.check()
-    nic(0, "up")
-    before, end = sent()[0], time.monotonic() + 20
-    while (sent()[0] - before) * PACKET < SIZE // 8 and time.monotonic() < end:
+    nic(0, repair)
+    before, start = sent()[0], time.monotonic()
+    while (sent()[0] - before) * PACKET < SIZE // 8 and time.monotonic() < start + BACK_S + LATE_S:
         assert ends.write() == 0, ends.a.tail()
     assert (sent()[0] - before) * PACKET >= SIZE // 8, "the repaired NIC is not used again"
+    print(f"{lose}: nothing moved for {stall_s:.2f} s; used again {time.monotonic() - start:.2f} s after {repair}")
+    ends.check()
+
+
+def test_a_killed_target_is_an_error_by_the_deadline_and_its_successor_is_served(node: Start) -> None:
+    ends = Ends(node, 1)
+    assert ends.write() == 0, ends.a.tail()
+    ends.a.ask("call", "transfer_sync_write", ends.b.name, ends.here, ends.there, SIZE)
+    start = time.monotonic()
+    ends.b.kill()
+    ends.a.take(DEADLINE_S + LATE_S)  # it may have been done already
+    assert ends.write() != 0
+    assert time.monotonic() - start < 2 * (DEADLINE_S + LATE_S)
+    ends.b = started(node, RAILS, 1)
+    ends.there = ends.b.memory(SIZE, 5)
+    assert ends.write() == 0, ends.a.tail()
+    ends.check()
+
+
+def test_a_peer_without_rdma_is_reached_over_tcp(node: Start) -> None:
+    ends = Ends(node, 1)
+    plain = started(node, RAILS, 0, "tcp")
+    there = plain.memory(SIZE, 6)
+    before = sent()
+    assert ends.a.call("transfer_sync_write", plain.name, ends.here, there, SIZE) == 0, ends.a.tail()
+    assert plain.do("crc", there, SIZE) == ends.a.do("crc", ends.here, SIZE)
+    assert sum(b - a for a, b in zip(before, sent())) * PACKET < SIZE / 4
+    assert ends.write() == 0, ends.a.tail()
     ends.check()
