@@ -7,7 +7,7 @@
  * submitted in *groups*; a group has one completion. Every group ends exactly once, by its
  * deadline, with success or a code whose diagnosis names peer and cause; after that nothing of it
  * lands any more. The one exception has its own code, MC_E_UNFENCED: a write whose fence the target
- * did not acknowledge in time.
+ * did not acknowledge in time, or an operation on a file, also a read, that the kernel keeps.
  *
  * Ids that leave the library (segments, groups) carry a generation: a stale one is an error, never
  * a crash. After fork() every object is dead in the child: calls return -MC_E_FORKED.

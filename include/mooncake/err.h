@@ -42,7 +42,7 @@ enum mc_err_scope {
 	X(RANGE, 8, OP, "address range is not registered at the peer")                             \
 	X(PERM, 9, OP, "access right is missing")                                                  \
 	X(STALE, 10, OP, "stale id: the object was freed or registered anew")                      \
-	X(UNFENCED, 11, OP, "write is unfenced: it may still land")                                \
+	X(UNFENCED, 11, OP, "unfenced: it may still land")                                         \
 	X(TOO_BIG, 12, OP, "larger than the limit")                                                \
 	X(CLOSED, 13, OP, "object is closed")                                                      \
 	X(FORKED, 14, LOCAL, "object belongs to the parent process (fork)")                        \

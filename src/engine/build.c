@@ -110,16 +110,33 @@ static int frag_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr,
 
 static int fence_check(struct build *b, uint64_t raddr, uint64_t len)
 {
+	uint64_t owner = b->session->fence_key;
 	int rc;
 
 	if (b->until_ns == 0)
-		return mc_fence_is_clear(b->session, raddr, len) ? 0 : MUST_ASK;
-	rc = mc_fence_check(b->session, raddr, len, b->until_ns);
+		return mc_fence_is_clear(b->session, owner, raddr, len) ? 0 : MUST_ASK;
+	rc = mc_fence_check(b->session, owner, raddr, len, b->until_ns);
 
 	if (rc < 0)
 		mc_diag_set(b->diag, "%s: an earlier write to [0x%llx, +%llu) may still land: %s",
 			    b->session->peer->name, (unsigned long long)raddr,
 			    (unsigned long long)len, mc_err_text(rc));
+	return rc;
+}
+
+/* The same for our own memory: a file's read that ended unfenced. */
+static int fence_check_local(struct build *b, uint64_t local, uint64_t len)
+{
+	int rc;
+
+	if (b->until_ns == 0)
+		return mc_fence_is_clear(b->session, MC_FENCE_LOCAL, local, len) ? 0 : MUST_ASK;
+	rc = mc_fence_check(b->session, MC_FENCE_LOCAL, local, len, b->until_ns);
+	if (rc < 0)
+		mc_diag_set(b->diag,
+			    "an earlier read of a file into memory at [0x%llx, +%llu) may still "
+			    "land: %s",
+			    (unsigned long long)local, (unsigned long long)len, mc_err_text(rc));
 	return rc;
 }
 
@@ -158,15 +175,14 @@ static void route_set(struct build *b, uint64_t local, uint64_t len)
 /* Find the region(s) of [raddr, raddr + len) and append. */
 static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr, uint64_t len)
 {
-	if (b->op->op == MC_OP_WRITE) {
-		int rc = fence_check(b, raddr, len);
+	int rc = fence_check_local(b, local, len);
 
-		if (rc != 0)
-			return rc;
-	}
+	if (rc == 0 && b->op->op == MC_OP_WRITE)
+		rc = fence_check(b, raddr, len);
+	if (rc != 0)
+		return rc;
 	while (len > 0) {
 		uint64_t n = len;
-		int rc;
 
 		if (!b->rr || raddr - b->rr->addr >= b->rr->len ||
 		    n > b->rr->len - (raddr - b->rr->addr)) {

@@ -7,6 +7,10 @@
  * fenced by the group's deadline ends as MC_E_UNFENCED, and its range is kept in the engine's
  * quarantine: no new write goes there before the fence has succeeded, whatever becomes of the
  * session.
+ *
+ * Operations on files that the kernel does not give back are treated alike; the file transport of
+ * this process is asked instead of a peer. Of a read the range is the local one: no transfer reads
+ * or writes that memory until the fence has succeeded.
  */
 #include <string.h>
 
@@ -48,6 +52,8 @@ struct fence_word {
 static int retire(struct mc_session *s, const struct mc_fence_token *token, uint64_t deadline_ns,
 		  uint64_t *ret_acked)
 {
+	if (token->route == MC_ROUTE_FILE)
+		return s->eng->file->ops->retire(s->eng->file, token->bytes, token->len, ret_acked);
 	if (s->classic)
 		return mc_classic_fence(s, token->bytes, token->len, deadline_ns);
 	return mc_ctl_retire(s, mc_route_name(token->route), token->bytes, token->len, deadline_ns,
@@ -65,7 +71,9 @@ static struct fence_word fence_run(struct mc_session *s, const struct mc_fence_t
 		uint64_t now_ns = mc_now_ns(), end_ns = end_of(s, deadline_ns);
 		int rc;
 
-		if (atomic_load_explicit(&s->is_gone, memory_order_acquire))
+		/* The peer's death does not stop this host's kernel. */
+		if (token->route != MC_ROUTE_FILE &&
+		    atomic_load_explicit(&s->is_gone, memory_order_acquire))
 			word.result = FENCE_GONE;
 		if (word.result == FENCE_GONE || now_ns >= end_ns)
 			return word;
@@ -157,21 +165,20 @@ static void block(struct mc_quarantine *q, uint64_t owner, const struct mc_fence
 	}
 }
 
-static void quarantine_range(struct mc_session *s, uint64_t addr, uint64_t len,
+static void quarantine_range(struct mc_quarantine *q, uint64_t owner, uint64_t addr, uint64_t len,
 			     const struct mc_fence_token *token)
 {
-	struct mc_quarantine *q = &s->eng->quarantine;
 	struct mc_unfenced *u = mc_calloc(1, sizeof(*u));
 
 	pthread_mutex_lock(&q->mu);
 	if (u && q->ranges.len < MC_UNFENCED_MAX) {
-		u->owner = s->fence_key;
+		u->owner = owner;
 		u->token = *token;
 		mc_list_push_back(&q->list, &u->link);
 		mc_itree_insert(&q->ranges, &u->node, addr, addr + len);
 		u = NULL;
 	} else {
-		block(q, s->fence_key, token);
+		block(q, owner, token);
 	}
 	count(q);
 	pthread_mutex_unlock(&q->mu);
@@ -181,10 +188,18 @@ static void quarantine_range(struct mc_session *s, uint64_t addr, uint64_t len,
 static void quarantine(struct mc_session *s, const struct mc_slice *sl,
 		       const struct mc_fence_token *token)
 {
-	for (uint32_t i = 0; i < sl->nfrags && sl->op == MC_OP_WRITE; i++)
-		quarantine_range(s, sl->frags[i].raddr, sl->frags[i].len, token);
+	struct mc_quarantine *q = &s->eng->quarantine;
+
+	for (uint32_t i = 0; i < sl->nfrags; i++) {
+		const struct mc_frag *f = &sl->frags[i];
+
+		if (sl->op == MC_OP_WRITE)
+			quarantine_range(q, s->fence_key, f->raddr, f->len, token);
+		else if (token->route == MC_ROUTE_FILE)
+			quarantine_range(q, MC_FENCE_LOCAL, (uintptr_t)f->local, f->len, token);
+	}
 	if (sl->signal.rr)
-		quarantine_range(s, sl->signal.raddr, sizeof(uint64_t), token);
+		quarantine_range(q, s->fence_key, sl->signal.raddr, sizeof(uint64_t), token);
 }
 
 static void quarantine_drop(struct mc_quarantine *q, const struct mc_fence_token *token)
@@ -205,17 +220,16 @@ static void quarantine_drop(struct mc_quarantine *q, const struct mc_fence_token
 }
 
 /* @return 0: nothing is in the way; 1: *ret is; -MC_E_UNFENCED: everything is blocked */
-static int quarantine_find(struct mc_session *s, uint64_t addr, uint64_t len,
+static int quarantine_find(struct mc_quarantine *q, uint64_t owner, uint64_t addr, uint64_t len,
 			   struct mc_unfenced *ret)
 {
-	struct mc_quarantine *q = &s->eng->quarantine;
 	struct mc_inode *n;
 	int rc;
 
 	pthread_mutex_lock(&q->mu);
 	rc = q->is_all_blocked ? -MC_E_UNFENCED : 0;
 	for (unsigned i = 0; i < q->nblocked && rc == 0; i++)
-		if (q->blocked[i].owner == s->fence_key) {
+		if (q->blocked[i].owner == owner) {
 			*ret = q->blocked[i];
 			rc = 1;
 		}
@@ -223,7 +237,7 @@ static int quarantine_find(struct mc_session *s, uint64_t addr, uint64_t len,
 	     n = mc_itree_overlap_next(n, addr, addr + len)) {
 		const struct mc_unfenced *u = mc_container_of(n, struct mc_unfenced, node);
 
-		if (u->owner == s->fence_key) {
+		if (u->owner == owner) {
 			*ret = *u;
 			rc = 1;
 		}
@@ -232,15 +246,18 @@ static int quarantine_find(struct mc_session *s, uint64_t addr, uint64_t len,
 	return rc;
 }
 
-bool mc_fence_is_clear(struct mc_session *s, uint64_t addr, uint64_t len)
+bool mc_fence_is_clear(struct mc_session *s, uint64_t owner, uint64_t addr, uint64_t len)
 {
 	struct mc_unfenced u;
 
-	return atomic_load_explicit(&s->eng->quarantine.n, memory_order_relaxed) == 0 ||
-	       quarantine_find(s, addr, len, &u) == 0;
+	struct mc_quarantine *q = &s->eng->quarantine;
+
+	return atomic_load_explicit(&q->n, memory_order_relaxed) == 0 ||
+	       quarantine_find(q, owner, addr, len, &u) == 0;
 }
 
-int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns)
+int mc_fence_check(struct mc_session *s, uint64_t owner, uint64_t addr, uint64_t len,
+		   uint64_t deadline_ns)
 {
 	struct mc_quarantine *q = &s->eng->quarantine;
 	struct mc_unfenced u;
@@ -248,7 +265,7 @@ int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t d
 	if (atomic_load_explicit(&q->n, memory_order_relaxed) == 0)
 		return 0;
 	for (;;) {
-		int rc = quarantine_find(s, addr, len, &u);
+		int rc = quarantine_find(q, owner, addr, len, &u);
 		enum fence_result result = FENCE_NONE;
 
 		if (rc <= 0)

@@ -85,6 +85,7 @@ int mc_session_open_file(struct mc_session *s, struct mc_diag *diag)
 				      diag);
 	if (rc < 0)
 		return rc;
+	s->fence_key = mc_file_seg_id(s->file);
 	r.rights = mc_file_seg_rights(s->file);
 	return mc_session_learn(s, &r, &known);
 }

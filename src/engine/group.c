@@ -292,6 +292,14 @@ static void set_failure(struct mc_eslice *es, int status, const char *route)
 			    es->session->peer->name, route, mc_err_text(status));
 		return;
 	}
+	if (status == -MC_E_UNFENCED && es->s.op == MC_OP_READ) {
+		mc_diag_set(
+		    &op->diag,
+		    "read of %llu bytes at 0x%llx into memory at %p, peer %s, transport %s: %s",
+		    (unsigned long long)f->len, (unsigned long long)f->raddr, (void *)f->local,
+		    es->session->peer->name, route, mc_err_text(status));
+		return;
+	}
 	mc_diag_set(&op->diag, "%s of %llu bytes at 0x%llx, peer %s, transport %s: %s",
 		    es->s.op == MC_OP_WRITE ? "write" : "read", (unsigned long long)f->len,
 		    (unsigned long long)f->raddr, es->session->peer->name, route,

@@ -213,8 +213,8 @@ struct mc_fence_token {
 /** A write that could not be fenced: no new write there until it is. */
 struct mc_unfenced {
 	struct mc_list link;
-	struct mc_inode node; /* remote addresses */
-	uint64_t owner;	      /* mc_session.fence_key */
+	struct mc_inode node; /* remote addresses; local ones of MC_FENCE_LOCAL */
+	uint64_t owner;	      /* mc_session.fence_key, or MC_FENCE_LOCAL */
 	struct mc_fence_token token;
 };
 
@@ -247,7 +247,8 @@ struct mc_session {
 	_Atomic bool is_closed; /* the segment was closed: groups under way end */
 	enum mc_peer_kind kind;
 	uint64_t epoch;
-	uint64_t fence_key; /* epoch; of peers without one: the session's own number */
+	/* Epoch; of files mc_file_seg_id(); of peers without one: the session's own number. */
+	uint64_t fence_key;
 	uint8_t nonce[MC_NONCE_BYTES];
 	int classic_proto;
 	struct mc_rail_set tcp, rdma; /* tcp.n 0: an upstream peer with RDMA alone */
@@ -523,10 +524,15 @@ void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now
  * decided. */
 void mc_fence(struct mc_pump *p, struct mc_list *maybe, const struct mc_fence_token *token,
 	      int cause);
-/** -MC_E_UNFENCED while an earlier write to the range may still land. Tries to fence it first. */
-int mc_fence_check(struct mc_session *s, uint64_t addr, uint64_t len, uint64_t deadline_ns);
-/** No earlier write to the range may still land, as far as is known. Never blocks. */
-bool mc_fence_is_clear(struct mc_session *s, uint64_t addr, uint64_t len);
+#define MC_FENCE_LOCAL UINT64_MAX /* owner of this process's memory */
+/**
+ * -MC_E_UNFENCED while something earlier may still land in the range. Tries to fence it first.
+ * @param owner  s->fence_key, or MC_FENCE_LOCAL
+ */
+int mc_fence_check(struct mc_session *s, uint64_t owner, uint64_t addr, uint64_t len,
+		   uint64_t deadline_ns);
+/** Nothing earlier may still land in the range, as far as is known. Never blocks. */
+bool mc_fence_is_clear(struct mc_session *s, uint64_t owner, uint64_t addr, uint64_t len);
 void mc_quarantine_init(struct mc_quarantine *q);
 /** Everything of this owner can be forgotten. */
 void mc_quarantine_forget(struct mc_quarantine *q, uint64_t owner);

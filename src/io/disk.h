@@ -101,9 +101,13 @@ struct mc_disk_queue_ops {
 	int (*reap)(struct mc_disk_queue *queue, uint64_t block_ns);
 	/** True when reap() or flush() have something to do. conf.event_fd tells of the next. */
 	bool (*is_ready)(struct mc_disk_queue *queue);
-	/** Cancel what can be, wait for the rest, report all (-ECANCELED). From then on nothing
-	 * touches memory of its operations. Only close() may follow. */
-	void (*drain)(struct mc_disk_queue *queue);
+	/**
+	 * Cancel what can be (-ECANCELED), wait at most wait_ns for the rest, report what has
+	 * ended. Only drain() and, once it gave true, close() may follow. Any thread, one at a
+	 * time.
+	 * @return true: all is reported, and nothing touches memory of its operations any more
+	 */
+	bool (*drain)(struct mc_disk_queue *queue, uint64_t wait_ns);
 };
 
 struct mc_disk_queue {

@@ -201,11 +201,15 @@ static int pool_reap(struct mc_disk_queue *queue, uint64_t block_ns)
 	return 0;
 }
 
-static void pool_drain(struct mc_disk_queue *queue)
+static bool pool_drain(struct mc_disk_queue *queue, uint64_t wait_ns)
 {
+	uint64_t until_ns = mc_time_after(mc_now_ns(), wait_ns);
+	const struct timespec until = {.tv_sec = (time_t)(until_ns / MC_NS_PER_S),
+				       .tv_nsec = (long)(until_ns % MC_NS_PER_S)};
 	struct mc_disk_real_queue *q = queue_of(queue);
 	struct mc_disk_pool *pool = &q->aio->pool;
 	struct mc_disk_io *op;
+	int rc = 0;
 
 	(void)pthread_mutex_lock(&pool->lock);
 	mc_list_splice_back(&pool->queued, &q->batch);
@@ -216,10 +220,11 @@ static void pool_drain(struct mc_disk_queue *queue)
 		mc_list_del(&op->link);
 		mc_list_push_back(&q->finished, &op->link);
 	}
-	while (q->running > 0)
-		(void)pthread_cond_wait(&pool->quiet, &pool->lock);
+	while (q->running > 0 && rc == 0)
+		rc = pthread_cond_clockwait(&pool->quiet, &pool->lock, CLOCK_MONOTONIC, &until);
 	(void)pthread_mutex_unlock(&pool->lock);
 	report(q);
+	return q->under_way == 0;
 }
 
 const struct mc_disk_queue_ops mc_disk_pool_ops = {

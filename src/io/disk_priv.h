@@ -11,7 +11,7 @@
 
 #define MC_DISK_POOL_THREADS 4u	   /* of an aio without io_uring */
 #define MC_DISK_WAIT_MAX_S 3600u   /* of one wait */
-#define MC_DISK_DRAIN_NS 10000000u /* between two looks while drain() waits */
+#define MC_DISK_DRAIN_NS 10000000u /* longest time between two looks while drain() waits */
 
 struct mc_disk_real_file {
 	struct mc_disk_file base; /* must be first */

@@ -175,18 +175,17 @@ static bool ring_is_ready(struct mc_disk_queue *queue)
 }
 
 /*
- * What waits in the kernel is cancelled; what the device has, is waited for. Operations that the
+ * What waits in the kernel is cancelled; what the device has is waited for. Operations that the
  * kernel never took are reported as cancelled, which makes this end even where a sandbox now
  * forbids io_uring_enter: completions appear without it.
  */
-static void ring_drain(struct mc_disk_queue *queue)
+static bool ring_drain(struct mc_disk_queue *queue, uint64_t wait_ns)
 {
 	struct mc_disk_real_queue *q = queue_of(queue);
 	struct io_uring *io = &q->ring->io;
 	struct io_uring_sync_cancel_reg all = {.flags = IORING_ASYNC_CANCEL_ALL |
 							IORING_ASYNC_CANCEL_ANY};
-	struct __kernel_timespec ts = {.tv_nsec = MC_DISK_DRAIN_NS};
-	const struct timespec nap = {.tv_nsec = MC_DISK_DRAIN_NS};
+	uint64_t now_ns = mc_now_ns(), until_ns = mc_time_after(now_ns, wait_ns);
 	struct io_uring_cqe *cqe;
 	struct mc_disk_io *op;
 
@@ -194,15 +193,21 @@ static void ring_drain(struct mc_disk_queue *queue)
 	if (q->under_way > io_uring_sq_ready(io))
 		(void)io_uring_register_sync_cancel(io, &all); /* kernels before 6.0: only waits */
 	report(q);
-	while (q->under_way > io_uring_sq_ready(io)) {
+	for (; q->under_way > io_uring_sq_ready(io); now_ns = mc_now_ns()) {
+		long nap_ns = (long)mc_min(until_ns - now_ns, (uint64_t)MC_DISK_DRAIN_NS);
+		struct __kernel_timespec ts = {.tv_nsec = nap_ns};
+
+		if (now_ns >= until_ns)
+			return false;
 		if (io_error(io_uring_wait_cqe_timeout(io, &cqe, &ts)) < 0)
-			(void)nanosleep(&nap, NULL);
+			(void)nanosleep(&(struct timespec){.tv_nsec = nap_ns}, NULL);
 		report(q);
 	}
 	mc_list_each (op, &q->ring->flying, link) {
 		mc_list_del(&op->link);
 		mc_disk_queue_done(q, op, -ECANCELED);
 	}
+	return true;
 }
 
 static const struct {

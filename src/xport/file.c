@@ -16,7 +16,6 @@
 #include "base/log.h"
 #include "base/opt.h"
 #include "xport/file_priv.h"
-#include "xport/synclane.h"
 
 struct file_conf {
 	bool is_uring_off;
@@ -189,8 +188,13 @@ static void part_done(void *user, struct mc_disk_io *io, int res)
 	struct mc_file_lane *l = user;
 	struct mc_file_part *p = mc_container_of(io, struct mc_file_part, io);
 	struct mc_file_work *w = p->work;
-	int rc = part_judge(l, p, res);
+	int rc;
 
+	if (l->is_kept) { /* its slice is not the lane's any more */
+		l->nparts--;
+		return;
+	}
+	rc = part_judge(l, p, res);
 	if (rc > 0 && w->status == 0 && !l->is_aborting) {
 		part_start(l, p);
 		return;
@@ -324,7 +328,7 @@ static void file_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 	/* Signals of what was already taken go; what ends from here on, or has ended and waits,
 	 * makes it readable again. The order matters: a backend stores first and signals then. */
 	event_clear(l);
-	if (!mc_list_is_empty(&l->done) || l->queue->ops->is_ready(l->queue))
+	if (!mc_list_is_empty(&l->done) || (!l->is_broken && l->queue->ops->is_ready(l->queue)))
 		event_set(l);
 }
 
@@ -340,7 +344,7 @@ static void give_back(struct mc_file_lane *l, struct mc_list *works, struct mc_l
 	struct mc_file_work *w;
 
 	mc_list_each (w, works, link) {
-		w->s->verdict = MC_SLICE_UNSENT;
+		w->s->verdict = l->is_kept && w->nparts > 0 ? MC_SLICE_MAYBE : MC_SLICE_UNSENT;
 		mc_list_push_back(ret_left, &w->s->link);
 		mc_list_del(&w->link);
 		mc_list_push_back(&l->rest, &w->link);
@@ -351,30 +355,35 @@ static size_t file_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t *
 {
 	struct mc_file_lane *l = lane_of(x);
 
-	(void)ret_token; /* nothing lands any more once nothing is under way: no fence needed */
 	l->is_broken = l->is_aborting = true;
-	if (!is_childs(l)) {
-		l->queue->ops->drain(l->queue);
-		mc_assert(l->nparts == 0);
-	}
+	/* Nothing lands any more once nothing is under way: no fence needed, then. */
+	if (!is_childs(l))
+		l->is_kept = !l->queue->ops->drain(l->queue, MC_FILE_ABORT_NS);
 	mc_list_splice_back(ret_left, &l->done);
 	give_back(l, &l->flying, ret_left);
 	give_back(l, &l->pending, ret_left);
 	l->depth = 0;
-	return 0;
+	return l->is_kept ? mc_file_linger(l, ret_token) : 0;
 }
 
-static void file_lane_close(struct mc_xlane *x)
+void mc_file_lane_free(struct mc_file_lane *l)
 {
-	struct mc_file_lane *l = lane_of(x);
-
 	if (!l)
 		return;
 	mc_assert(l->nparts == 0 || is_childs(l));
 	if (l->queue)
 		l->queue->ops->close(l->queue);
 	mc_fd_close(&l->event_fd);
+	mc_file_seg_close(l->seg);
 	mc_free(l);
+}
+
+static void file_lane_close(struct mc_xlane *x)
+{
+	struct mc_file_lane *l = lane_of(x);
+
+	if (!l->is_kept || is_childs(l) || mc_file_linger_close(l))
+		mc_file_lane_free(l);
 }
 
 static int queue_open(struct mc_file_lane *l)
@@ -398,12 +407,16 @@ static int file_lane_open(struct mc_xdev *x, const struct mc_xpath *path,
 	mc_assert(path->peer_state);
 	if (mc_fork_is_child(dev->fork_gen))
 		return -MC_E_FORKED;
+	if (mc_file_linger_is_full(dev, path->peer_state))
+		return -MC_E_STALLED;
 	l = mc_calloc(1, sizeof(*l));
 	if (!l)
 		return -MC_E_NOMEM;
 	l->base.ops = x->ops;
 	l->dev = dev;
 	l->seg = path->peer_state;
+	/* relaxed: whoever opens a lane holds the segment */
+	atomic_fetch_add_explicit(&l->seg->refs, 1, memory_order_relaxed);
 	mc_list_init(&l->pending);
 	mc_list_init(&l->flying);
 	mc_list_init(&l->rest);
@@ -420,17 +433,8 @@ static int file_lane_open(struct mc_xdev *x, const struct mc_xpath *path,
 	*ret_lane = &l->base;
 	return 0;
 fail:
-	file_lane_close(&l->base);
+	mc_file_lane_free(l);
 	return rc;
-}
-
-static void file_dev_close(struct mc_xdev *x)
-{
-	struct mc_file_dev *dev = dev_of(x);
-
-	if (dev->aio)
-		dev->aio->ops->close(dev->aio);
-	mc_free(dev);
 }
 
 static const struct mc_xport_ops file_ops = {
@@ -439,14 +443,14 @@ static const struct mc_xport_ops file_ops = {
     .frags_max = MC_SLICE_FRAGS_MAX,
     .len_max = INT64_MAX,
     .depth_max = MC_FILE_DEPTH,
-    .dev_close = file_dev_close,
+    .dev_close = mc_file_dev_close,
     .lane_open = file_lane_open,
     .post = file_post,
     .poll = file_poll,
     .arm = file_arm,
     .progress = file_progress,
     .abort = file_abort,
-    .retire = mc_sync_dev_retire,
+    .retire = mc_file_dev_retire,
     .lane_close = file_lane_close,
 };
 
@@ -462,7 +466,7 @@ int mc_file_dev_open(const struct mc_xdev_env *env, struct mc_xdev **ret_dev)
 		return -MC_E_NOMEM;
 	dev->base.ops = &file_ops;
 	dev->disk = env->disk;
-	dev->fork_gen = mc_fork_gen();
+	mc_file_dev_init(dev);
 	(void)mc_opt_load_env(conf_rows, MC_ARRAY_LEN(conf_rows), &conf, NULL); /* logs by itself */
 	rc = dev->disk->aio_open(dev->disk, conf.is_uring_off ? "MC_FILE_NO_URING is set" : NULL,
 				 &dev->aio);
@@ -472,7 +476,7 @@ int mc_file_dev_open(const struct mc_xdev_env *env, struct mc_xdev **ret_dev)
 	*ret_dev = &dev->base;
 	return 0;
 fail:
-	file_dev_close(&dev->base);
+	mc_file_dev_close(&dev->base);
 	return rc;
 }
 

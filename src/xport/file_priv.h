@@ -8,15 +8,18 @@
 #ifndef MC_XPORT_FILE_PRIV_H
 #define MC_XPORT_FILE_PRIV_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "io/disk.h"
 #include "xport/file.h"
 
-#define MC_FILE_DEPTH 64u	 /* slices on a lane */
-#define MC_FILE_PARTS 64u	 /* parts under way on a lane */
-#define MC_FILE_CHUNK (1u << 20) /* bytes of an operation */
-#define MC_FILE_TRIES_MAX 16u	 /* of one operation that the kernel interrupted */
+#define MC_FILE_DEPTH 64u		     /* slices on a lane */
+#define MC_FILE_PARTS 64u		     /* parts under way on a lane */
+#define MC_FILE_CHUNK (1u << 20)	     /* bytes of an operation */
+#define MC_FILE_TRIES_MAX 16u		     /* of one operation that the kernel interrupted */
+#define MC_FILE_ABORT_NS (20 * MC_NS_PER_MS) /* abort() waits for its operations */
+#define MC_FILE_LINGER_MAX 8u /* lingering lanes of a file; then no other one opens */
 
 /** What O_DIRECT needs here. All powers of two. */
 struct mc_file_align {
@@ -26,8 +29,10 @@ struct mc_file_align {
 	uint32_t mem;  /* of addresses */
 };
 
-/** Constant after open, but for the file behind it. */
+/** Constant after open, but for the file behind it and `refs`. */
 struct mc_file_seg {
+	_Atomic unsigned refs; /* the opener, lanes */
+	uint64_t id;	       /* equal for two segments: the same file; neither 0 nor UINT64_MAX */
 	const struct mc_disk *disk;
 	struct mc_disk_file *plain;  /* through the page cache */
 	struct mc_disk_file *direct; /* O_DIRECT, or NULL */
@@ -62,11 +67,13 @@ struct mc_file_part {
 struct mc_file_lane {
 	struct mc_xlane base; /* must be first */
 	struct mc_file_dev *dev;
-	const struct mc_file_seg *seg;
+	struct mc_file_seg *seg;
 	struct mc_disk_queue *queue;
 	int event_fd;
-	bool is_broken;		/* aborted, or the queue failed */
-	bool is_aborting;	/* nothing is started any more */
+	bool is_broken;	  /* aborted, or the queue failed */
+	bool is_aborting; /* nothing is started any more */
+	bool is_kept;	  /* aborted with operations under way: what they end means nothing, and the
+			     queue is the device's (file_linger.c) */
 	bool is_direct_refused; /* the file system took O_DIRECT at open and refused it later */
 	unsigned depth;		/* slices posted and not returned */
 	unsigned nparts;	/* under way */
@@ -77,6 +84,11 @@ struct mc_file_lane {
 	_Atomic uint64_t moved; /* relaxed: written by the owner, read by the watchdog */
 	struct mc_file_work works[MC_FILE_DEPTH];
 	struct mc_file_part parts[MC_FILE_PARTS];
+	/* dev->mu; of lanes that are kept */
+	struct mc_list link; /* dev->lingering */
+	uint64_t id;	     /* never used again in this device: the retirement token */
+	bool is_lingering;   /* its operations are under way */
+	bool is_closed;	     /* by its owner */
 };
 
 struct mc_file_dev {
@@ -84,6 +96,13 @@ struct mc_file_dev {
 	uint64_t fork_gen;
 	const struct mc_disk *disk;
 	struct mc_disk_aio *aio;
+	/* Guards what follows. A leaf, but for the queues' own. */
+	pthread_mutex_t mu;
+	pthread_cond_t news;	  /* the device closes, or the thread is gone */
+	struct mc_list lingering; /* mc_file_lane.link */
+	uint64_t last_id;
+	bool has_thread;
+	bool is_left; /* closed: the thread frees it */
 };
 
 /**
@@ -92,5 +111,23 @@ struct mc_file_dev {
  */
 uint32_t mc_file_cut(const struct mc_file_align *al, uint64_t off, uintptr_t mem, uint64_t len,
 		     bool *ret_is_direct);
+
+/** NULL is allowed. Frees the queue, which has nothing under way, and what the lane holds. */
+void mc_file_lane_free(struct mc_file_lane *l);
+
+/* ---- file_linger.c ---- */
+
+void mc_file_dev_init(struct mc_file_dev *dev);
+/** The vtable's. Returns at once also while lanes linger. */
+void mc_file_dev_close(struct mc_xdev *dev);
+/** The vtable's: whether the operations of a kept lane have ended. */
+int mc_file_dev_retire(struct mc_xdev *dev, const uint8_t *token, size_t token_len,
+		       uint64_t *ret_acked);
+/** The lane's queue could not be drained: it is the device's. @return length of the token */
+size_t mc_file_linger(struct mc_file_lane *l, uint8_t *ret_token);
+/** The owner is through with a kept lane. @return true: it is the owner's to free */
+bool mc_file_linger_close(struct mc_file_lane *l);
+/** Whether the kernel keeps so much of a file that no other lane should meet the same. */
+bool mc_file_linger_is_full(struct mc_file_dev *dev, const struct mc_file_seg *seg);
 
 #endif

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/hash.h"
 #include "base/log.h"
 
 #define UNIT_MAX 65536u /* larger block sizes are a hint about speed, not the cache's unit */
@@ -94,6 +95,16 @@ static int open_direct(const char *path, const struct mc_disk_stat *st, struct m
 	return again.dev == st->dev && again.ino == st->ino ? 0 : -MC_E_BUSY;
 }
 
+/* Any name of one file gives the same. The two ends of the range have other uses. */
+static uint64_t id_of(const struct mc_disk_stat *st)
+{
+	const uint64_t place[] = {st->dev, st->ino};
+
+	uint64_t id = mc_hash64(place, sizeof(place), 0);
+
+	return id == 0 || id == UINT64_MAX ? 1 : id;
+}
+
 static int open_both(const char *path, struct mc_file_seg *seg, struct mc_diag *diag)
 {
 	struct mc_disk_stat st;
@@ -107,8 +118,10 @@ static int open_both(const char *path, struct mc_file_seg *seg, struct mc_diag *
 		mc_diag_set(diag, "%s is neither a file nor a block device", path);
 		return -MC_E_INVAL;
 	}
-	if (rc == 0)
+	if (rc == 0) {
+		seg->id = id_of(&st);
 		rc = open_direct(path, &st, seg);
+	}
 	if (rc < 0)
 		mc_diag_set(diag, "open %s: %s", path,
 			    rc == -MC_E_BUSY ? "it was replaced meanwhile" : mc_err_text(rc));
@@ -131,6 +144,7 @@ int mc_file_seg_open(struct mc_xdev *dev, const char *path, struct mc_file_seg *
 	seg = mc_calloc(1, sizeof(*seg));
 	if (!seg)
 		return -MC_E_NOMEM;
+	atomic_init(&seg->refs, 1);
 	seg->disk = ((const struct mc_file_dev *)dev)->disk;
 	rc = open_both(path, seg, diag);
 	if (rc < 0)
@@ -146,7 +160,8 @@ fail:
 
 void mc_file_seg_close(struct mc_file_seg *seg)
 {
-	if (!seg)
+	/* release: what others did with it comes before its end */
+	if (!seg || atomic_fetch_sub_explicit(&seg->refs, 1, memory_order_acq_rel) != 1)
 		return;
 	if (seg->plain)
 		seg->disk->close(seg->plain);
@@ -160,6 +175,11 @@ uint64_t mc_file_seg_size(const struct mc_file_seg *seg)
 	struct mc_disk_stat st;
 
 	return seg->disk->stat(seg->plain, &st) < 0 ? 0 : st.len_bytes;
+}
+
+uint64_t mc_file_seg_id(const struct mc_file_seg *seg)
+{
+	return seg->id;
 }
 
 uint32_t mc_file_seg_rights(const struct mc_file_seg *seg)

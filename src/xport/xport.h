@@ -14,7 +14,8 @@
  *  - A slice reported with status 0 is visible at the target (MC_XCAP_VISIBLE) or, for a read,
  * complete in local memory.
  *  - After abort() the transport touches no local memory of the returned slices any more (reads are
- * fenced by that alone).
+ * fenced by that alone). The kernel may, where it moves the bytes itself (file): such reads are
+ * returned with MC_SLICE_MAYBE, too.
  *  - A write that may still land at the target is returned with MC_SLICE_MAYBE until retirement is
  * confirmed.
  *
@@ -81,7 +82,7 @@ struct mc_frag {
 enum mc_slice_verdict {
 	MC_SLICE_DONE,	 /* status says how it ended */
 	MC_SLICE_UNSENT, /* nothing of it landed or will land: may go elsewhere at once */
-	MC_SLICE_MAYBE,	 /* a write that may still land: fence first */
+	MC_SLICE_MAYBE,	 /* it may still land: fence first */
 };
 
 /** Eight bytes stored (release) at the peer after all fragments of the slice are visible. */

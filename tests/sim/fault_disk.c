@@ -5,8 +5,10 @@
 #include "sim/fault_disk.h"
 
 #include <errno.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 
 struct fault_file {
@@ -26,6 +28,7 @@ struct fault_io {
 	struct mc_disk_io *outer;
 	struct fault_call call;
 	unsigned held; /* reaps */
+	bool is_late;
 };
 
 struct fault_queue {
@@ -33,7 +36,8 @@ struct fault_queue {
 	struct fault_disk *disk;
 	struct mc_disk_queue *inner;
 	struct mc_disk_queue_conf conf;
-	struct mc_list spare, held, failed; /* fault_io.io.link */
+	struct mc_list spare, held, failed, kept; /* fault_io.io.link */
+	unsigned late;				  /* that were kept, and are made now */
 	struct fault_io *ios;
 };
 
@@ -204,6 +208,7 @@ static void on_inner_done(void *user, struct mc_disk_io *io, int res)
 	struct fault_queue *q = user;
 	struct fault_io *x = (struct fault_io *)io;
 
+	q->late -= x->is_late;
 	report(q, x, end(q->disk, &x->call, res));
 }
 
@@ -233,7 +238,10 @@ static void queue_start(struct mc_disk_queue *queue, struct mc_disk_io *io)
 	x->io.res = begin(q->disk, &x->call);
 	x->io.len = (uint32_t)x->call.len;
 	x->held = q->disk->held_reaps;
-	if (x->io.res < 0)
+	x->is_late = atomic_load(&q->disk->is_away);
+	if (x->is_late)
+		mc_list_push_back(&q->kept, &x->io.link);
+	else if (x->io.res < 0)
 		mc_list_push_back(&q->failed, &x->io.link);
 	else if (x->held > 0)
 		mc_list_push_back(&q->held, &x->io.link);
@@ -284,17 +292,39 @@ static bool queue_is_ready(struct mc_disk_queue *queue)
 	return has_own(q) || q->inner->ops->is_ready(q->inner);
 }
 
-static void queue_drain(struct mc_disk_queue *queue)
+/* Once the device is back. */
+static void make_kept(struct fault_queue *q)
 {
+	struct mc_disk_io *io;
+
+	mc_list_each (io, &q->kept, link) {
+		mc_list_del(&io->link);
+		q->late++;
+		q->inner->ops->start(q->inner, io);
+	}
+	while (q->late > 0 && q->inner->ops->reap(q->inner, MC_NS_PER_S) == 0)
+		;
+}
+
+static bool queue_drain(struct mc_disk_queue *queue, uint64_t wait_ns)
+{
+	const struct timespec ts = {.tv_nsec = (long)mc_min(wait_ns, MC_NS_PER_S - 1)};
 	struct fault_queue *q = queue_of(queue);
 	struct mc_disk_io *io;
 
-	q->inner->ops->drain(q->inner);
+	if (!mc_list_is_empty(&q->kept) && atomic_load(&q->disk->is_away)) {
+		(void)nanosleep(&ts, NULL);
+		return false;
+	}
+	make_kept(q);
+	if (!q->inner->ops->drain(q->inner, wait_ns))
+		return false;
 	mc_list_splice_back(&q->failed, &q->held);
 	mc_list_each (io, &q->failed, link) {
 		mc_list_del(&io->link);
 		report(q, (struct fault_io *)io, -ECANCELED);
 	}
+	return true;
 }
 
 static const struct mc_disk_queue_ops queue_ops = {
@@ -325,6 +355,7 @@ static int fault_queue_open(struct mc_disk_aio *aio, const struct mc_disk_queue_
 	mc_list_init(&q->spare);
 	mc_list_init(&q->held);
 	mc_list_init(&q->failed);
+	mc_list_init(&q->kept);
 	for (unsigned i = 0; i < conf->nfiles; i++)
 		inner.files[i] = file_of(conf->files[i])->inner;
 	inner.on_done = on_inner_done;
@@ -346,8 +377,11 @@ static void fault_aio_close(struct mc_disk_aio *aio)
 {
 	struct fault_aio *a = (struct fault_aio *)aio;
 
+	struct fault_disk *f = a->disk;
+
 	a->inner->ops->close(a->inner);
 	mc_free(a);
+	atomic_fetch_sub(&f->aios, 1);
 }
 
 static const struct mc_disk_aio_ops aio_ops = {
@@ -375,6 +409,7 @@ static int fault_aio_open(const struct mc_disk *disk, const char *no_uring,
 	a->base = *a->inner;
 	a->base.ops = &aio_ops;
 	a->disk = f;
+	atomic_fetch_add(&f->aios, 1);
 	*ret_aio = &a->base;
 	return 0;
 }

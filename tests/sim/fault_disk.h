@@ -7,6 +7,8 @@
 #ifndef TESTS_SIM_FAULT_DISK_H
 #define TESTS_SIM_FAULT_DISK_H
 
+#include <stdatomic.h>
+
 #include "io/disk.h"
 
 enum fault_op {
@@ -41,6 +43,10 @@ struct fault_disk {
 	int fail_errno;
 	/* Operations of queues begin after so many reaps. */
 	unsigned held_reaps;
+	/* While set, operations of queues that were started meanwhile begin not, and nothing takes
+	 * them back, as with a device that is away. Then they are made: late. */
+	_Atomic bool is_away;
+	_Atomic unsigned aios; /* open; 0: nothing of the disk is touched any more by their users */
 	/** May make call->len of reads and writes smaller. NULL: nothing. @return 0: make the call;
 	 * -errno: it fails and is not made */
 	int (*before)(struct fault_disk *f, struct fault_call *call);

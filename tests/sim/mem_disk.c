@@ -540,9 +540,11 @@ static bool queue_is_ready(struct mc_disk_queue *queue)
 	return queue_of(queue)->nwaiting > 0;
 }
 
-static void queue_drain(struct mc_disk_queue *queue)
+static bool queue_drain(struct mc_disk_queue *queue, uint64_t wait_ns)
 {
+	(void)wait_ns;
 	report(queue_of(queue), false);
+	return true;
 }
 
 static const struct mc_disk_queue_ops queue_ops = {

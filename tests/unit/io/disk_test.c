@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -267,11 +268,61 @@ static void a_drained_queue_has_reported_all(void **state)
 		if (i == DEPTH / 2)
 			assert_int_equal(t.queue->ops->flush(t.queue), 0);
 	}
-	t.queue->ops->drain(t.queue);
+	assert_true(t.queue->ops->drain(t.queue, WAIT_NS));
 	assert_int_equal(t.done, DEPTH);
 	for (unsigned i = 0; i < DEPTH; i++)
 		assert_true(t.res[i] == BLOCK || t.res[i] == -ECANCELED);
 	assert_int_equal(t.res[DEPTH - 1], -ECANCELED); /* never flushed */
+}
+
+/* A file whose reads last until they are let go: no thread can be called back from there. */
+static struct {
+	struct mc_disk disk;
+	pthread_mutex_t mu;
+	pthread_cond_t news;
+	unsigned inside;
+	bool is_open;
+} gate = {.mu = PTHREAD_MUTEX_INITIALIZER, .news = PTHREAD_COND_INITIALIZER};
+
+static ssize_t gate_read(struct mc_disk_file *file, void *buf, size_t len, uint64_t off)
+{
+	(void)pthread_mutex_lock(&gate.mu);
+	gate.inside++;
+	(void)pthread_cond_broadcast(&gate.news);
+	while (!gate.is_open)
+		(void)pthread_cond_wait(&gate.news, &gate.mu);
+	(void)pthread_mutex_unlock(&gate.mu);
+	return disk->read(file, buf, len, off);
+}
+
+static void draining_waits_no_longer_than_it_may(void **state)
+{
+	uint64_t begin_ns;
+
+	open_queue(state, true);
+	write_all(t.file);
+	gate.disk = *disk;
+	gate.disk.read = gate_read;
+	t.file->disk = &gate.disk;
+	for (unsigned i = 0; i < DEPTH; i++)
+		start(i, MC_DISK_OP_READ, t.file);
+	assert_int_equal(t.queue->ops->flush(t.queue), 0);
+	(void)pthread_mutex_lock(&gate.mu);
+	while (gate.inside == 0)
+		(void)pthread_cond_wait(&gate.news, &gate.mu);
+	(void)pthread_mutex_unlock(&gate.mu);
+	begin_ns = mc_now_ns();
+	assert_false(t.queue->ops->drain(t.queue, 30 * MC_NS_PER_MS));
+	assert_true(mc_now_ns() - begin_ns >= 30 * MC_NS_PER_MS);
+	assert_in_range(t.done, 1, DEPTH - 1); /* those that no thread had begun */
+	assert_false(t.queue->ops->drain(t.queue, 0));
+	(void)pthread_mutex_lock(&gate.mu);
+	gate.is_open = true;
+	(void)pthread_cond_broadcast(&gate.news);
+	(void)pthread_mutex_unlock(&gate.mu);
+	assert_true(t.queue->ops->drain(t.queue, WAIT_NS));
+	assert_int_equal(t.done, DEPTH);
+	t.file->disk = disk;
 }
 
 static void the_aio_says_how_it_works(void **state)
@@ -295,6 +346,8 @@ static char threads[] = "this test wants threads";
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+	    {"draining_waits_no_longer_than_it_may_by_threads",
+	     draining_waits_no_longer_than_it_may, setup, teardown, threads},
 	    T(bytes_come_back_and_ends_are_short),
 	    T(lengths_are_set_and_told),
 	    T(syncs_are_accepted_and_a_wrong_descriptor_is_not),
