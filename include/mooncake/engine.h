@@ -95,6 +95,22 @@ struct mc_mem {
  */
 MC_API MC_MUST_CHECK int mc_mem_reg(struct mc_engine *eng, void *addr, size_t len,
 				    const char *location, unsigned rights);
+/**
+ * Let peers read and write [offset, offset + len) of a file or block device as if it were memory:
+ * by addresses that nothing else in this process has, and that it must not touch itself. Transfers
+ * take them on either side. Bytes go through buffers of 1 MiB at the file's owner, written when all
+ * of theirs have come; a completed write has reached the kernel, not the medium (as for "file://").
+ * @param path    "/absolute/path" or "file:///absolute/path", there already
+ * @param offset  need not be aligned; with len below 2^63. The file may be shorter: reads past its
+ *                end fail with -MC_E_RANGE, writes make it longer
+ * @param rights  enum mc_mem_right bits, one at least
+ * @param ret_addr  ends with mc_mem_unreg()
+ * @return 0; -MC_E_INVAL; -MC_E_NOENT; -MC_E_PERM (also to write what is read-only); -MC_E_BUSY;
+ * -MC_E_LIMIT; -MC_E_NOMEM; -MC_E_IO; -MC_E_FORKED. Blocks. The log says what is wrong with which
+ * path. Upstream's peers are not told of it.
+ */
+MC_API MC_MUST_CHECK int mc_mem_reg_file(struct mc_engine *eng, const char *path, uint64_t offset,
+					 uint64_t len, unsigned rights, void **ret_addr);
 /** All or none; one update of the metadata service for the whole batch. */
 MC_API MC_MUST_CHECK int mc_mem_reg_batch(struct mc_engine *eng, const struct mc_mem *mem, size_t n,
 					  const char *location, unsigned rights);

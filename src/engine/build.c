@@ -8,7 +8,9 @@
  */
 #include <string.h>
 
+#include "engine/files.h"
 #include "engine/hca.h"
+#include "engine/hops.h"
 #include "engine/pump.h"
 
 #define MUST_ASK 1    /* the peer has to be asked, and we may not */
@@ -151,6 +153,16 @@ static int region_find(struct build *b, uint64_t raddr, uint64_t len)
 	return mc_session_region(b->session, raddr, len, b->until_ns, &b->rr);
 }
 
+/* A range of ours that is a file's. */
+static enum mc_mem_kind local_kind(const struct mc_engine *eng, uint64_t local)
+{
+	struct mc_region_info info;
+
+	if (!mc_files_any(eng) || mc_region_find(eng->regions, local, 1, &info) < 0)
+		return MC_MEM_HOST;
+	return info.desc.kind;
+}
+
 /* The best route to the region; memory of ours that is not registered has no keys for an HCA. */
 static void route_set(struct build *b, uint64_t local, uint64_t len)
 {
@@ -167,6 +179,8 @@ static void route_set(struct build *b, uint64_t local, uint64_t len)
 		}
 	}
 	b->route = b->best == MC_ROUTE_RDMA && b->local.len == 0 ? MC_ROUTE_TCP : b->best;
+	if (mc_hops_choose(local_kind(eng, local), MC_MEM_HOST) != MC_HOPS_DIRECT)
+		b->route = MC_ROUTE_STAGED;
 	b->near = b->route == MC_ROUTE_RDMA ? b->local_near : 0;
 	b->frags_max = mc_route_frags_max(b->session, b->route);
 	b->slice_bytes = mc_route_slice_bytes(b->session, b->route, b->total);
@@ -200,7 +214,7 @@ static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr
 			if (n > b->rr->len - (raddr - b->rr->addr))
 				n = b->rr->len - (raddr - b->rr->addr);
 			route_set(b, local, n);
-		} else if (b->best == MC_ROUTE_RDMA) {
+		} else if (b->best == MC_ROUTE_RDMA || mc_files_any(b->op->eng)) {
 			route_set(b, local, n);
 		}
 		if (b->route == MC_ROUTE_TCP && b->session->tcp.n == 0) {
@@ -362,8 +376,8 @@ static int signal_add(struct build *b, uint32_t t)
 	if (rc != 0)
 		return rc;
 	/* What one transport reaches and the other does not, TCP does. */
-	if (mc_route_choose(b->session, rr, &rails) != route ||
-	    (route == MC_ROUTE_RDMA && (rails & b->rails) == 0))
+	if (route != MC_ROUTE_STAGED && (mc_route_choose(b->session, rr, &rails) != route ||
+					 (route == MC_ROUTE_RDMA && (rails & b->rails) == 0)))
 		route = MC_ROUTE_TCP;
 	if (!mc_route_has_signal(b->session, route))
 		rc = bare_add(b, t, sig, rr, &es);
@@ -398,8 +412,14 @@ static int prefetch(struct build *b, const struct mc_transfer *x)
 
 static int session_find(struct build *b, int32_t segment, struct mc_session **ret)
 {
-	int rc = mc_peer_by_id(b->op->eng, segment, &b->peer);
+	int rc;
 
+	if (b->op->within) {
+		*ret = b->op->within->session;
+		mc_session_ref(*ret);
+		return 0;
+	}
+	rc = mc_peer_by_id(b->op->eng, segment, &b->peer);
 	if (rc < 0) {
 		mc_diag_set(b->diag, "segment id %d is not open", segment);
 		return rc;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "control.pb-c.h"
+#include "engine/stage.h"
 #include "wire/control.h"
 #include "wire/pb.h"
 #include "xport/shm.h"
@@ -280,6 +281,92 @@ int mc_ctl_connect(struct mc_session *s, const char *transport, const uint8_t *o
 		return -MC_E_PROTO;
 	memcpy(answer, r->answer.data, r->answer.len);
 	return (int)r->answer.len;
+}
+
+/* What the peer says must hold the piece, and be memory that transports reach. */
+static int piece_decode(const Mc__Ctl__StageReply *m, uint64_t len, struct mc_remote_region *ret)
+{
+	struct mc_rd rd = mc_rd_make(m->region.data, m->region.len);
+	struct mc_ctl_region r;
+	uint64_t end;
+
+	if (m->region.len != MC_CTL_REGION_LEN)
+		return -MC_E_PROTO;
+	mc_ctl_region_decode(&rd, &r);
+	if (r.gen == 0 || __builtin_add_overflow(r.addr, r.len, &end) || m->addr < r.addr ||
+	    m->addr >= end || len > end - m->addr ||
+	    (r.kind != MC_MEM_HOST && r.kind != MC_MEM_MEMFD))
+		return -MC_E_PROTO;
+	region_of(&r, ret);
+	return 0;
+}
+
+int mc_ctl_stage(struct mc_session *s, const struct mc_stage_want *want, uint64_t deadline_ns,
+		 uint64_t *ret_addr, struct mc_remote_region *ret_region, bool *ret_is_answered)
+{
+	_Alignas(16) uint8_t mem[512];
+	uint8_t req[128], reply[MC_CTL_REGION_LEN + 64];
+	Mc__Ctl__Stage m = MC__CTL__STAGE__INIT;
+	const Mc__Ctl__StageReply *r;
+	struct mc_pb_arena arena;
+	ProtobufCMessage *base;
+	size_t req_len, reply_len = 0;
+	int rc;
+
+	*ret_is_answered = false;
+	m.id = want->id;
+	m.op = want->op;
+	m.region = want->region;
+	m.gen = want->gen;
+	m.offset = want->off;
+	m.len = (uint32_t)want->len;
+	rc = mc_pb_pack(&m.base, req, sizeof(req), &req_len);
+	if (rc == 0)
+		rc = mc_session_call(s, MC_CTL_STAGE, req, req_len, deadline_ns, reply,
+				     sizeof(reply), &reply_len);
+	if (rc < 0)
+		return rc;
+	mc_pb_arena_init(&arena, mem, sizeof(mem));
+	rc = mc_pb_unpack(&arena, &mc__ctl__stage_reply__descriptor, reply, reply_len, &base);
+	if (rc < 0)
+		return rc;
+	r = (const Mc__Ctl__StageReply *)base;
+	rc = status_of(r->status);
+	*ret_is_answered = rc != -MC_E_PROTO;
+	if (rc == 0)
+		rc = piece_decode(r, want->len, ret_region);
+	if (rc == 0)
+		*ret_addr = r->addr;
+	return rc;
+}
+
+int mc_ctl_unstage(struct mc_session *s, uint64_t id, enum mc_ctl_unstage end, uint64_t deadline_ns,
+		   bool *ret_is_answered)
+{
+	_Alignas(16) uint8_t mem[512];
+	uint8_t req[64], reply[64];
+	Mc__Ctl__Unstage m = MC__CTL__UNSTAGE__INIT;
+	struct mc_pb_arena arena;
+	ProtobufCMessage *base;
+	size_t req_len, reply_len = 0;
+	int rc;
+
+	*ret_is_answered = false;
+	m.id = id;
+	m.end = end;
+	rc = mc_pb_pack(&m.base, req, sizeof(req), &req_len);
+	if (rc == 0)
+		rc = mc_session_call(s, MC_CTL_UNSTAGE, req, req_len, deadline_ns, reply,
+				     sizeof(reply), &reply_len);
+	if (rc < 0)
+		return rc;
+	mc_pb_arena_init(&arena, mem, sizeof(mem));
+	rc = mc_pb_unpack(&arena, &mc__ctl__unstage_reply__descriptor, reply, reply_len, &base);
+	if (rc < 0)
+		return rc;
+	rc = status_of(((Mc__Ctl__UnstageReply *)base)->status);
+	*ret_is_answered = rc != -MC_E_AGAIN && rc != -MC_E_PROTO;
+	return rc;
 }
 
 int mc_ctl_notify(struct mc_session *s, uint64_t id, const void *name, size_t name_len,

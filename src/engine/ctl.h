@@ -54,6 +54,17 @@ int mc_ctl_retire(struct mc_session *s, const char *transport, const uint8_t *to
 /** Offer a lane. @return length of the answer; the peer's refusal; connection errors */
 int mc_ctl_connect(struct mc_session *s, const char *transport, const uint8_t *offer,
 		   size_t offer_len, uint64_t deadline_ns, uint8_t answer[MC_CTL_OFFER_MAX]);
+/** A region of ours as peers are told of it, keys included. */
+void mc_ctl_region_tell(struct mc_engine *eng, const struct mc_region_info *info,
+			struct mc_ctl_region *ret);
+struct mc_stage_want;
+/** A buffer at the peer. @param ret_addr in ret_region. @return mc_stage_begin()'s,
+ * then *ret_is_answered; connection errors */
+int mc_ctl_stage(struct mc_session *s, const struct mc_stage_want *want, uint64_t deadline_ns,
+		 uint64_t *ret_addr, struct mc_remote_region *ret_region, bool *ret_is_answered);
+/** @return mc_stage_end()'s, then *ret_is_answered; connection errors */
+int mc_ctl_unstage(struct mc_session *s, uint64_t id, enum mc_ctl_unstage end, uint64_t deadline_ns,
+		   bool *ret_is_answered);
 int mc_ctl_notify(struct mc_session *s, uint64_t id, const void *name, size_t name_len,
 		  const void *msg, size_t msg_len, uint64_t deadline_ns);
 /** @param ret_epoch the incarnation that answered */

@@ -36,7 +36,9 @@ static void list_region(void *user, const struct mc_region_info *info)
 	struct mc_segdesc_buffer *b = &l->bufs[l->n];
 	struct extra *x;
 
-	if (l->n == l->cap || !d->rights)
+	/* Transports reach neither files nor, as far as others know, our buffers for them. */
+	if (l->n == l->cap || !(d->rights & (MC_RIGHT_READ | MC_RIGHT_WRITE)) ||
+	    (d->rights & MC_RIGHT_UNLISTED))
 		return;
 	*b = (struct mc_segdesc_buffer){.name = l->eng->name, .addr = d->addr, .len = d->len};
 	if (l->extras) {

@@ -15,6 +15,8 @@
 #include "engine/ctl.h"
 #include "engine/hca.h"
 #include "engine/initiators.h"
+#include "engine/stage.h"
+#include "engine/staged.h"
 #include "xport/self.h"
 #include "xport/shm.h"
 
@@ -274,6 +276,10 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 	if (rc == 0)
 		rc = mc_hca_open(eng, opts->protocol, opts->devices, verbs, diag);
 	if (rc == 0)
+		rc = mc_stage_open(eng);
+	if (rc == 0)
+		rc = mc_staged_open(eng);
+	if (rc == 0)
 		rc = mc_initiators_open(eng);
 	if (rc == 0)
 		rc = go_public(eng, opts->name, &place, diag);
@@ -320,12 +326,15 @@ static void engine_free(struct mc_engine *eng)
 	mc_ids_close(eng->groups);
 	wait_groups(eng);
 	mc_peers_close(eng);
+	mc_stage_stop(eng);
 	/* Peers take a control port that refuses them as proof that nothing lands here any more. */
 	if (eng->regions)
 		mc_mem_drop_all(eng);
 	mc_serve_close(eng);
 	mc_initiators_close(eng);
 	mc_work_close(eng);
+	mc_stage_close(eng);
+	mc_staged_close(eng);
 	mc_hca_close(eng);
 	dev_close(&eng->tcp);
 	dev_close(&eng->shm);
@@ -342,6 +351,7 @@ static void engine_free(struct mc_engine *eng)
 	mc_quarantine_fini(&eng->quarantine);
 	pthread_mutex_destroy(&eng->publish_mu);
 	pthread_mutex_destroy(&eng->plain_mu);
+	pthread_mutex_destroy(&eng->files_mu);
 	pthread_mutex_destroy(&eng->peers_mu);
 	pthread_mutex_destroy(&eng->pool_mu);
 	pthread_mutex_destroy(&eng->inbox_mu);
@@ -381,6 +391,7 @@ int mc_engine_open_verbs(const struct mc_engine_opts *opts, const struct mc_verb
 	mc_hs_conf_load(&eng->hs);
 	pthread_mutex_init(&eng->publish_mu, NULL);
 	pthread_mutex_init(&eng->plain_mu, NULL);
+	pthread_mutex_init(&eng->files_mu, NULL);
 	pthread_mutex_init(&eng->peers_mu, NULL);
 	pthread_mutex_init(&eng->pool_mu, NULL);
 	pthread_mutex_init(&eng->inbox_mu, NULL);
@@ -392,6 +403,7 @@ int mc_engine_open_verbs(const struct mc_engine_opts *opts, const struct mc_verb
 	mc_list_init(&eng->inbox);
 	mc_list_init(&eng->work);
 	mc_list_init(&eng->plain);
+	mc_list_init(&eng->files);
 	mc_quarantine_init(&eng->quarantine);
 	raise_nofile();
 	rc = engine_open(eng, &o, verbs, &mine);

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "disco/segdesc.h"
 #include "engine/describe.h"
+#include "engine/files.h"
 #include "engine/pump.h"
 #include "xport/file.h"
 
@@ -70,19 +71,13 @@ int mc_session_open_file(struct mc_session *s, struct mc_diag *diag)
 	struct mc_engine *eng = s->eng;
 	struct mc_remote_region r = {.len = UINT64_MAX >> 1, .gen = 1, .kind = MC_MEM_FILE};
 	const struct mc_remote_region *known;
-	int rc = 0;
+	struct mc_xdev *dev;
+	int rc;
 
 	s->kind = MC_PEER_FILE;
-	pthread_mutex_lock(&eng->publish_mu);
-	if (!eng->file) {
-		struct mc_xdev_env env = mc_engine_xdev_env(eng);
-
-		rc = mc_file_dev_open(&env, &eng->file);
-	}
-	pthread_mutex_unlock(&eng->publish_mu);
+	rc = mc_files_dev(eng, &dev);
 	if (rc == 0)
-		rc = mc_file_seg_open(eng->file, s->peer->name + strlen(MC_FILE_SCHEME), &s->file,
-				      diag);
+		rc = mc_file_seg_open(dev, s->peer->name + strlen(MC_FILE_SCHEME), &s->file, diag);
 	if (rc < 0)
 		return rc;
 	s->fence_key = mc_file_seg_id(s->file);

@@ -200,6 +200,7 @@ static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag
 	op->id = 0;
 	op->cq = NULL;
 	op->loop = NULL;
+	op->within = NULL;
 	op->user = g->user;
 	op->prio = (enum mc_priority)g->priority;
 	op->op = MC_OP_READ;
@@ -367,9 +368,9 @@ void mc_gop_finish(struct mc_gop *op)
 {
 	struct mc_cq *cq = op->cq;
 
-	if (!op->is_watch)
+	if (!op->is_watch && !op->within)
 		mc_stats_done(op);
-	if (op->status < 0 && !op->is_watch)
+	if (op->status < 0 && !op->is_watch && !op->within)
 		mc_log_info("group failed", "cause=\"%s\"", op->diag.text);
 	/* release: waiters see the outcome */
 	atomic_store_explicit(&op->state, MC_GOP_DONE, memory_order_release);

@@ -1,11 +1,12 @@
 /*
  * initiators.c: see initiators.h. A record lives from the first hello of an incarnation until
- * PATIENCE after its last connection went; then a worker ends its lanes. A peer that only lost its
- * connection for that long gets its lanes broken, which is an error that its engine repairs.
+ * PATIENCE after its last connection went; then a worker ends its RDMA lanes and takes its staging
+ * buffers. A peer that only lost its connection for that long gets errors that its engine repairs.
  */
 #include "engine/initiators.h"
 
 #include "base/log.h"
+#include "engine/stage.h"
 #include "xport/rdma/rdma.h"
 
 #define PATIENCE_NS (30 * MC_NS_PER_S)
@@ -31,9 +32,10 @@ static void forget_run(struct mc_worker_job *job)
 {
 	struct initiator *in = mc_container_of(job, struct initiator, job);
 
-	mc_log_info("lanes of a peer that is gone end", "epoch=%llu",
-		    (unsigned long long)in->epoch);
-	mc_rdma_forget(in->eng->rdma, in->epoch);
+	mc_log_info("what a lost peer left here ends", "epoch=%llu", (unsigned long long)in->epoch);
+	if (in->eng->rdma)
+		mc_rdma_forget(in->eng->rdma, in->epoch);
+	mc_stage_forget(in->eng, in->epoch);
 	mc_free(in);
 }
 
@@ -64,11 +66,8 @@ static void on_time(struct mc_timer *t)
 
 int mc_initiators_open(struct mc_engine *eng)
 {
-	struct mc_initiators *all;
+	struct mc_initiators *all = mc_calloc(1, sizeof(*all));
 
-	if (!eng->rdma)
-		return 0;
-	all = mc_calloc(1, sizeof(*all));
 	if (!all)
 		return -MC_E_NOMEM;
 	all->eng = eng;

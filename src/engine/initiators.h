@@ -1,6 +1,7 @@
 /*
  * initiators.h: who has introduced itself on our control connections. What a peer left at an RDMA
- * device is freed a while after its last connection was lost. Everything on the first loop.
+ * device, or in staging buffers, is freed a while after its last connection was lost. Everything on
+ * the first loop.
  */
 #ifndef MC_ENGINE_INITIATORS_H
 #define MC_ENGINE_INITIATORS_H
@@ -9,7 +10,7 @@
 
 #define MC_INITIATORS_MAX 4096u
 
-/** Nothing without an RDMA device. Any thread. */
+/** Any thread. @return 0; -MC_E_NOMEM */
 int mc_initiators_open(struct mc_engine *eng);
 /** No connection is left. Any thread but the loop. */
 void mc_initiators_close(struct mc_engine *eng);

@@ -6,30 +6,38 @@
 #include "base/fork.h"
 #include "base/log.h"
 #include "engine/describe.h"
+#include "engine/files.h"
 #include "engine/hca.h"
 #include "xport/shm.h"
 
 #define PUBLISH_NS (10 * MC_NS_PER_S)
 
-static int reg_one(struct mc_engine *eng, void *addr, size_t len, const char *location,
-		   unsigned rights)
+static int reg_any(struct mc_engine *eng, void *addr, size_t len, const char *location,
+		   unsigned rights, struct mc_region_info *ret_info)
 {
 	struct mc_region_desc d = {.addr = (uintptr_t)addr, .len = len, .rights = rights};
-	struct mc_region_info info;
 	int rc;
 
-	if (!addr || len == 0 || (rights & ~(unsigned)(MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE)))
-		return -MC_E_INVAL;
 	if (mc_strlcpy(d.location, sizeof(d.location), location ? location : "*") < 0)
 		return -MC_E_INVAL;
 	if (eng->shm)
 		mc_shm_desc_fill(eng->shm, &d);
 	mc_hca_mem_add(eng, d.addr, d.len, rights);
 	mc_hca_locate(eng, &d);
-	rc = mc_region_add(eng->regions, &d, &info);
+	rc = mc_region_add(eng->regions, &d, ret_info);
 	if (rc < 0)
 		mc_hca_mem_del(eng, d.addr, d.len);
 	return rc;
+}
+
+static int reg_one(struct mc_engine *eng, void *addr, size_t len, const char *location,
+		   unsigned rights)
+{
+	struct mc_region_info info;
+
+	if (!addr || len == 0 || (rights & ~(unsigned)(MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE)))
+		return -MC_E_INVAL;
+	return reg_any(eng, addr, len, location, rights, &info);
 }
 
 /* No peer touches it from the return on. */
@@ -38,8 +46,10 @@ static int unreg_one(struct mc_engine *eng, uint64_t addr)
 	uint64_t len;
 	int rc = mc_region_del_range(eng->regions, addr, &len);
 
-	if (rc == 0)
+	if (rc == 0) {
 		mc_hca_mem_del(eng, addr, len);
+		mc_files_drop(eng, addr, len);
+	}
 	return rc;
 }
 
@@ -185,27 +195,57 @@ static bool is_ours(struct mc_engine *eng, void *ptr)
 	return is_plain;
 }
 
+static void *raw_alloc(struct mc_engine *eng, size_t len)
+{
+	void *ptr;
+
+	if (!eng->shm)
+		return plain_alloc(eng, len);
+	return mc_shm_alloc(eng->shm, len, &ptr) < 0 ? NULL : ptr;
+}
+
+static int raw_free(struct mc_engine *eng, void *ptr)
+{
+	return eng->shm ? mc_shm_free(eng->shm, ptr) : plain_free(eng, ptr);
+}
+
 void *mc_mem_alloc(struct mc_engine *eng, size_t len)
 {
 	void *ptr;
 
 	if (mc_engine_is_forked(eng) || len == 0)
 		return NULL;
-	if (eng->shm) {
-		if (mc_shm_alloc(eng->shm, len, &ptr) < 0)
-			return NULL;
-	} else {
-		ptr = plain_alloc(eng, len);
-		if (!ptr)
-			return NULL;
-	}
+	ptr = raw_alloc(eng, len);
+	if (!ptr)
+		return NULL;
 	if (mc_mem_reg(eng, ptr, len, "*", MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE) == 0)
 		return ptr;
-	if (eng->shm)
-		(void)mc_shm_free(eng->shm, ptr);
-	else
-		(void)plain_free(eng, ptr);
+	(void)raw_free(eng, ptr);
 	return NULL;
+}
+
+int mc_bounce_alloc(struct mc_engine *eng, size_t len, void **ret_addr,
+		    struct mc_region_info *ret_info)
+{
+	void *ptr = raw_alloc(eng, len);
+	int rc;
+
+	if (!ptr)
+		return -MC_E_NOMEM;
+	rc = reg_any(eng, ptr, len, "*", MC_RIGHT_READ | MC_RIGHT_WRITE | MC_RIGHT_UNLISTED,
+		     ret_info);
+	if (rc < 0) {
+		(void)raw_free(eng, ptr);
+		return rc;
+	}
+	*ret_addr = ptr;
+	return 0;
+}
+
+void mc_bounce_free(struct mc_engine *eng, void *addr)
+{
+	if (unreg_one(eng, (uintptr_t)addr) == 0)
+		(void)raw_free(eng, addr);
 }
 
 int mc_mem_free(struct mc_engine *eng, void *addr)
@@ -222,7 +262,7 @@ int mc_mem_free(struct mc_engine *eng, void *addr)
 	} while (rc == 0);
 	if (rc != -MC_E_NOENT)
 		return rc;
-	return eng->shm ? mc_shm_free(eng->shm, addr) : plain_free(eng, addr);
+	return raw_free(eng, addr);
 }
 
 static void keep_addr(void *user, const struct mc_region_info *info)
@@ -255,7 +295,8 @@ static void first_of(void *user, const struct mc_region_info *info)
 {
 	struct first *f = user;
 
-	if (!f->is_found)
+	if (!f->is_found && !(info->desc.rights & MC_RIGHT_UNLISTED) &&
+	    info->desc.kind != MC_MEM_FILE)
 		*f = (struct first){info->desc.addr, true};
 }
 

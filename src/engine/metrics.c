@@ -292,7 +292,9 @@ void mc_metrics_sum(struct mc_engine *eng, struct mc_metrics_sum *ret)
 	pthread_mutex_lock(&st->mu);
 	for (int op = 0; op < MC_OP_COUNT; op++) {
 		mc_list_each (l, &st->links, link)
-			ret->bytes[op] += mc_counter_read(&l->bytes[op]);
+			/* What is staged has gone over a transport, too. */
+			if (strcmp(l->transport, mc_route_name(MC_ROUTE_STAGED)) != 0)
+				ret->bytes[op] += mc_counter_read(&l->bytes[op]);
 		ret->p50_us[op] = (double)mc_hist_quantile(&st->latency[op], 0.5) / 1e3;
 	}
 	pthread_mutex_unlock(&st->mu);

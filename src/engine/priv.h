@@ -59,6 +59,9 @@ struct mc_peer;
 struct mc_pump;
 struct mc_gop;
 struct mc_pend;
+struct mc_stage;
+struct mc_staged;
+struct mc_eslice;
 
 struct mc_worker_job {
 	struct mc_list link;
@@ -71,6 +74,7 @@ enum mc_route {
 	MC_ROUTE_FILE,
 	MC_ROUTE_TCP,
 	MC_ROUTE_RDMA,
+	MC_ROUTE_STAGED, /* several hops: staged.c. No transport, and no lanes */
 	MC_ROUTE_COUNT,
 };
 
@@ -151,6 +155,7 @@ struct mc_gop {
 	struct mc_session *notify_session; /* counted, NULL: none */
 	char *notify_name, *notify_msg;	   /* mc_free */
 	uint32_t notify_name_len, notify_msg_len;
+	const struct mc_eslice *within; /* the staged slice that this is a hop of; NULL: none */
 	/* asynchronous groups: the way to the loop and back */
 	struct mc_task task;
 	struct mc_loop *loop;
@@ -280,6 +285,7 @@ struct mc_session {
 	struct mc_itree regions; /* mc_eregion.node */
 	struct mc_list stale;	 /* regions that were found stale; freed with the session */
 	_Atomic size_t nregions; /* ever learnt */
+	unsigned nstaged;	 /* chunks of staged slices under way: staged.c's lock */
 	struct mc_climb climb[MC_OP_COUNT];  /* under mu */
 	struct mc_pump *pumps[MC_LOOPS_MAX]; /* each its loop's */
 	struct mc_wake wakes[MC_LOOPS_MAX];
@@ -366,9 +372,15 @@ struct mc_engine {
 	uint16_t hca_order[MC_HCA_PORTS_MAX]; /* ports as our descriptor lists them */
 	char *hca_matrix;		      /* and its priority_matrix */
 	_Atomic bool is_hca_warned;	      /* of memory that the HCAs refused */
-	struct mc_initiators *initiators;     /* the first loop's; NULL: without RDMA */
+	struct mc_initiators *initiators;     /* the first loop's */
 	struct mc_xdev
 	    *lanes_from;	  /* TCP lanes are opened here instead; set by tests only, theirs */
+	pthread_mutex_t files_mu; /* a leaf; guards files, and their idle lanes */
+	struct mc_list files;	  /* mc_file_mem.link */
+	_Atomic unsigned nfiles;
+	struct mc_stage *stage;	      /* buffers of ours: stage.c */
+	_Atomic unsigned nstage_jobs; /* peers' calls about them that workers have */
+	struct mc_staged *staged;     /* slices that use such buffers: staged.c */
 	pthread_mutex_t plain_mu; /* guards plain: memory handed out where memfds are forbidden */
 	struct mc_list plain;
 	struct mc_addr rail_addrs[MC_RAILS_MAX]; /* [0]: the advertised address */
@@ -643,7 +655,19 @@ void mc_leave(struct mc_engine *eng);
 /** After workers and loops have ended. */
 void mc_join_free(struct mc_engine *eng);
 
+/* ---- sync.c ---- */
+/** One hop of a staged slice: a transfer over its session, that ends with it. Blocks until the
+ * slice's group has to end, at most. */
+int mc_transfer_within(const struct mc_eslice *es, enum mc_op op, uint64_t local, uint64_t remote,
+		       uint64_t len, struct mc_diag *diag);
+
 /* ---- mem.c ---- */
+/** A buffer for staging, registered so that peers reach it and none of them is told. @return 0;
+ * -MC_E_NOMEM; -MC_E_LIMIT */
+int mc_bounce_alloc(struct mc_engine *eng, size_t len, void **ret_addr,
+		    struct mc_region_info *ret_info);
+/** When it returns nothing of any peer lands there any more. */
+void mc_bounce_free(struct mc_engine *eng, void *addr);
 /** Bring the metadata service up to date. @return 0 (also without one); -MC_E_METADATA */
 int mc_mem_publish(struct mc_engine *eng, struct mc_diag *diag);
 

@@ -16,6 +16,7 @@
 #include "base/sync.h"
 #include "engine/classic.h"
 #include "engine/rails.h"
+#include "engine/staged.h"
 
 #define DONE_MAX 32u
 
@@ -222,6 +223,11 @@ static void gather(struct mc_pump *p, uint64_t now_ns)
 		struct mc_elane *lane;
 		int rc;
 
+		if (es->route == MC_ROUTE_STAGED) {
+			todo_del(p, es);
+			mc_staged_start(p, es);
+			continue;
+		}
 		if (es->route == MC_ROUTE_RDMA && spare_lane(p, es))
 			continue;
 		lane = mc_choose(&c, es, &rc);
@@ -284,10 +290,9 @@ void mc_pump_feed(struct mc_pump *p, uint64_t now_ns)
 
 /* ---- outcomes ---- */
 
-/* Why the slice has to end now; 0: it goes on. */
-static int over(const struct mc_eslice *es, uint64_t now_ns)
+int mc_eslice_unwanted(const struct mc_eslice *es)
 {
-	struct mc_gop *op = es->op;
+	const struct mc_gop *op = es->op->within ? es->op->within->op : es->op;
 
 	if (atomic_load_explicit(&op->eng->is_closing, memory_order_relaxed) ||
 	    atomic_load_explicit(&es->session->is_closed, memory_order_relaxed))
@@ -295,6 +300,17 @@ static int over(const struct mc_eslice *es, uint64_t now_ns)
 	if (atomic_load_explicit(&op->is_canceled, memory_order_relaxed) ||
 	    (op->cq && mc_cq_is_closing(op->cq)))
 		return -MC_E_CANCELED;
+	return 0;
+}
+
+/* Why the slice has to end now; 0: it goes on. */
+static int over(const struct mc_eslice *es, uint64_t now_ns)
+{
+	struct mc_gop *op = es->op;
+	int rc = mc_eslice_unwanted(es);
+
+	if (rc < 0)
+		return rc;
 	if (now_ns >= op->soft_ns)
 		op->is_expired = true;
 	return op->is_expired ? -MC_E_TIMEDOUT : 0;

@@ -13,6 +13,10 @@ static inline struct mc_eslice *mc_eslice_of(struct mc_slice *s)
 	return mc_container_of(s, struct mc_eslice, s);
 }
 
+/** Nobody waits for it any more. @return 0; -MC_E_CLOSED; -MC_E_CANCELED. Any thread, while the
+ * slice's group lives. */
+int mc_eslice_unwanted(const struct mc_eslice *es);
+
 /** Choosing lanes for one round of slices. Zeroed but for pump and now_ns. */
 struct mc_chooser {
 	struct mc_pump *pump;

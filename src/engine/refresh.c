@@ -84,6 +84,9 @@ bool mc_refresh(struct mc_pump *p, struct mc_eslice *es)
 {
 	struct refresh_job *j;
 
+	/* What a hop is about is one buffer, not whatever lies there now. */
+	if (es->op->within)
+		return false;
 	/* Over TCP upstream's peers are asked by address alone: there is nothing to look up. */
 	if (es->is_refreshed || (p->session->kind == MC_PEER_CLASSIC && !p->session->classic) ||
 	    p->session->kind == MC_PEER_FILE)

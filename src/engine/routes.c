@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "engine/hops.h"
 #include "engine/rails.h"
 #include "xport/rdma/rdma.h"
 #include "xport/shm.h"
@@ -16,7 +17,8 @@
 
 const char *mc_route_name(enum mc_route route)
 {
-	static const char *const names[MC_ROUTE_COUNT] = {"self", "shm", "file", "tcp", "rdma"};
+	static const char *const names[MC_ROUTE_COUNT] = {"self", "shm",  "file",
+							  "tcp",  "rdma", "staged"};
 
 	return route < MC_ROUTE_COUNT ? names[route] : "none";
 }
@@ -42,10 +44,12 @@ enum mc_route mc_route_choose(struct mc_session *s, const struct mc_remote_regio
 			      uint32_t *ret_rails)
 {
 	*ret_rails = 0;
-	if (s->kind == MC_PEER_SELF)
-		return MC_ROUTE_SELF;
 	if (s->kind == MC_PEER_FILE)
 		return MC_ROUTE_FILE;
+	if (mc_hops_choose(MC_MEM_HOST, rr->kind) != MC_HOPS_DIRECT)
+		return MC_ROUTE_STAGED;
+	if (s->kind == MC_PEER_SELF)
+		return MC_ROUTE_SELF;
 	if (s->shm && mc_shm_peer_can(s->shm, rr))
 		return MC_ROUTE_SHM;
 	*ret_rails = rails_with_key(s, rr);
@@ -77,7 +81,8 @@ static const struct mc_xdev *dev_of(const struct mc_session *s, enum mc_route ro
 
 bool mc_route_has_signal(const struct mc_session *s, enum mc_route route)
 {
-	return s->kind != MC_PEER_CLASSIC && (dev_of(s, route)->ops->caps & MC_XCAP_SIGNAL) != 0;
+	return route != MC_ROUTE_STAGED && s->kind != MC_PEER_CLASSIC &&
+	       (dev_of(s, route)->ops->caps & MC_XCAP_SIGNAL) != 0;
 }
 
 bool mc_route_is_offered(const struct mc_session *s, enum mc_route route)
@@ -94,7 +99,8 @@ struct mc_xdev *mc_route_dev(struct mc_engine *eng, const char *name)
 
 uint32_t mc_route_frags_max(const struct mc_session *s, enum mc_route route)
 {
-	uint32_t most = dev_of(s, route)->ops->frags_max;
+	uint32_t most =
+	    route == MC_ROUTE_STAGED ? MC_SLICE_FRAGS_MAX : dev_of(s, route)->ops->frags_max;
 
 	/* Upstream's frames name one range each; its own lane says how many go out together. */
 	return s->kind == MC_PEER_CLASSIC ? mc_min(most, 64u) : most;

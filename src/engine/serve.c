@@ -11,6 +11,7 @@
 #include "engine/hca.h"
 #include "engine/initiators.h"
 #include "engine/routes.h"
+#include "engine/stage.h"
 #include "wire/control.h"
 #include "wire/pb.h"
 
@@ -110,6 +111,21 @@ static void serve_hello(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, vo
 	(void)mc_rpc_reply(req, rc, buf, len, NULL, 0);
 }
 
+void mc_ctl_region_tell(struct mc_engine *eng, const struct mc_region_info *info,
+			struct mc_ctl_region *ret)
+{
+	*ret = (struct mc_ctl_region){.addr = info->desc.addr,
+				      .len = info->desc.len,
+				      .id = info->id,
+				      .gen = info->gen,
+				      .rights = info->desc.rights,
+				      .kind = info->desc.kind,
+				      .arena = info->desc.arena,
+				      .arena_off = info->desc.arena_off};
+	if (info->desc.kind != MC_MEM_FILE)
+		mc_hca_keys(eng, &info->desc, ret->key);
+}
+
 static void region_find(struct mc_engine *eng, const struct mc_ctl_range *range,
 			struct mc_ctl_region *ret)
 {
@@ -119,15 +135,7 @@ static void region_find(struct mc_engine *eng, const struct mc_ctl_range *range,
 	if (mc_region_find(eng->regions, range->addr, range->len, &info) < 0 &&
 	    mc_region_find(eng->regions, range->addr, 1, &info) < 0)
 		return;
-	*ret = (struct mc_ctl_region){.addr = info.desc.addr,
-				      .len = info.desc.len,
-				      .id = info.id,
-				      .gen = info.gen,
-				      .rights = info.desc.rights,
-				      .kind = info.desc.kind,
-				      .arena = info.desc.arena,
-				      .arena_off = info.desc.arena_off};
-	mc_hca_keys(eng, &info.desc, ret->key);
+	mc_ctl_region_tell(eng, &info, ret);
 }
 
 static void serve_resolve(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
@@ -357,6 +365,8 @@ int mc_serve_open(struct mc_engine *eng, const struct mc_addr *bind, struct mc_d
 	    {MC_CTL_NOTIFY, "notify", serve_notify, eng},
 	    {MC_CTL_PROBE, "probe", serve_probe, eng},
 	    {MC_CTL_CONNECT, "connect", serve_connect, eng},
+	    {MC_CTL_STAGE, "stage", mc_stage_serve_begin, eng},
+	    {MC_CTL_UNSTAGE, "unstage", mc_stage_serve_end, eng},
 	};
 	struct mc_rpc_server_opts opts = {
 	    .methods = methods, .nmethods = MC_ARRAY_LEN(methods), .on_down = on_down, .user = eng};

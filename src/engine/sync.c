@@ -8,10 +8,12 @@
 
 #define CLIMB_BYTES_MIN (4u << 20) /* shorter transfers tell little */
 
-static bool is_one_session(const struct mc_gop *op)
+/* One session's lanes carry all of it. */
+static bool is_for_caller(const struct mc_gop *op)
 {
-	for (size_t i = 1; i < op->nslices; i++)
-		if (op->slices[i].session != op->slices[0].session)
+	for (size_t i = 0; i < op->nslices; i++)
+		if (op->slices[i].session != op->slices[0].session ||
+		    op->slices[i].route == MC_ROUTE_STAGED)
 			return false;
 	return true;
 }
@@ -107,7 +109,7 @@ int mc_transfer_sync(struct mc_engine *eng, const struct mc_group *group, struct
 		mc_gop_put(op);
 		return rc;
 	}
-	if (op->nslices > 0 && !is_one_session(op)) {
+	if (op->nslices > 0 && !is_for_caller(op)) {
 		mc_async_start(op);
 		(void)mc_gop_wait(op, MC_TIME_NEVER); /* it ends by its deadline */
 	} else {
@@ -119,5 +121,37 @@ int mc_transfer_sync(struct mc_engine *eng, const struct mc_group *group, struct
 	if (rc < 0 && diag)
 		*diag = op->diag;
 	mc_gop_put(op);
+	return rc;
+}
+
+int mc_transfer_within(const struct mc_eslice *es, enum mc_op op, uint64_t local, uint64_t remote,
+		       uint64_t len, struct mc_diag *diag)
+{
+	struct mc_iov l = {local, len}, r = {remote, len};
+	struct mc_transfer x = {
+	    .op = (uint8_t)op, .nlocal = 1, .nremote = 1, .local = &l, .remote = &r};
+	struct mc_group g = {
+	    .size = sizeof(g), .n = 1, .transfers = &x, .priority = (uint8_t)es->op->prio};
+	uint64_t now_ns = mc_now_ns();
+	struct mc_peer *peer;
+	struct mc_gop *hop;
+	int rc;
+
+	if (now_ns >= es->op->soft_ns)
+		return -MC_E_TIMEDOUT;
+	g.deadline_ns = es->op->soft_ns - now_ns;
+	rc = mc_gop_open(es->session->eng, &g, diag, &hop);
+	if (rc < 0)
+		return rc;
+	hop->within = es;
+	rc = mc_gop_build(hop, &g, hop->soft_ns, diag, &peer);
+	if (rc == 0) {
+		drive(hop);
+		mc_gop_end(hop);
+		rc = hop->status;
+		if (rc < 0)
+			*diag = hop->diag;
+	}
+	mc_gop_put(hop);
 	return rc;
 }

@@ -33,7 +33,17 @@ enum mc_ctl_method {
 	MC_CTL_NOTIFY,
 	MC_CTL_PROBE,
 	MC_CTL_CONNECT,
+	MC_CTL_STAGE,
+	MC_CTL_UNSTAGE,
 	MC_CTL_METHOD_COUNT,
+};
+
+/** What becomes of a staged piece. */
+enum mc_ctl_unstage {
+	MC_CTL_UNSTAGE_DROP,
+	MC_CTL_UNSTAGE_COMMIT, /* a write: into the region */
+	MC_CTL_UNSTAGE_SPOIL,  /* as drop, and a write of ours may still land in the buffer */
+	MC_CTL_UNSTAGE_COUNT,
 };
 
 struct mc_ctl_range {

@@ -21,8 +21,8 @@
  * -MC_E_PERM (a write to a segment opened read-only), -MC_E_NOSPACE (file system or quota full, end
  * of a device), -MC_E_TOO_BIG (file size limit), -MC_E_IO, -MC_E_UNSUPPORTED (a signal).
  *
- * Local transfers only: a file served to peers on other machines goes through the engine's staged
- * slices, which do not exist yet.
+ * Local transfers only: a file served to peers goes through the engine's staged slices
+ * (engine/stage.h), which use lanes of this transport at the file's owner.
  */
 #ifndef MC_XPORT_FILE_H
 #define MC_XPORT_FILE_H

@@ -276,6 +276,13 @@ static int region_add_new(struct mc_region_table *t, const struct mc_region_desc
 	return 0;
 }
 
+/* Those that a kind of memory may have. */
+static uint32_t rights_of(enum mc_mem_kind kind)
+{
+	return kind == MC_MEM_FILE ? MC_RIGHT_STAGE_READ | MC_RIGHT_STAGE_WRITE
+				   : MC_RIGHT_READ | MC_RIGHT_WRITE | MC_RIGHT_UNLISTED;
+}
+
 int mc_region_add(struct mc_region_table *t, const struct mc_region_desc *desc,
 		  struct mc_region_info *ret_info)
 {
@@ -286,7 +293,7 @@ int mc_region_add(struct mc_region_table *t, const struct mc_region_desc *desc,
 	int rc = 0;
 
 	if (desc->len == 0 || __builtin_add_overflow(desc->addr, desc->len, &end) ||
-	    (desc->rights & ~(uint32_t)(MC_RIGHT_READ | MC_RIGHT_WRITE)) != 0 ||
+	    (desc->rights & ~rights_of(desc->kind)) != 0 ||
 	    (unsigned)desc->kind >= MC_MEM_KIND_COUNT ||
 	    !memchr(desc->location, '\0', sizeof(desc->location)))
 		return -MC_E_INVAL;

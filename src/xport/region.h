@@ -22,7 +22,13 @@
 enum mc_right {
 	MC_RIGHT_READ = 1,  /* a peer may read */
 	MC_RIGHT_WRITE = 2, /* a peer may write */
+	/* The same, but not by a transport: the owner moves it through a buffer. What has these has
+	 * none of the above, so that every pin of a transport is refused. */
+	MC_RIGHT_STAGE_READ = 4,
+	MC_RIGHT_STAGE_WRITE = 8,
+	MC_RIGHT_UNLISTED = 16, /* such a buffer: no descriptor shows it */
 };
+#define MC_RIGHT_STAGE_SHIFT 2
 
 enum mc_mem_kind {
 	MC_MEM_HOST,
@@ -80,9 +86,9 @@ void mc_region_table_unlisten(struct mc_region_table *t, struct mc_region_listen
 
 /**
  * Add a range, or count one more registration of the very same range (addr, len).
- * @return 0; -MC_E_INVAL (length 0, wrap-around, unknown rights or kind, location without end, or
- * the same range with other rights); -MC_E_LIMIT;
- * -MC_E_NOMEM; a listener's error
+ * @return 0; -MC_E_INVAL (length 0, wrap-around, rights or kind unknown or not of each other,
+ * location without end, or the same range with other rights); -MC_E_LIMIT; -MC_E_NOMEM; a
+ * listener's error
  */
 int mc_region_add(struct mc_region_table *t, const struct mc_region_desc *desc,
 		  struct mc_region_info *ret_info);
@@ -108,7 +114,7 @@ size_t mc_region_count(const struct mc_region_table *t);
 
 /**
  * Check a peer's access and keep the region alive until unpin.
- * @param right exactly one enum mc_right
+ * @param right one enum mc_right; of several, one is enough
  * @param ret_ptr receives the address in this process
  * @return 0; -MC_E_STALE (unknown id, other generation, or being unregistered); -MC_E_RANGE
  * (also for len 0); -MC_E_PERM. Any thread, lock-free.
