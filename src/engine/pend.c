@@ -120,8 +120,9 @@ static int over(const struct mc_pend *p, uint64_t now_ns)
 	return now_ns >= op->soft_ns ? -MC_E_TIMEDOUT : 0;
 }
 
-/* The group ends before it began. */
-static void end(struct mc_pend *p, int rc)
+/* The group ends before it began. @param why  what the worker says of it, "": it was not asked, and
+ * may be writing that at this moment */
+static void end(struct mc_pend *p, int rc, const char *why)
 {
 	struct mc_gop *op = p->op;
 
@@ -130,8 +131,8 @@ static void end(struct mc_pend *p, int rc)
 	atomic_store_explicit(&p->is_over, true, memory_order_relaxed);
 	op->status = rc;
 	op->has_diag = true;
-	if (p->diag.text[0] && rc == p->rc)
-		op->diag = p->diag;
+	if (why[0])
+		mc_diag_set(&op->diag, "%s", why);
 	else
 		mc_diag_set(&op->diag, "segment %s: not started, waiting for an answer: %s",
 			    p->peer->name, mc_err_text(rc));
@@ -154,7 +155,7 @@ static void look(struct mc_timer *timer)
 		int rc = over(p, now_ns);
 
 		if (rc < 0)
-			end(p, rc);
+			end(p, rc, "");
 	}
 	if (!mc_list_is_empty(&peer->pending))
 		(void)mc_loop_timer_set(loop_of(peer), timer, mc_time_after(now_ns, LOOK_NS));
@@ -171,7 +172,7 @@ static void show(struct mc_task *task)
 		peer->pend_timer.on_time = look;
 		if (mc_loop_timer_set(loop_of(peer), &peer->pend_timer,
 				      mc_time_after(mc_now_ns(), LOOK_NS)) < 0)
-			end(p, -MC_E_LIMIT); /* nobody would see its deadline */
+			end(p, -MC_E_LIMIT, ""); /* nobody would see its deadline */
 	}
 	/* Only now: the worker's answer comes by the same task. */
 	pthread_mutex_lock(&peer->mu);
@@ -191,7 +192,7 @@ static void answered(struct mc_task *task)
 
 	if (!mc_list_is_empty(&p->shown)) {
 		if (p->rc < 0) {
-			end(p, p->rc);
+			end(p, p->rc, p->diag.text);
 		} else {
 			mc_list_del(&p->shown);
 			mc_async_start(p->op);
@@ -226,8 +227,10 @@ static bool ask(struct mc_pend *p)
 		p->try_ns = mc_min(p->try_ns * 2, TRY_MAX_NS);
 		return false;
 	}
-	if (p->rc == -MC_E_STALE) /* its id was good when the group was submitted */
+	if (p->rc == -MC_E_STALE) { /* its id was good when the group was submitted */
 		p->rc = -MC_E_CLOSED;
+		p->diag.text[0] = '\0'; /* which it says, without the segment's name */
+	}
 	return true;
 }
 
