@@ -99,6 +99,20 @@ static unsigned count(struct mc_session *s, enum mc_route route, unsigned rail)
 	return n;
 }
 
+/* An idle lane that is over. Where the peer holds an end of it, the peer is told. */
+static void drop_dead(struct mc_elane *lane)
+{
+	struct mc_fence_token token = {.route = lane->route};
+	struct mc_list none;
+
+	if (mc_route_is_offered(lane->session, lane->route)) {
+		mc_list_init(&none);
+		token.len = lane->x->ops->abort(lane->x, &none, token.bytes);
+		mc_offer_retire(lane->session, &token);
+	}
+	mc_lane_drop(lane);
+}
+
 int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint64_t now_ns,
 		  struct mc_elane **ret_lane)
 {
@@ -118,7 +132,7 @@ int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint
 			*ret_lane = lane;
 			return 0;
 		}
-		mc_lane_drop(lane);
+		drop_dead(lane);
 	}
 	if (n >= MC_LANES_MAX)
 		return -MC_E_AGAIN;

@@ -171,6 +171,28 @@ def test_a_nic_is_lost_and_comes_back_and_nobody_sees_an_error(
     ends.check()
 
 
+def queue_pairs() -> list[str]:
+    """The kernel's own count, one a device."""
+    lines = subprocess.run(["rdma", "resource", "show"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line.split(" qp ")[1].split()[0] for line in lines]
+
+
+def test_lanes_that_break_leave_no_queue_pairs(node: Start, nic: Callable[[int, str], None]) -> None:
+    ends = Ends(node, RAILS)
+    assert ends.write() == 0, ends.a.tail()
+    before = queue_pairs()
+    for turn in range(3):
+        nic(turn, "down")
+        assert ends.write() == 0, ends.a.tail()
+        assert queue_pairs() != before, "no lane broke"
+        nic(turn, "up")
+        end = time.monotonic() + BACK_S + LATE_S
+        while queue_pairs() != before and time.monotonic() < end:
+            assert ends.write(MIB) == 0, ends.a.tail()
+        assert queue_pairs() == before
+    ends.check()
+
+
 def test_a_killed_target_is_an_error_by_the_deadline_and_its_successor_is_served(node: Start) -> None:
     ends = Ends(node, 1)
     assert ends.write() == 0, ends.a.tail()
