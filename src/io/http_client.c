@@ -96,7 +96,7 @@ void mc_http_client_close(struct mc_http_client *c)
 	mc_free(c);
 }
 
-static CURL *handle_take(struct mc_http_client *c)
+static CURL *handle_take(struct mc_http_client *c, bool *ret_is_kept)
 {
 	CURL *h = NULL;
 
@@ -104,6 +104,7 @@ static CURL *handle_take(struct mc_http_client *c)
 	if (c->nidle)
 		h = c->idle[--c->nidle];
 	pthread_mutex_unlock(&c->lock);
+	*ret_is_kept = h != NULL;
 	return h ? h : curl_lib.api.init();
 }
 
@@ -235,23 +236,43 @@ static int perform(CURL *h, const struct mc_http_req *req, struct mc_str *text, 
 	return rc;
 }
 
+/* Every request of ours may be made twice: a connection that was kept and is over by now, which
+ * only its use shows, costs one more try on a new one. */
+static int call(struct mc_http_client *c, const struct mc_http_req *req, struct mc_str *text,
+		int *ret_status, struct mc_diag *diag)
+{
+	bool is_kept;
+	CURL *h = handle_take(c, &is_kept);
+	int rc;
+
+	if (!h)
+		return -MC_E_NOMEM;
+	rc = perform(h, req, text, ret_status, diag);
+	if (rc == -MC_E_RESET && is_kept) {
+		handle_give(c, h, false);
+		h = curl_lib.api.init();
+		if (!h)
+			return -MC_E_NOMEM;
+		mc_str_fini(text);
+		mc_str_init(text, req->reply_bytes_max);
+		rc = perform(h, req, text, ret_status, diag);
+	}
+	handle_give(c, h, rc == 0);
+	return rc;
+}
+
 int mc_http_call(struct mc_http_client *c, const struct mc_http_req *req, struct mc_http_reply *ret,
 		 struct mc_diag *diag)
 {
 	struct mc_str text;
-	CURL *h;
 	int rc, status;
 
 	if (strncmp(req->url, "http://", 7) != 0 && strncmp(req->url, "https://", 8) != 0) {
 		mc_diag_set(diag, "\"%.300s\" is no http:// or https:// URL", req->url);
 		return -MC_E_INVAL;
 	}
-	h = handle_take(c);
-	if (!h)
-		return -MC_E_NOMEM;
 	mc_str_init(&text, req->reply_bytes_max);
-	rc = perform(h, req, &text, &status, diag);
-	handle_give(c, h, rc == 0);
+	rc = call(c, req, &text, &status, diag);
 	if (rc == 0) {
 		ret->status = status;
 		ret->len = text.len;

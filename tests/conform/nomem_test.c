@@ -6,7 +6,7 @@
  *
  * Each index fails alone, then with all calls after it. A call ends well or with a code, what it
  * took is given back, and the next call with memory works. By default about STEPS indexes of each
- * flow are tried, --long or NOMEM_LONG=1 tries all.
+ * flow are tried and the last, --long or NOMEM_LONG=1 tries all.
  */
 #include <setjmp.h>
 #include <signal.h>
@@ -231,6 +231,9 @@ static void sweep(const char *what, int (*flow)(void))
 			failed += run_at(flow, at, what) < 0;
 			tried++;
 		}
+		/* The last one leaves the most behind it. */
+		failed += run_at(flow, all - 1, what) < 0;
+		tried++;
 	}
 	for (int i = 0; i < 2; i++) /* as if nothing had been */
 		assert_int_equal(run_at(flow, INT64_MAX - 1, what), 0);
