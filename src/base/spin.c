@@ -11,6 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/sync.h"
+
 #define LOOK_NS 10000000u /* how old a look at the machine's load may be */
 
 static _Atomic int seats_taken, waiting;
@@ -78,17 +81,48 @@ bool mc_spin_enter(uint64_t now_ns)
 	return false;
 }
 
-void mc_spin_wait_begin(void)
-{
-	atomic_fetch_add_explicit(&waiting, 1, memory_order_relaxed);
-}
-
-void mc_spin_wait_end(void)
-{
-	atomic_fetch_sub_explicit(&waiting, 1, memory_order_relaxed);
-}
-
 void mc_spin_leave(void)
 {
 	atomic_fetch_sub_explicit(&seats_taken, 1, memory_order_relaxed);
+}
+
+static int poll_for(struct mc_spin *s, uint64_t from_ns, uint32_t budget_ns,
+		    int (*look)(void *user), void *user)
+{
+	uint64_t last_ns = from_ns, now_ns = from_ns;
+	int rc = 0;
+
+	while (now_ns - from_ns < budget_ns) {
+		rc = look(user);
+		if (rc != 0)
+			break;
+		mc_cpu_relax();
+		now_ns = mc_now_ns();
+		if (!mc_spin_gap_ok(s, now_ns, now_ns - last_ns))
+			break;
+		last_ns = now_ns;
+	}
+	mc_spin_leave();
+	return rc;
+}
+
+int mc_spin_wait(struct mc_spin *s, int (*look)(void *user), int (*sleep)(void *user), void *user)
+{
+	uint64_t from_ns, now_ns;
+	uint32_t budget_ns;
+	bool has_polled;
+	int rc = 0;
+
+	atomic_fetch_add_explicit(&waiting, 1, memory_order_relaxed); /* a hint, no more */
+	from_ns = mc_now_ns();
+	budget_ns = mc_spin_budget(s, from_ns);
+	has_polled = budget_ns > 0 && mc_spin_enter(from_ns);
+	if (has_polled)
+		rc = poll_for(s, from_ns, budget_ns, look, user);
+	if (rc == 0)
+		rc = sleep(user);
+	atomic_fetch_sub_explicit(&waiting, 1, memory_order_relaxed);
+	now_ns = mc_now_ns();
+	mc_spin_note(s, now_ns, now_ns - from_ns, has_polled);
+	return rc;
 }

@@ -90,9 +90,14 @@ static inline bool mc_spin_gap_ok(struct mc_spin *s, uint64_t now_ns, uint64_t g
  */
 bool mc_spin_enter(uint64_t now_ns);
 void mc_spin_leave(void);
-/** A thread waits between these two. With as many waiting as there are cores nobody polls: the
- * others' answers need them. */
-void mc_spin_wait_begin(void);
-void mc_spin_wait_end(void);
+/**
+ * One whole wait: poll for the learnt time, where that pays and a seat is free, then sleep once;
+ * and learn from it. With as many threads in here as there are cores nobody polls: the others'
+ * answers need them.
+ * @param look   what is there now; 0: nothing yet. Does not wait
+ * @param sleep  waits in the kernel, then looks
+ * @return the first answer of either that is not 0; 0: nothing came
+ */
+int mc_spin_wait(struct mc_spin *s, int (*look)(void *user), int (*sleep)(void *user), void *user);
 
 #endif

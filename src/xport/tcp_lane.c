@@ -383,26 +383,6 @@ static int pump(struct tcp_lane *l, struct mc_slice **ret_done, unsigned max, bo
 	return rx_pump(l, ret_done, max, may_block);
 }
 
-/* Poll for the learnt time. @return slices, 0: nothing came; < 0 */
-static int spin(struct tcp_lane *l, uint64_t from_ns, uint32_t budget_ns,
-		struct mc_slice **ret_done, unsigned max)
-{
-	uint64_t last_ns = from_ns, now_ns = from_ns;
-	int rc = 0;
-
-	while (now_ns - from_ns < budget_ns) {
-		rc = pump(l, ret_done, max, false);
-		now_ns = mc_now_ns();
-		if (rc != 0)
-			break;
-		if (!mc_spin_gap_ok(&l->spin, now_ns, now_ns - last_ns))
-			break;
-		last_ns = now_ns;
-	}
-	mc_spin_leave();
-	return rc;
-}
-
 /* Much is still to move: sleep until there is much to do, polling would only do it in small pieces.
  */
 static int wait_long(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
@@ -418,29 +398,36 @@ static int wait_long(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **re
 	return pump(l, ret_done, max, false);
 }
 
+struct waiting {
+	struct tcp_lane *lane;
+	uint64_t block_ns;
+	struct mc_slice **ret_done;
+	unsigned max;
+};
+
+static int wait_look(void *user)
+{
+	struct waiting *w = user;
+
+	return pump(w->lane, w->ret_done, w->max, false);
+}
+
+static int wait_sleep(void *user)
+{
+	struct waiting *w = user;
+
+	return wait_long(w->lane, w->block_ns, w->ret_done, w->max);
+}
+
 /* Nothing was ready: poll a little where that pays, then sleep. */
 static int wait_pump(struct tcp_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
 		     unsigned max)
 {
-	uint64_t from_ns, now_ns;
-	uint32_t budget_ns;
-	bool has_polled;
-	int rc = 0;
+	struct waiting w = {l, block_ns, ret_done, max};
 
 	if (!mc_list_is_empty(&l->txq) || (l->is_rx_ready && l->rx.left >= RECV_BLOCK_MIN_BYTES))
-		return wait_long(l, block_ns, ret_done, max);
-	mc_spin_wait_begin();
-	from_ns = mc_now_ns();
-	budget_ns = mc_spin_budget(&l->spin, from_ns);
-	has_polled = budget_ns > 0 && mc_spin_enter(from_ns);
-	if (has_polled)
-		rc = spin(l, from_ns, budget_ns, ret_done, max);
-	if (rc == 0)
-		rc = wait_long(l, block_ns, ret_done, max);
-	mc_spin_wait_end();
-	now_ns = mc_now_ns();
-	mc_spin_note(&l->spin, now_ns, now_ns - from_ns, has_polled);
-	return rc;
+		return wait_sleep(&w);
+	return mc_spin_wait(&l->spin, wait_look, wait_sleep, &w);
 }
 
 int mc_tcp_lane_poll(struct mc_xlane *x, uint64_t block_ns, struct mc_slice **ret_done,

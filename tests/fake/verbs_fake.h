@@ -89,7 +89,6 @@ unsigned verbs_fake_live_all(void);
 	X(GET_CQ_EVENT)                                                                            \
 	X(CREATE_QP)                                                                               \
 	X(MODIFY_QP)                                                                               \
-	X(QUERY_QP)                                                                                \
 	X(DESTROY_QP)                                                                              \
 	X(GET_ASYNC_EVENT)                                                                         \
 	X(FORK_INIT)                                                                               \

@@ -590,25 +590,6 @@ static int v_modify_qp(struct ibv_qp *ibv, struct ibv_qp_attr *attr, int mask)
 	return err;
 }
 
-static int v_query_qp(struct ibv_qp *ibv, struct ibv_qp_attr *attr, int mask,
-		      struct ibv_qp_init_attr *init)
-{
-	struct fake_qp *qp = (struct fake_qp *)ibv;
-	int err;
-
-	pthread_mutex_lock(&fab.lock);
-	err = fake_enter(VERBS_FAKE_QUERY_QP, ibv->context);
-	if (!err) {
-		*attr = qp->attr;
-		attr->qp_state = attr->cur_qp_state = ibv->state;
-		attr->cap = qp->cap;
-		*init = (struct ibv_qp_init_attr){
-		    .send_cq = ibv->send_cq, .recv_cq = ibv->recv_cq, .cap = qp->cap};
-	}
-	pthread_mutex_unlock(&fab.lock);
-	return err;
-}
-
 /* Completions of a queue pair go with it. */
 static void cq_forget(struct ibv_cq *ibv, uint32_t qpn)
 {
@@ -652,6 +633,5 @@ void fake_qp_verbs(struct mc_verbs *v)
 {
 	v->create_qp = v_create_qp;
 	v->modify_qp = v_modify_qp;
-	v->query_qp = v_query_qp;
 	v->destroy_qp = v_destroy_qp;
 }

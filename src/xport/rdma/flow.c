@@ -521,33 +521,27 @@ static int step(struct mc_rdma_lane *l, struct mc_slice **ret_done, unsigned max
 	return (int)n;
 }
 
-/* Poll for the learnt time. @return as step() */
-static int spin(struct mc_rdma_lane *l, uint64_t from_ns, uint32_t budget_ns,
-		struct mc_slice **ret_done, unsigned max)
-{
-	uint64_t last_ns = from_ns, now_ns = from_ns;
-	int rc = 0;
+struct waiting {
+	struct mc_rdma_lane *lane;
+	uint64_t block_ns;
+	struct mc_slice **ret_done;
+	unsigned max;
+};
 
-	while (now_ns - from_ns < budget_ns) {
-		rc = step(l, ret_done, max);
-		if (rc != 0)
-			break;
-		mc_cpu_relax();
-		now_ns = mc_now_ns();
-		if (!mc_spin_gap_ok(&l->spin, now_ns, now_ns - last_ns))
-			break;
-		last_ns = now_ns;
-	}
-	mc_spin_leave();
-	return rc;
+static int wait_look(void *user)
+{
+	struct waiting *w = user;
+
+	return step(w->lane, w->ret_done, w->max);
 }
 
 /* Sleep until a completion comes or block_ns have passed. @return as step() */
-static int sleep_step(struct mc_rdma_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
-		      unsigned max)
+static int wait_sleep(void *user)
 {
-	struct timespec ts = {.tv_sec = (time_t)(block_ns / MC_NS_PER_S),
-			      .tv_nsec = (long)(block_ns % MC_NS_PER_S)};
+	struct waiting *w = user;
+	struct mc_rdma_lane *l = w->lane;
+	struct timespec ts = {.tv_sec = (time_t)(w->block_ns / MC_NS_PER_S),
+			      .tv_nsec = (long)(w->block_ns % MC_NS_PER_S)};
 	struct pollfd p = {.fd = l->cq.channel->fd, .events = POLLIN};
 	int rc;
 
@@ -555,7 +549,7 @@ static int sleep_step(struct mc_rdma_lane *l, uint64_t block_ns, struct mc_slice
 	if (mc_rdma_cq_arm(&l->cq) < 0)
 		fail(l, -MC_E_DEVICE);
 	/* What completed before the queue was armed raises no event. */
-	rc = step(l, ret_done, max);
+	rc = step(l, w->ret_done, w->max);
 	if (rc != 0)
 		return rc;
 	if (ppoll(&p, 1, &ts, NULL) == 1) {
@@ -563,30 +557,7 @@ static int sleep_step(struct mc_rdma_lane *l, uint64_t block_ns, struct mc_slice
 		if (mc_rdma_cq_event(l->hca, &l->cq) < 0)
 			fail(l, -MC_E_DEVICE);
 	}
-	return step(l, ret_done, max);
-}
-
-/* Nothing was ready: poll a little where that pays, then sleep. */
-static int wait_step(struct mc_rdma_lane *l, uint64_t block_ns, struct mc_slice **ret_done,
-		     unsigned max)
-{
-	uint64_t from_ns, now_ns;
-	uint32_t budget_ns;
-	bool has_polled;
-	int rc = 0;
-
-	mc_spin_wait_begin();
-	from_ns = mc_now_ns();
-	budget_ns = mc_spin_budget(&l->spin, from_ns);
-	has_polled = budget_ns > 0 && mc_spin_enter(from_ns);
-	if (has_polled)
-		rc = spin(l, from_ns, budget_ns, ret_done, max);
-	if (rc == 0)
-		rc = sleep_step(l, block_ns, ret_done, max);
-	mc_spin_wait_end();
-	now_ns = mc_now_ns();
-	mc_spin_note(&l->spin, now_ns, now_ns - from_ns, has_polled);
-	return rc;
+	return step(l, w->ret_done, w->max);
 }
 
 int mc_rdma_lane_poll(struct mc_xlane *x, uint64_t block_ns, struct mc_slice **ret_done,
@@ -602,7 +573,8 @@ int mc_rdma_lane_poll(struct mc_xlane *x, uint64_t block_ns, struct mc_slice **r
 		fail(l, -MC_E_DEVICE);
 	rc = step(l, ret_done, max);
 	if (rc == 0 && block_ns > 0 && l->depth > 0)
-		rc = wait_step(l, block_ns, ret_done, max);
+		rc = mc_spin_wait(&l->spin, wait_look, wait_sleep,
+				  &(struct waiting){l, block_ns, ret_done, max});
 	return rc;
 }
 

@@ -35,7 +35,6 @@ static const struct mc_dl_sym symbols[] = {
     REQUIRED(dealloc_pd),
     MC_DL_SYM(struct library, v.reg_mr, "ibv_reg_mr"), /* by text: the header has a macro */
     OPTIONAL(reg_mr_iova2),
-    OPTIONAL(reg_dmabuf_mr),
     REQUIRED(dereg_mr),
     REQUIRED(create_comp_channel),
     REQUIRED(destroy_comp_channel),
@@ -45,7 +44,6 @@ static const struct mc_dl_sym symbols[] = {
     REQUIRED(ack_cq_events),
     REQUIRED(create_qp),
     REQUIRED(modify_qp),
-    REQUIRED(query_qp),
     REQUIRED(destroy_qp),
     REQUIRED(get_async_event),
     REQUIRED(ack_async_event),
