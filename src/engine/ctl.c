@@ -34,7 +34,8 @@ static size_t ports_encode(const struct mc_xdev *dev, uint8_t *buf)
 		p.mbps = port.mbps;
 		p.lid = port.lid;
 		p.mtu = port.mtu;
-		p.flags = port.is_ethernet ? MC_CTL_PORT_ETHERNET : 0;
+		p.flags = (port.is_ethernet ? MC_CTL_PORT_ETHERNET : 0) |
+			  (mc_rdma_port_is_up(dev, i) ? 0 : MC_CTL_PORT_DOWN);
 		p.numa = (int16_t)port.numa;
 		(void)mc_strlcpy(p.name, sizeof(p.name), port.name); /* longer ones are cut */
 		mc_ctl_port_encode(&w, &p);

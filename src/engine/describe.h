@@ -11,9 +11,11 @@
 
 #include "engine/priv.h"
 
+/** There is a port that upstream's processes can be told of: one that is up, or was. */
+bool mc_describe_has_rdma(const struct mc_engine *eng);
 /**
  * Our descriptor as JSON (mc_free).
- * @param is_rdma  with devices and keys; the engine has such a device. Ranges with keys cannot be
+ * @param is_rdma  with devices and keys; mc_describe_has_rdma(). Ranges with keys cannot be
  * joined: those that do not fit bytes_max are left out, and that is said once.
  */
 int mc_describe(struct mc_engine *eng, bool is_rdma, size_t bytes_max, char **ret_json,

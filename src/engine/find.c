@@ -21,7 +21,8 @@ static int find_p2p(struct mc_session *s, uint64_t deadline_ns, struct mc_diag *
 
 	if (rc < 0)
 		return rc;
-	rc = mc_describe(eng, eng->rdma != NULL, (size_t)eng->hs.bytes_max, &mine, &mine_len, diag);
+	rc = mc_describe(eng, mc_describe_has_rdma(eng), (size_t)eng->hs.bytes_max, &mine,
+			 &mine_len, diag);
 	if (rc < 0)
 		return rc;
 	rc = mc_handshake_metadata(&eng->hs, s->peer->name, mine, deadline_ns, ret_json, ret_len,

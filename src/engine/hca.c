@@ -81,21 +81,6 @@ static int names_of(const char *devices, char ret_names[NAMES_MAX], struct mc_di
 	return n < 0 ? -MC_E_INVAL : 0;
 }
 
-/* How our descriptor lists the ports. */
-static int matrix_make(struct mc_engine *eng, const struct mc_topo *topo)
-{
-	struct mc_rdma_port port[MC_RDMA_PORTS_MAX];
-	const char *names[MC_RDMA_PORTS_MAX];
-	unsigned n = mc_rdma_ports(eng->rdma);
-
-	_Static_assert(MC_HCA_PORTS_MAX == MC_RDMA_PORTS_MAX, "one number, two layers");
-	for (unsigned i = 0; i < n; i++) {
-		mc_rdma_port_get(eng->rdma, i, &port[i]);
-		names[i] = port[i].name;
-	}
-	return mc_topo_publish(topo, names, n, eng->hca_order, &eng->hca_matrix);
-}
-
 /* Preferred devices of each place, as ports. */
 static int places_find(struct mc_engine *eng, const char *names)
 {
@@ -109,13 +94,9 @@ static int places_find(struct mc_engine *eng, const char *names)
 	if (rc < 0) {
 		mc_log_warn("no topology: every HCA is used for all memory", "cause=\"%s\"",
 			    diag.text);
-		return matrix_make(eng, NULL);
+		return 0;
 	}
-	rc = matrix_make(eng, topo);
-	if (rc < 0) {
-		mc_topo_free(topo);
-		return rc;
-	}
+	eng->hca_topo = topo;
 	eng->hca_places = mc_calloc(topo->nlocations + 1, sizeof(*eng->hca_places));
 	for (size_t i = 0; eng->hca_places && i < topo->nlocations; i++) {
 		const struct mc_topo_location *l = &topo->locations[i];
@@ -129,7 +110,6 @@ static int places_find(struct mc_engine *eng, const char *names)
 				p->ports |= 1u << port;
 		}
 	}
-	mc_topo_free(topo);
 	return eng->hca_places ? 0 : -MC_E_NOMEM;
 }
 
@@ -141,6 +121,14 @@ static void warn_tcp(const char *why)
 	if (!atomic_exchange_explicit(&is_warned, true, memory_order_relaxed))
 		mc_log_warn("no RDMA: using TCP", "cause=\"%s\" fix=\"pass tcp to silence this\"",
 			    why);
+}
+
+static bool is_any_up(const struct mc_engine *eng)
+{
+	for (unsigned i = 0; i < mc_rdma_ports(eng->rdma); i++)
+		if (mc_rdma_port_is_up(eng->rdma, i))
+			return true;
+	return false;
 }
 
 int mc_hca_open(struct mc_engine *eng, const char *protocol, const char *devices,
@@ -159,6 +147,12 @@ int mc_hca_open(struct mc_engine *eng, const char *protocol, const char *devices
 	if (rc < 0)
 		return rc;
 	rc = mc_rdma_dev_open(&env, &opts, &eng->rdma, &why);
+	if (rc == 0 && !is_any_up(eng) && eng->conf.is_hca_forced) {
+		mc_diag_set(diag, "MC_FORCE_HCA is set: %s", why.text);
+		return -MC_E_UNAVAILABLE;
+	}
+	if (rc == 0 && !is_any_up(eng))
+		warn_tcp(why.text);
 	if (rc == 0)
 		rc = mc_stats_rdma(eng);
 	if (rc == 0)
@@ -180,8 +174,8 @@ void mc_hca_close(struct mc_engine *eng)
 		eng->rdma->ops->dev_close(eng->rdma);
 	eng->rdma = NULL;
 	mc_free(eng->hca_places);
-	mc_free(eng->hca_matrix);
-	eng->hca_matrix = NULL;
+	mc_topo_free(eng->hca_topo);
+	eng->hca_topo = NULL;
 	eng->hca_places = NULL;
 }
 

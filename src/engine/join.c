@@ -1,12 +1,14 @@
 /*
  * join.c: this process's entries in the metadata service: made when the engine opens, deleted when
  * it closes, and looked after meanwhile. A service that was restarted without its data is told
- * again; a name that another process has taken is left to it.
+ * again; a name that another process has taken is left to it; RDMA ports that came up later, or got
+ * another address, are told.
  */
 #include <string.h>
 
 #include "base/log.h"
 #include "engine/priv.h"
+#include "xport/rdma/rdma.h"
 
 #define CALL_NS (10 * MC_NS_PER_S)
 #define LEAVE_NS (2500 * MC_NS_PER_MS)
@@ -18,8 +20,14 @@ struct mc_join {
 	struct mc_timer timer;	  /* on the first loop */
 	struct mc_worker_job job; /* under way, or not: one at a time */
 	struct mc_task task;
-	bool is_taken; /* by another process; warned of */
+	bool is_taken;	/* by another process; warned of */
+	uint32_t ports; /* version of the RDMA ports that was told */
 };
+
+static uint32_t ports_now(const struct mc_engine *eng)
+{
+	return eng->rdma ? mc_rdma_ports_version(eng->rdma) : 0;
+}
 
 static bool is_over(const struct mc_join *j)
 {
@@ -71,6 +79,10 @@ static void look(struct mc_worker_job *job)
 			mc_log_warn("another process has taken this segment's name",
 				    "segment=%s host=%s port=%u", eng->name, now.host, now.port);
 		j->is_taken = !is_ours;
+		if (is_ours && j->ports != ports_now(eng)) {
+			j->ports = ports_now(eng);
+			rc = mc_mem_publish(eng, &diag);
+		}
 	}
 	if (rc < 0 && diag.text[0])
 		mc_log_debug("metadata service not looked at", "cause=\"%s\"", diag.text);
@@ -103,6 +115,7 @@ int mc_join(struct mc_engine *eng, const char *host, struct mc_diag *diag)
 	j->period_ns = (uint64_t)conf.refresh_s * MC_NS_PER_S;
 	j->timer.on_time = on_time;
 	j->rpc.port = eng->port;
+	j->ports = ports_now(eng);
 	rc = mc_strlcpy(j->rpc.host, sizeof(j->rpc.host), host);
 	if (rc == 0)
 		rc = mc_meta_rpc_put(eng->meta, eng->name, &j->rpc, mc_now_ns() + CALL_NS, diag);

@@ -8,6 +8,7 @@
 #include "base/sync.h"
 #include "engine/rails.h"
 #include "engine/routes.h"
+#include "xport/rdma/rdma.h"
 
 #define CHECK_IDLE_NS                                                                              \
 	(500 * MC_NS_PER_US) /* after this long an idle lane is looked at before use */
@@ -20,7 +21,7 @@ static bool is_dead(struct mc_elane *lane)
 
 	/* The event of a completion that was polled for may come late. */
 	if (lane->route == MC_ROUTE_RDMA)
-		return mc_rails_is_link_down(&lane->rails->v[lane->rail]);
+		return mc_rdma_lane_is_over(lane->x);
 	lane->x->ops->arm(lane->x, &arm);
 	if (arm.fd < 0)
 		return false;

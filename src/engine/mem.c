@@ -63,8 +63,8 @@ int mc_mem_publish(struct mc_engine *eng, struct mc_diag *diag)
 		return 0;
 	pthread_mutex_lock(&eng->publish_mu);
 	if (eng->is_joined)
-		rc = mc_describe(eng, eng->rdma != NULL, (size_t)eng->hs.bytes_max, &json, &len,
-				 diag);
+		rc = mc_describe(eng, mc_describe_has_rdma(eng), (size_t)eng->hs.bytes_max, &json,
+				 &len, diag);
 	if (eng->is_joined && rc == 0) {
 		rc = mc_meta_segment_put(eng->meta, eng->name, json, len, mc_now_ns() + PUBLISH_NS,
 					 diag);

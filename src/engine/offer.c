@@ -10,6 +10,7 @@
 #include "engine/classic.h"
 #include "engine/ctl.h"
 #include "engine/pump.h"
+#include "engine/rails.h"
 #include "engine/routes.h"
 
 #define OPEN_NS (2 * MC_NS_PER_S)
@@ -90,6 +91,8 @@ static void outcome(struct mc_rail *rail, int rc, uint64_t now_ns)
 		mc_rail_probed(&rail->health, rc == 0, now_ns);
 	else if (rc < 0 && !is_final(rc))
 		mc_rail_failed(&rail->health, now_ns);
+	if (rc == -MC_E_LINK_DOWN && !mc_rails_is_link_down(rail))
+		mc_rail_hold(&rail->health, now_ns);
 	if (is_final(rc))
 		atomic_store_explicit(&s->is_rdma_off, true, memory_order_relaxed);
 }

@@ -2,9 +2,9 @@
  * pair.h: which local RDMA port is paired with which of the peer's. Pure.
  *
  * Every port of both sides that has a partner at all is used at least once, and no more pairs are
- * made than that takes. Ports of the same name come first, because machines are built alike and
- * their n-th ports usually hang on the same switch; then the nearest address prefix; then the
- * order. Ethernet and InfiniBand ports are never paired.
+ * made than that takes. Ports that are up come first; then those of the same name, because machines
+ * are built alike and their n-th ports usually hang on the same switch; then the nearest address
+ * prefix; then the order. Ethernet and InfiniBand ports are never paired.
  */
 #ifndef MC_ENGINE_PAIR_H
 #define MC_ENGINE_PAIR_H
@@ -15,11 +15,13 @@
 
 #define MC_PAIR_PORTS_MAX 8u
 #define MC_PAIR_SAME_NAME 1000u /* above any number of bits */
+#define MC_PAIR_BOTH_UP 10000u
 
 struct mc_pair_port {
 	const char *name;
 	uint8_t gid[16];
 	bool is_ethernet;
+	bool is_down;
 };
 
 struct mc_pair {
@@ -41,7 +43,7 @@ static inline unsigned mc_pair_score(const struct mc_pair_port *a, const struct 
 {
 	if (a->is_ethernet != b->is_ethernet)
 		return 0;
-	return 1 + mc_pair_bits(a->gid, b->gid) +
+	return 1 + mc_pair_bits(a->gid, b->gid) + (a->is_down || b->is_down ? 0 : MC_PAIR_BOTH_UP) +
 	       (strcmp(a->name, b->name) == 0 ? MC_PAIR_SAME_NAME : 0);
 }
 

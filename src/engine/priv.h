@@ -37,7 +37,6 @@
 
 #define MC_LOOPS_MAX 4u
 #define MC_RAILS_MAX 8u
-#define MC_HCA_PORTS_MAX 8u /* MC_RDMA_PORTS_MAX */
 #define MC_PEERS_MAX 65536u
 #define MC_GROUPS_MAX 65536u
 #define MC_GROUP_FRAGS_MAX (1u << 20)
@@ -51,6 +50,7 @@
 
 struct mc_session;
 struct mc_hca_place;
+struct mc_topo;
 struct mc_initiators;
 struct mc_classic;
 struct mc_join;
@@ -369,10 +369,9 @@ struct mc_engine {
 	struct mc_xdev *rdma;		 /* NULL: not wanted, or there is none */
 	struct mc_hca_place *hca_places; /* which ports are close to which memory; constant */
 	size_t nhca_places;
-	uint16_t hca_order[MC_HCA_PORTS_MAX]; /* ports as our descriptor lists them */
-	char *hca_matrix;		      /* and its priority_matrix */
-	_Atomic bool is_hca_warned;	      /* of memory that the HCAs refused */
-	struct mc_initiators *initiators;     /* the first loop's */
+	struct mc_topo *hca_topo;	  /* of all HCAs; constant; NULL: unknown */
+	_Atomic bool is_hca_warned;	  /* of memory that the HCAs refused */
+	struct mc_initiators *initiators; /* the first loop's */
 	struct mc_xdev
 	    *lanes_from;	  /* TCP lanes are opened here instead; set by tests only, theirs */
 	pthread_mutex_t files_mu; /* a leaf; guards files, and their idle lanes */
@@ -389,10 +388,11 @@ struct mc_engine {
 	struct mc_rpc_server *rpc;
 	struct mc_meta *meta; /* NULL: P2P */
 	struct mc_join *join; /* NULL: not joined */
-	/* First loop only: our descriptor as of desc_version, for peers of protocol tcp and rdma.
-	 */
+	/* First loop only: our descriptor as of these versions of ranges and RDMA ports, for peers
+	 * of protocol tcp and rdma. */
 	struct mc_control_text *desc_text[2];
 	uint64_t desc_version[2];
+	uint32_t desc_ports[2];
 	_Atomic bool is_desc_warned; /* of ranges that it has no room for */
 	pthread_mutex_t publish_mu;  /* one update of the metadata service at a time; is_joined */
 	bool is_joined;		     /* the metadata service may list us */

@@ -21,6 +21,7 @@
 
 #define MC_RAIL_PAUSE_FIRST_NS (50 * MC_NS_PER_MS)
 #define MC_RAIL_PAUSE_MAX_NS (300 * MC_NS_PER_MS)
+#define MC_RAIL_PAUSE_DOWN_NS MC_NS_PER_S /* the peer says that its port is down */
 #define MC_RAIL_DECAY_NS (10 * MC_NS_PER_S)
 #define MC_RAIL_LINK_NS (30 * MC_NS_PER_MS)	    /* silent: ask the kernel for the link */
 #define MC_RAIL_STALL_NS (100 * MC_NS_PER_MS)	    /* silent while other rails moved */
@@ -75,6 +76,13 @@ static inline void mc_rail_failed(struct mc_rail_health *h, uint64_t now_ns)
 	h->state = MC_RAIL_EJECTED;
 	h->probes = 0;
 	h->until_ns = now_ns + (pause_ns < MC_RAIL_PAUSE_MAX_NS ? pause_ns : MC_RAIL_PAUSE_MAX_NS);
+}
+
+/** One end of an ejected rail is known to be down: that takes longer than a lost packet. */
+static inline void mc_rail_hold(struct mc_rail_health *h, uint64_t now_ns)
+{
+	if (h->state == MC_RAIL_EJECTED)
+		h->until_ns = now_ns + MC_RAIL_PAUSE_DOWN_NS;
 }
 
 /** Is it time to probe an ejected rail? Yes makes it the caller's to probe and to report. */

@@ -76,11 +76,13 @@ void mc_rails_rdma(struct mc_session *s, const struct mc_ctl_port *ports, unsign
 		mc_rdma_port_get(s->eng->rdma, i, &mine[i]);
 		l[i].name = mine[i].name;
 		l[i].is_ethernet = mine[i].is_ethernet;
+		l[i].is_down = !mc_rdma_port_is_up(s->eng->rdma, i);
 		memcpy(l[i].gid, mine[i].gid, sizeof(l[i].gid));
 	}
 	for (unsigned i = 0; i < nports; i++) {
 		r[i].name = ports[i].name;
 		r[i].is_ethernet = ports[i].flags & MC_CTL_PORT_ETHERNET;
+		r[i].is_down = ports[i].flags & MC_CTL_PORT_DOWN;
 		memcpy(r[i].gid, ports[i].gid, sizeof(r[i].gid));
 	}
 	s->rdma.n = mc_pair_ports(l, n, r, nports, pairs, MC_RAILS_MAX);

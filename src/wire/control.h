@@ -62,6 +62,7 @@ struct mc_ctl_region {
 
 enum mc_ctl_port_flag {
 	MC_CTL_PORT_ETHERNET = 1, /* RoCE: the gid is its address, else the lid, too */
+	MC_CTL_PORT_DOWN = 2,	  /* for now */
 };
 
 /** An RDMA port of the sender. */

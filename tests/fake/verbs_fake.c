@@ -385,9 +385,7 @@ static int v_query_port(struct ibv_context *ctx, uint8_t num, struct ibv_port_at
 		    .gid_tbl_len = VERBS_FAKE_GIDS,
 		    .max_msg_sz = 1u << 30,
 		    .pkey_tbl_len = 1,
-		    .lid = fab.conf.is_infiniband
-			       ? (uint16_t)((fake_dev_of(ctx)->index + 1) * 16 + num)
-			       : 0,
+		    .lid = port->lid,
 		    .active_width = 2, /* 4 lanes */
 		    .active_speed = 4, /* 10 Gbit/s */
 		    .link_layer = fab.conf.is_infiniband ? IBV_LINK_LAYER_INFINIBAND
@@ -420,6 +418,14 @@ void verbs_fake_gid_set(unsigned dev, unsigned port, unsigned index, const uint8
 	pthread_mutex_lock(&fab.lock);
 	memcpy(fab.dev[dev].port[port - 1].gid[index].raw, gid, FAKE_GID_BYTES);
 	fake_async(&fab.dev[dev], IBV_EVENT_GID_CHANGE, port);
+	pthread_mutex_unlock(&fab.lock);
+}
+
+void verbs_fake_lid_set(unsigned dev, unsigned port, uint16_t lid)
+{
+	pthread_mutex_lock(&fab.lock);
+	fab.dev[dev].port[port - 1].lid = lid;
+	fake_async(&fab.dev[dev], IBV_EVENT_LID_CHANGE, port);
 	pthread_mutex_unlock(&fab.lock);
 }
 
@@ -645,6 +651,8 @@ static void dev_init(struct fake_dev *dev, unsigned index)
 		local[1] = 0x80;
 		local[14] = (uint8_t)(index + 1);
 		local[15] = (uint8_t)(p + 1);
+		if (fab.conf.is_infiniband)
+			dev->port[p].lid = (uint16_t)((index + 1) * 16 + p + 1);
 		ip[10] = ip[11] = 0xff;
 		ip[12] = 10;
 		ip[13] = 77;

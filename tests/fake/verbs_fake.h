@@ -35,7 +35,7 @@
 
 #include "xport/rdma/verbs.h"
 
-#define VERBS_FAKE_DEVS_MAX 8u
+#define VERBS_FAKE_DEVS_MAX 12u
 #define VERBS_FAKE_PORTS_MAX 2u
 #define VERBS_FAKE_GIDS 4u
 
@@ -147,6 +147,8 @@ unsigned verbs_fake_expire(void);
 void verbs_fake_kill_dev(unsigned dev);
 /** Another address at this place, all zero: none; IBV_EVENT_GID_CHANGE. */
 void verbs_fake_gid_set(unsigned dev, unsigned port, unsigned index, const uint8_t gid[16]);
+/** Another LID, as a subnet manager gives it; IBV_EVENT_LID_CHANGE. */
+void verbs_fake_lid_set(unsigned dev, unsigned port, uint16_t lid);
 void verbs_fake_gid_get(unsigned dev, unsigned port, unsigned index, uint8_t ret_gid[16]);
 /** Queue an event of a port, or of the device (port 0), at each context that is open. */
 void verbs_fake_event(unsigned dev, enum ibv_event_type type, unsigned port);

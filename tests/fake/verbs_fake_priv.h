@@ -20,6 +20,7 @@
 struct fake_port {
 	union ibv_gid gid[VERBS_FAKE_GIDS];
 	enum verbs_fake_link link;
+	uint16_t lid; /* InfiniBand */
 };
 
 struct fake_dev {

@@ -103,7 +103,8 @@ static struct fake_port *port_find(const struct fake_packet *p, struct fake_dev 
 	for (unsigned d = 0; d < fab.conf.ndevs; d++) {
 		for (unsigned n = 1; n <= fab.conf.nports; n++) {
 			struct fake_port *port = &fab.dev[d].port[n - 1];
-			bool is_it = fab.conf.is_infiniband && p->dlid == (d + 1) * 16 + n;
+			bool is_it =
+			    fab.conf.is_infiniband && p->dlid == fab.dev[d].port[n - 1].lid;
 
 			for (unsigned g = 0; !fab.conf.is_infiniband && g < VERBS_FAKE_GIDS; g++)
 				is_it = is_it ||

@@ -375,7 +375,8 @@ static int port_check(struct mc_rdma_lane *l)
 {
 	if (atomic_load_explicit(&l->hca->is_fatal, memory_order_relaxed))
 		fail(l, -MC_E_DEVICE);
-	else if (!atomic_load_explicit(&l->hca->is_up, memory_order_relaxed))
+	else if (!atomic_load_explicit(&l->hca->is_up, memory_order_relaxed) ||
+		 !mc_rdma_lane_has_addr(l))
 		fail(l, -MC_E_LINK_DOWN);
 	return l->failed;
 }

@@ -34,9 +34,14 @@ static unsigned score(const struct mc_rdma_gid *g)
 	       (unsigned)g->is_addr_ours << 2 | (unsigned)kind_of(g->raw);
 }
 
-int mc_rdma_gid_choose(const struct mc_rdma_gid *gids, unsigned n)
+bool mc_rdma_gid_is_best(const struct mc_rdma_gid *g)
 {
-	int best = -1;
+	return g->has_netdev && g->is_v2 && g->is_addr_ours && kind_of(g->raw) == KIND_IPV4;
+}
+
+int mc_rdma_gid_choose(const struct mc_rdma_gid *gids, unsigned n, int keep)
+{
+	int best = keep;
 
 	for (unsigned i = 0; i < n; i++) {
 		const struct mc_rdma_gid *g = &gids[i];
@@ -44,7 +49,7 @@ int mc_rdma_gid_choose(const struct mc_rdma_gid *gids, unsigned n)
 		if (kind_of(g->raw) == KIND_NONE)
 			continue;
 		if (best < 0 || score(g) > score(&gids[best]) ||
-		    (score(g) == score(&gids[best]) && g->index < gids[best].index))
+		    (score(g) == score(&gids[best]) && best != keep && g->index < gids[best].index))
 			best = (int)i;
 	}
 	return best;

@@ -4,11 +4,11 @@
  *
  * Devices are taken in the order of their names, so that two runs number them alike. One that
  * cannot be used is left out with a reason; only when none is left the transport is not available,
- * and then the reasons are the message. Asynchronous events are read on the first loop.
+ * and then the reasons are the message. A port that is down is not left out: it is used once its
+ * events say that it is up, and has an address. They are read on the first loop.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <ifaddrs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,10 +28,10 @@
 struct opening {
 	struct mc_rdma_dev *dev;
 	const struct mc_rdma_opts *opts;
-	const char *sys_root;
 	struct ibv_device **list;
 	unsigned n;
-	struct ifaddrs *ifs;
+	bool
+	    is_up_only; /* there are more devices than can be used: those that are down come last */
 	struct mc_str reasons;
 };
 
@@ -63,28 +63,38 @@ static void fatal_set(struct mc_rdma_hca *h, const char *why)
 	state_set(h, why);
 }
 
+static void readdress(struct mc_rdma_hca *h)
+{
+	uint32_t gen = atomic_load(&h->addr_gen);
+
+	h->is_addr_ok = mc_rdma_port_readdress(h);
+	if (atomic_load(&h->addr_gen) != gen)
+		atomic_fetch_add(&h->dev->ports_version, 1);
+}
+
 static void on_port_event(struct mc_rdma_hca *h, enum ibv_event_type type)
 {
 	switch (type) {
 	case IBV_EVENT_PORT_ACTIVE:
 		h->is_link_up = true;
-		/* A read of the kernel's table, no command to the device: it may be done here. */
-		h->is_addr_ok = mc_rdma_port_has_gid(h);
-		state_set(h, h->is_addr_ok ? "link is up" : "link is up, its address is not back");
+		readdress(h);
+		state_set(h, h->is_addr_ok ? "link is up" : "link is up, without an address");
 		break;
 	case IBV_EVENT_PORT_ERR:
 		h->is_link_up = false;
 		state_set(h, "link is down");
 		break;
 	case IBV_EVENT_GID_CHANGE:
-		h->is_addr_ok = mc_rdma_port_has_gid(h);
-		state_set(h, h->is_addr_ok ? "its address is back" : "its address is gone");
+		readdress(h);
+		state_set(h, h->is_addr_ok ? "it has an address" : "its address is gone");
 		break;
 	case IBV_EVENT_LID_CHANGE:
-		/* Peers know the old one; only a new device gives them another. */
+		/* Lanes are made anew; their introductions ask the device for the new one. */
 		if (!h->port.is_ethernet) {
-			h->is_addr_ok = false;
-			state_set(h, "the subnet manager gave it another LID");
+			mc_log_info("RDMA port has another LID", "dev=%s port=%u", h->port.name,
+				    h->port.port_num);
+			atomic_fetch_add(&h->addr_gen, 1);
+			atomic_fetch_add(&h->dev->ports_version, 1);
 		}
 		break;
 	default:
@@ -218,8 +228,7 @@ static int open_watch(struct mc_rdma_hca *h, struct mc_diag *diag)
 		mc_diag_set(diag, "its events cannot be read: %s", strerror(errno));
 		return -MC_E_UNAVAILABLE;
 	}
-	h->is_link_up = h->is_addr_ok = true;
-	atomic_store(&h->is_up, true);
+	atomic_store(&h->is_up, h->is_link_up && h->is_addr_ok);
 	h->async =
 	    (struct mc_watch){.fd = h->ctx->async_fd, .events = EPOLLIN, .on_event = on_async};
 	mc_loop_call(h->dev->env.loops[0], watch_on_loop, &w);
@@ -238,6 +247,9 @@ static int open_one(struct opening *o, struct mc_rdma_hca *h, struct ibv_device 
 	h->dev = o->dev;
 	h->index = o->dev->nhcas;
 	h->async.fd = -1;
+	h->has_port_mu = pthread_mutex_init(&h->port_mu, NULL) == 0;
+	if (!h->has_port_mu)
+		return -MC_E_NOMEM;
 	if (mc_strlcpy(h->port.name, sizeof(h->port.name), o->dev->v->get_device_name(device)) <
 	    0) {
 		mc_diag_set(diag, "its name is too long");
@@ -250,7 +262,9 @@ static int open_one(struct opening *o, struct mc_rdma_hca *h, struct ibv_device 
 	rc = open_context(h, device, diag);
 	if (rc < 0)
 		return rc;
-	rc = mc_rdma_port_load(h, o->sys_root, o->ifs, diag);
+	rc = mc_rdma_port_load(h, diag);
+	if (rc == 0 && o->is_up_only && !(h->is_link_up && h->is_addr_ok))
+		rc = -MC_E_LINK_DOWN;
 	if (rc < 0)
 		return rc;
 	errno = 0;
@@ -273,6 +287,9 @@ static void close_one(struct mc_rdma_hca *h)
 {
 	const struct mc_verbs *v = h->dev->v;
 
+	if (h->has_port_mu)
+		(void)pthread_mutex_destroy(&h->port_mu); /* nobody holds it */
+	h->has_port_mu = false;
 	if (mc_fork_is_child(h->dev->fork_gen))
 		return;
 	if (h->async.fd >= 0)
@@ -360,7 +377,14 @@ static int list_filter(const struct opening *o, bool *is_wanted, struct mc_diag 
 	return 0;
 }
 
-/* Open device i, or note why it is left out. @return 0; -MC_E_NOMEM, -MC_E_LIMIT: give up */
+static void reason_add(struct opening *o, const char *name, const struct mc_diag *why)
+{
+	(void)mc_str_appendf(&o->reasons, "%s%s: %s", o->reasons.len ? "; " : "", name,
+			     why->text); /* the rest does not fit: those before it are told */
+}
+
+/* Open device i, or note why it is left out. @return 1: it is settled; 0: it comes later;
+ * -MC_E_NOMEM, -MC_E_LIMIT: give up */
 static int take(struct opening *o, unsigned i)
 {
 	struct mc_rdma_dev *dev = o->dev;
@@ -372,22 +396,58 @@ static int take(struct opening *o, unsigned i)
 	if (dev->nhcas == MC_RDMA_PORTS_MAX) {
 		mc_log_warn("RDMA device left out: more than can be used", "dev=%s max=%u", name,
 			    MC_RDMA_PORTS_MAX);
-		return 0;
+		return 1;
 	}
 	rc = open_one(o, h, o->list[i], &why);
 	if (rc == 0) {
 		dev->nhcas++;
+		if (why.text[0]) {
+			reason_add(o, name, &why);
+			mc_log_info("RDMA port waits until it is up", "dev=%s why='%s'", name,
+				    why.text);
+			return 1;
+		}
 		mc_log_info("RDMA port opened", "dev=%s port=%u gid_index=%u mbps=%u numa=%d",
 			    h->port.name, h->port.port_num, h->port.gid_index, h->port.mbps,
 			    h->port.numa);
-		return 0;
+		return 1;
 	}
 	close_one(h);
 	memset(h, 0, sizeof(*h));
+	if (rc == -MC_E_LINK_DOWN)
+		return 0;
 	mc_log_info("RDMA device left out", "dev=%s why='%s'", name, why.text);
-	(void)mc_str_appendf(&o->reasons, "%s%s: %s", o->reasons.len ? "; " : "", name,
-			     why.text); /* the rest does not fit: those before it are told */
-	return rc == -MC_E_NOMEM || rc == -MC_E_LIMIT ? rc : 0;
+	reason_add(o, name, &why);
+	return rc == -MC_E_NOMEM || rc == -MC_E_LIMIT ? rc : 1;
+}
+
+static int take_all(struct opening *o, bool *is_wanted)
+{
+	unsigned wanted = 0;
+	int rc;
+
+	for (unsigned i = 0; i < o->n; i++)
+		wanted += is_wanted[i];
+	o->is_up_only = wanted > MC_RDMA_PORTS_MAX;
+	for (;;) {
+		for (unsigned i = 0; i < o->n; i++) {
+			rc = is_wanted[i] ? take(o, i) : 0;
+			if (rc < 0)
+				return rc;
+			is_wanted[i] &= rc == 0;
+		}
+		if (!o->is_up_only)
+			return 0;
+		o->is_up_only = false;
+	}
+}
+
+static bool has_one_up(const struct mc_rdma_dev *dev)
+{
+	for (unsigned i = 0; i < dev->nhcas; i++)
+		if (atomic_load(&dev->hca[i].is_up))
+			return true;
+	return false;
 }
 
 int mc_rdma_hcas_open(struct mc_rdma_dev *dev, const struct mc_rdma_opts *opts,
@@ -398,9 +458,11 @@ int mc_rdma_hcas_open(struct mc_rdma_dev *dev, const struct mc_rdma_opts *opts,
 	int rc;
 
 	mc_assert(dev->env.nloops > 0);
-	o.sys_root = opts->sys_root ? opts->sys_root : "/sys";
 	dev->fork_gen = mc_fork_gen();
 	atomic_store(&dev->ports_version, 1);
+	dev->sys_root = mc_strdup(opts->sys_root ? opts->sys_root : "/sys");
+	if (!dev->sys_root)
+		return -MC_E_NOMEM;
 	mc_str_init(&o.reasons, REASONS_MAX);
 	rc = list_open(&o, diag);
 	if (rc < 0)
@@ -408,19 +470,16 @@ int mc_rdma_hcas_open(struct mc_rdma_dev *dev, const struct mc_rdma_opts *opts,
 	rc = list_filter(&o, is_wanted, diag);
 	if (rc < 0)
 		goto out;
-	if (getifaddrs(&o.ifs) < 0)
-		o.ifs = NULL; /* then no address counts as ours, and the order decides */
-	for (unsigned i = 0; i < o.n && rc == 0; i++)
-		rc = is_wanted[i] ? take(&o, i) : 0;
+	rc = take_all(&o, is_wanted);
 	if (rc < 0)
 		mc_diag_set(diag, "%s", mc_str_text(&o.reasons));
 	else if (dev->nhcas == 0) {
 		mc_diag_set(diag, "no RDMA device can be used: %s", mc_str_text(&o.reasons));
 		rc = -MC_E_UNAVAILABLE;
+	} else if (!has_one_up(dev)) {
+		mc_diag_set(diag, "no RDMA port is up: %s", mc_str_text(&o.reasons));
 	}
 out:
-	if (o.ifs)
-		freeifaddrs(o.ifs);
 	if (o.list)
 		dev->v->free_device_list(o.list);
 	mc_str_fini(&o.reasons);
@@ -431,4 +490,6 @@ void mc_rdma_hcas_close(struct mc_rdma_dev *dev)
 {
 	while (dev->nhcas > 0)
 		close_one(&dev->hca[--dev->nhcas]);
+	mc_free(dev->sys_root);
+	dev->sys_root = NULL;
 }

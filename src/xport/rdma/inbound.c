@@ -342,9 +342,13 @@ static int entry_make(struct mc_rdma_inbound *in, struct entry *e, const struct 
 	struct mc_rdma_hca *hca = &in->dev->hca[e->port];
 	/* Upstream's handshake has no place for a sequence number: all begin at 0. */
 	uint32_t psn = e->who ? 0 : mc_rdma_psn();
-	struct mc_rdma_qp_link link = mc_rdma_link(hca, peer, psn, true);
-	int rc = 0;
+	struct mc_rdma_qp_link link;
+	struct ibv_port_attr attr;
+	int rc = mc_rdma_port_ask(hca, &attr);
 
+	if (rc < 0)
+		return rc;
+	link = mc_rdma_link(hca, peer, psn, true);
 	mc_rdma_end_fill(hca, psn, ret_mine);
 	ret_mine->mtu = link.mtu;
 	ret_mine->nqps = peer->nqps;

@@ -49,9 +49,9 @@ static int room_plan(struct mc_rdma_lane *l)
 	if (attr->max_sge_rd > 0)
 		l->read_sges = mc_min(l->read_sges, (uint32_t)attr->max_sge_rd);
 	l->inline_max = (uint32_t)conf->inline_max;
-	rc = l->dev->v->query_port(l->hca->ctx, l->hca->port.port_num, &port);
-	if (rc != 0)
-		return mc_rdma_errno(rc > 0 ? rc : errno);
+	rc = mc_rdma_port_ask(l->hca, &port);
+	if (rc < 0)
+		return rc;
 	l->msg_max = port.max_msg_sz ? mc_min(port.max_msg_sz, MSG_MAX) : MSG_MAX;
 	return 0;
 }
@@ -127,6 +127,7 @@ int mc_rdma_lane_open(struct mc_xdev *xdev, const struct mc_xpath *path, struct 
 	l->peer_epoch = path->peer_epoch;
 	l->remote_port = path->remote_port;
 	l->psn = mc_rdma_psn();
+	l->addr_gen = atomic_load_explicit(&hca->addr_gen, memory_order_relaxed);
 	atomic_fetch_add_explicit(&dev->nlanes, 1, memory_order_relaxed);
 	mc_list_init(&l->todo);
 	mc_list_init(&l->flight);
@@ -182,6 +183,8 @@ static int join(struct mc_rdma_lane *l, const struct mc_rdma_end *peer, uint32_t
 		return l->failed;
 	if (peer->nqps != l->nqps)
 		return -MC_E_PROTO;
+	if (!mc_rdma_lane_has_addr(l)) /* the peer was told the old one */
+		return -MC_E_LINK_DOWN;
 	for (uint32_t i = 0; i < l->nqps; i++) {
 		int rc;
 
@@ -223,6 +226,13 @@ int mc_rdma_lane_join(struct mc_xlane *x, const struct mc_rdma_end *peer)
 		return -MC_E_PROTO;
 	l->is_named = true;
 	return join(l, peer, 0);
+}
+
+bool mc_rdma_lane_is_over(const struct mc_xlane *x)
+{
+	const struct mc_rdma_lane *l = (const struct mc_rdma_lane *)x;
+
+	return !mc_rdma_port_is_up(&l->dev->x, l->hca->index) || !mc_rdma_lane_has_addr(l);
 }
 
 /* ---- end ---- */

@@ -62,6 +62,7 @@ struct mc_rdma_lane {
 	uint64_t id, peer_epoch;
 	unsigned remote_port;
 	uint32_t psn;
+	uint32_t addr_gen; /* of the port, when it was opened */
 	bool is_named;	   /* connected to upstream's: no epochs, no fence */
 	bool is_connected; /* post() takes slices */
 	int failed;	   /* broken: what poll() says when nothing is left to give */
@@ -93,6 +94,12 @@ struct mc_rdma_lane {
 static inline struct mc_rdma_lane *mc_rdma_lane_of(struct mc_xlane *x)
 {
 	return (struct mc_rdma_lane *)x;
+}
+
+/** Its port has the address that the lane was made with. */
+static inline bool mc_rdma_lane_has_addr(const struct mc_rdma_lane *l)
+{
+	return atomic_load_explicit(&l->hca->addr_gen, memory_order_relaxed) == l->addr_gen;
 }
 
 /* ---- lane.c ---- */

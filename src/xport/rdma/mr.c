@@ -134,15 +134,18 @@ struct registering {
 	uint64_t addr, len;
 	unsigned access;
 	struct range *r;
+	uint32_t up;			  /* bit a port that was up at the beginning */
+	uint8_t ports[MC_RDMA_PORTS_MAX]; /* that are being worked at */
 	int err[MC_RDMA_PORTS_MAX];
 };
 
-static void reg_at(void *user, unsigned index)
+static void reg_at(void *user, unsigned at)
 {
 	struct registering *g = user;
+	unsigned index = g->ports[at];
 	struct mc_rdma_hca *h = &g->dev->hca[index];
 	const struct mc_verbs *v = g->dev->v;
-	void *at = (void *)(uintptr_t)g->addr;
+	void *mem = (void *)(uintptr_t)g->addr;
 
 	if (atomic_load(&h->is_fatal)) {
 		g->err[index] = EIO;
@@ -154,18 +157,19 @@ static void reg_at(void *user, unsigned index)
 	}
 	errno = 0;
 	if (g->access & IBV_ACCESS_RELAXED_ORDERING)
-		g->r->mr[index] = v->reg_mr_iova2(h->pd, at, g->len, g->addr, g->access);
+		g->r->mr[index] = v->reg_mr_iova2(h->pd, mem, g->len, g->addr, g->access);
 	else
-		g->r->mr[index] = v->reg_mr(h->pd, at, g->len, (int)g->access);
+		g->r->mr[index] = v->reg_mr(h->pd, mem, g->len, (int)g->access);
 	if (!g->r->mr[index])
 		g->err[index] = errno ? errno : EIO;
 	else
 		atomic_fetch_add(&g->dev->mrs->count[index], 1);
 }
 
-static void dereg_at(void *user, unsigned index)
+static void dereg_at(void *user, unsigned at)
 {
 	struct registering *g = user;
+	unsigned index = g->ports[at];
 	int err;
 
 	if (!g->r->mr[index])
@@ -178,14 +182,29 @@ static void dereg_at(void *user, unsigned index)
 	atomic_fetch_sub(&g->dev->mrs->count[index], 1);
 }
 
-static void at_ports(struct registering *g, void (*run)(void *user, unsigned index))
+static void at_ports(struct registering *g, uint32_t ports, void (*run)(void *user, unsigned at))
 {
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < g->dev->nhcas; i++)
+		if (ports & 1u << i)
+			g->ports[n++] = (uint8_t)i;
 	if (g->len >= PARALLEL_BYTES) {
-		run_parts(g->dev->nhcas, run, g);
+		run_parts(n, run, g);
 		return;
 	}
-	for (unsigned i = 0; i < g->dev->nhcas; i++)
+	for (unsigned i = 0; i < n; i++)
 		run(g, i);
+}
+
+/* What a limit leaves goes to ports that are of use now. */
+static void reg_all(struct registering *g)
+{
+	for (unsigned i = 0; i < g->dev->nhcas; i++)
+		if (mc_rdma_port_is_up(&g->dev->x, i))
+			g->up |= 1u << i;
+	at_ports(g, g->up, reg_at);
+	at_ports(g, ~g->up, reg_at);
 }
 
 static void range_end(struct mc_rdma_dev *dev, struct range *r)
@@ -193,7 +212,7 @@ static void range_end(struct mc_rdma_dev *dev, struct range *r)
 	struct registering g = {.dev = dev, .addr = r->node.start, .r = r};
 
 	g.len = r->node.end - r->node.start;
-	at_ports(&g, dereg_at);
+	at_ports(&g, UINT32_MAX, dereg_at);
 	mc_free(r);
 }
 
@@ -315,7 +334,7 @@ static int outcome(const struct registering *g, struct mc_diag *diag)
 		if (g->r->mr[i])
 			continue;
 		err = explain(g, i, &one);
-		if (is_taken && err == -MC_E_UNSUPPORTED)
+		if (is_taken && (err == -MC_E_UNSUPPORTED || !(g->up & 1u << i)))
 			mc_log_debug("RDMA device without this memory", "why='%s'", one.text);
 		else if (is_taken)
 			mc_log_warn("RDMA device without this memory", "why='%s'", one.text);
@@ -382,7 +401,7 @@ int mc_rdma_mem_add(struct mc_xdev *x, uint64_t addr, uint64_t len, unsigned rig
 	g.r->rights = rights;
 	g.access = access_of(dev, rights);
 	touch(addr, len);
-	at_ports(&g, reg_at);
+	reg_all(&g);
 	rc = outcome(&g, diag);
 	if (rc < 0) {
 		mc_free(g.r);

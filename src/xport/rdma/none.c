@@ -24,6 +24,8 @@ int mc_rdma_dev_open(const struct mc_xdev_env *env, const struct mc_rdma_opts *o
 NEVER(unsigned, mc_rdma_ports, const struct mc_xdev *dev)
 NEVER(void, mc_rdma_port_get, const struct mc_xdev *dev, unsigned port, struct mc_rdma_port *ret)
 NEVER(bool, mc_rdma_port_is_up, const struct mc_xdev *dev, unsigned port)
+NEVER(bool, mc_rdma_has_addr, const struct mc_xdev *dev)
+NEVER(bool, mc_rdma_lane_is_over, const struct mc_xlane *lane)
 NEVER(int, mc_rdma_port_find, const struct mc_xdev *dev, const char *name)
 NEVER(uint32_t, mc_rdma_ports_version, const struct mc_xdev *dev)
 NEVER(uint64_t, mc_rdma_retry_ns, const struct mc_xdev *dev)

@@ -140,14 +140,17 @@ static bool gid_is_set(const uint8_t *raw)
 }
 
 /* All addresses of the port. @return how many, at most GIDS_MAX */
-static unsigned gids_load(struct mc_rdma_hca *h, int table_len, const char *root,
-			  const struct ifaddrs *ifs, struct mc_rdma_gid *gids)
+static unsigned gids_load(struct mc_rdma_hca *h, struct mc_rdma_gid *gids)
 {
 	const struct mc_rdma_port *port = &h->port;
+	const char *root = h->dev->sys_root;
+	struct ifaddrs *ifs = NULL;
 	char text[64];
 	unsigned n = 0;
 
-	for (int i = 0; i < table_len && i < GIDS_MAX; i++) {
+	if (getifaddrs(&ifs) < 0)
+		ifs = NULL; /* then no address counts as ours, and the order decides */
+	for (int i = 0; i < (int)h->ngids && i < GIDS_MAX; i++) {
 		struct mc_rdma_gid *g = &gids[n];
 		union ibv_gid gid;
 
@@ -164,6 +167,8 @@ static unsigned gids_load(struct mc_rdma_hca *h, int table_len, const char *root
 			gid_match(g, text, ifs);
 		n++;
 	}
+	if (ifs)
+		freeifaddrs(ifs);
 	return n;
 }
 
@@ -181,47 +186,105 @@ static void gids_text(const struct mc_rdma_gid *gids, unsigned n, char *buf, siz
 	}
 }
 
-static int gid_pick(struct mc_rdma_hca *h, const struct mc_rdma_gid *gids, unsigned n,
-		    struct mc_diag *diag)
+/* Which of them to use. @return position in gids; -1: none */
+static int gid_pick(const struct mc_rdma_hca *h, const struct mc_rdma_gid *gids, unsigned n)
 {
+	const struct mc_rdma_port *port = &h->port;
 	int64_t wanted = h->dev->conf.gid_index;
-	struct mc_rdma_port *port = &h->port;
-	int at = -1;
-	char text[256];
+	int keep = -1;
 
 	if (!port->is_ethernet && wanted < 0)
 		wanted = 0;
-	for (unsigned i = 0; i < n && at < 0; i++)
-		at = gids[i].index == wanted ? (int)i : -1;
-	if (wanted < 0)
-		at = mc_rdma_gid_choose(gids, n);
-	if (at < 0 && n > 0) {
-		gids_text(gids, n, text, sizeof(text));
-		mc_diag_set(diag,
-			    "port %u has no address at GID index %lld (MC_GID_INDEX); it has %s",
-			    port->port_num, (long long)wanted, text);
-		return -MC_E_UNAVAILABLE;
+	for (unsigned i = 0; i < n; i++) {
+		if (wanted >= 0 && gids[i].index == wanted)
+			return (int)i;
+		if (h->is_addr_ok && gids[i].index == port->gid_index &&
+		    memcmp(gids[i].raw, port->gid, sizeof(port->gid)) == 0)
+			keep = (int)i;
 	}
-	if (at < 0) {
-		mc_diag_set(diag, "port %u has no address: its interface has none, or is down",
-			    port->port_num);
-		return -MC_E_UNAVAILABLE;
-	}
-	memcpy(port->gid, gids[at].raw, sizeof(port->gid));
-	port->gid_index = gids[at].index;
-	gids_text(&gids[at], 1, text, sizeof(text));
-	if (port->is_ethernet && !gids[at].has_netdev)
-		mc_log_info("RDMA address of no interface that is up here",
-			    "dev=%s port=%u gid='%s'", port->name, port->port_num, text);
-	return 0;
+	return wanted >= 0 ? -1 : mc_rdma_gid_choose(gids, n, keep);
 }
 
-bool mc_rdma_port_has_gid(struct mc_rdma_hca *h)
+/* Take this address. @return another one than before */
+static bool gid_take(struct mc_rdma_hca *h, const struct mc_rdma_gid *g)
+{
+	struct mc_rdma_port *port = &h->port;
+	bool is_other = !port->has_addr || g->index != port->gid_index ||
+			memcmp(g->raw, port->gid, sizeof(port->gid)) != 0;
+
+	h->is_addr_best = mc_rdma_gid_is_best(g);
+	if (!is_other)
+		return false;
+	pthread_mutex_lock(&h->port_mu);
+	memcpy(port->gid, g->raw, sizeof(port->gid));
+	port->gid_index = g->index;
+	port->has_addr = true;
+	pthread_mutex_unlock(&h->port_mu);
+	return true;
+}
+
+/* The one in use is where it was. */
+static bool has_gid(const struct mc_rdma_hca *h)
 {
 	union ibv_gid gid;
 
 	return h->dev->v->query_gid(h->ctx, h->port.port_num, h->port.gid_index, &gid) == 0 &&
 	       memcmp(gid.raw, h->port.gid, sizeof(gid.raw)) == 0;
+}
+
+bool mc_rdma_port_readdress(struct mc_rdma_hca *h)
+{
+	struct mc_rdma_gid gids[GIDS_MAX];
+	char text[256];
+	bool is_first = !h->port.has_addr;
+	unsigned n;
+	int at;
+
+	if (h->is_addr_ok && h->is_addr_best && has_gid(h))
+		return true;
+	n = gids_load(h, gids);
+	at = gid_pick(h, gids, n);
+	if (at < 0)
+		return false;
+	if (!gid_take(h, &gids[at]))
+		return true;
+	gids_text(&gids[at], 1, text, sizeof(text));
+	mc_log_info("RDMA port has got an address", "dev=%s port=%u gid='%s'", h->port.name,
+		    h->port.port_num, text);
+	if (!is_first)
+		atomic_fetch_add(&h->addr_gen, 1);
+	return true;
+}
+
+/* As the port is opened. */
+static int address(struct mc_rdma_hca *h, struct mc_diag *diag)
+{
+	struct mc_rdma_gid gids[GIDS_MAX];
+	struct mc_rdma_port *port = &h->port;
+	unsigned n = gids_load(h, gids);
+	int at = gid_pick(h, gids, n);
+	char text[256];
+
+	h->is_addr_ok = at >= 0;
+	if (at >= 0) {
+		(void)gid_take(h, &gids[at]);
+		gids_text(&gids[at], 1, text, sizeof(text));
+		if (port->is_ethernet && !gids[at].has_netdev)
+			mc_log_info("RDMA address of no interface that is up here",
+				    "dev=%s port=%u gid='%s'", port->name, port->port_num, text);
+		return 0;
+	}
+	if (!h->is_link_up)
+		return 0;
+	if (n == 0) {
+		mc_diag_set(diag, "port %u has no address: its interface has none, or is down",
+			    port->port_num);
+		return 0;
+	}
+	gids_text(gids, n, text, sizeof(text));
+	mc_diag_set(diag, "port %u has no address at GID index %lld (MC_GID_INDEX); it has %s",
+		    port->port_num, (long long)h->dev->conf.gid_index, text);
+	return -MC_E_UNAVAILABLE;
 }
 
 static const char *state_name(enum ibv_port_state state)
@@ -238,13 +301,43 @@ static const char *state_name(enum ibv_port_state state)
 	return (size_t)state < MC_ARRAY_LEN(names) ? names[state] : "unknown";
 }
 
-int mc_rdma_port_load(struct mc_rdma_hca *h, const char *sys_root, const struct ifaddrs *ifs,
-		      struct mc_diag *diag)
+static void attr_take(struct mc_rdma_hca *h, const struct ibv_port_attr *attr)
+{
+	struct mc_rdma_port *port = &h->port;
+	uint32_t mbps = rate_mbps(port, attr, h->dev->sys_root);
+
+	pthread_mutex_lock(&h->port_mu);
+	port->lid = attr->lid;
+	port->mtu = (uint8_t)attr->active_mtu;
+	port->mbps = mbps;
+	pthread_mutex_unlock(&h->port_mu);
+}
+
+int mc_rdma_port_ask(struct mc_rdma_hca *h, struct ibv_port_attr *ret)
+{
+	int rc = h->dev->v->query_port(h->ctx, h->port.port_num, ret);
+
+	if (rc != 0)
+		return mc_rdma_errno(rc > 0 ? rc : errno);
+	attr_take(h, ret);
+	return 0;
+}
+
+struct mc_rdma_port mc_rdma_port_now(struct mc_rdma_hca *h)
+{
+	struct mc_rdma_port port;
+
+	pthread_mutex_lock(&h->port_mu);
+	port = h->port;
+	pthread_mutex_unlock(&h->port_mu);
+	return port;
+}
+
+int mc_rdma_port_load(struct mc_rdma_hca *h, struct mc_diag *diag)
 {
 	struct mc_rdma_port *port = &h->port;
 	struct ibv_port_attr attr = {.state = IBV_PORT_NOP};
-	struct mc_rdma_gid *gids;
-	int rc, err;
+	int err;
 
 	if (h->dev->conf.port_num > h->attr.phys_port_cnt) {
 		mc_diag_set(diag, "there is no port %lld (MC_IB_PORT), only %u",
@@ -253,20 +346,17 @@ int mc_rdma_port_load(struct mc_rdma_hca *h, const char *sys_root, const struct 
 	}
 	port->port_num = (uint8_t)h->dev->conf.port_num;
 	err = h->dev->v->query_port(h->ctx, port->port_num, &attr);
-	if (err || attr.state != IBV_PORT_ACTIVE) {
-		mc_diag_set(diag, "port %u is not active: %s", port->port_num,
-			    err ? "it cannot be queried" : state_name(attr.state));
+	if (err) {
+		mc_diag_set(diag, "port %u cannot be queried", port->port_num);
 		return -MC_E_UNAVAILABLE;
 	}
 	port->is_ethernet = attr.link_layer == IBV_LINK_LAYER_ETHERNET;
-	port->lid = attr.lid;
-	port->mtu = (uint8_t)attr.active_mtu;
-	port->mbps = rate_mbps(port, &attr, sys_root);
-	port->numa = numa_of(port->name, sys_root);
-	gids = mc_calloc(GIDS_MAX, sizeof(*gids));
-	if (!gids)
-		return -MC_E_NOMEM;
-	rc = gid_pick(h, gids, gids_load(h, attr.gid_tbl_len, sys_root, ifs, gids), diag);
-	mc_free(gids);
-	return rc;
+	port->numa = numa_of(port->name, h->dev->sys_root);
+	attr_take(h, &attr);
+	h->ngids = attr.gid_tbl_len > 0 ? (unsigned)attr.gid_tbl_len : 0;
+	h->is_link_up = attr.state == IBV_PORT_ACTIVE;
+	if (!h->is_link_up)
+		mc_diag_set(diag, "port %u is not active: %s", port->port_num,
+			    state_name(attr.state));
+	return address(h, diag);
 }

@@ -49,13 +49,19 @@ struct mc_rdma_mrs;
 struct mc_rdma_hca {
 	struct mc_rdma_dev *dev;
 	unsigned index;
-	struct mc_rdma_port port;
+	struct mc_rdma_port port; /* what may change of it is guarded by port_mu */
+	pthread_mutex_t port_mu;  /* a leaf; held in no call */
+	bool has_port_mu;
 	struct ibv_context *ctx;
 	struct ibv_pd *pd;
 	struct ibv_device_attr attr;
 	_Atomic bool is_up;
-	_Atomic bool is_fatal;	     /* IBV_EVENT_DEVICE_FATAL: nothing of it works again */
+	_Atomic bool is_fatal; /* IBV_EVENT_DEVICE_FATAL: nothing of it works again */
+	/* Counts the port's addresses: what was connected from an earlier one is over. */
+	_Atomic uint32_t addr_gen;
+	unsigned ngids;		     /* places in its table of addresses */
 	bool is_link_up, is_addr_ok; /* first loop only; both: up */
+	bool is_addr_best;	     /* and this: no better address can come */
 	struct mc_watch async;	     /* on the first loop */
 };
 
@@ -71,6 +77,7 @@ struct mc_rdma_dev {
 			      objects are its parent's */
 	struct mc_rdma_conf conf;
 	struct mc_xdev_env env;
+	char *sys_root; /* "/sys" */
 	struct mc_rdma_hca hca[MC_RDMA_PORTS_MAX];
 	unsigned nhcas;
 	_Atomic uint32_t ports_version;
@@ -83,21 +90,31 @@ struct mc_rdma_dev {
 };
 
 /* ---- hca.c ---- */
-/** Open the ports that may be used; `dev` has v, conf and env. @return as mc_rdma_dev_open(); what
- * is open is left for mc_rdma_hcas_close() */
+/** Open the ports that may be used; `dev` has v, conf and env. @return as mc_rdma_dev_open(), also
+ * what diag says with 0; what is open is left for mc_rdma_hcas_close() */
 int mc_rdma_hcas_open(struct mc_rdma_dev *dev, const struct mc_rdma_opts *opts,
 		      struct mc_diag *diag);
 /** Nothing of the ports may be left: no memory, queue pair or lane. Not on a loop. */
 void mc_rdma_hcas_close(struct mc_rdma_dev *dev);
 
 /* ---- port.c ---- */
-struct ifaddrs;
-/** Fill h->port from verbs and sysfs; h has dev, ctx and attr. @return 0; -MC_E_UNAVAILABLE (diag
- * says why the port cannot be used); -MC_E_NOMEM */
-int mc_rdma_port_load(struct mc_rdma_hca *h, const char *sys_root, const struct ifaddrs *ifs,
-		      struct mc_diag *diag);
-/** The address is still where it was. */
-bool mc_rdma_port_has_gid(struct mc_rdma_hca *h);
+/**
+ * Fill h->port from verbs and sysfs; h has dev, ctx and attr. h->is_link_up and h->is_addr_ok say
+ * what there is of it; where one is missing, diag says why.
+ * @return 0; -MC_E_UNAVAILABLE (there is no such port, or not the address that was asked for)
+ */
+int mc_rdma_port_load(struct mc_rdma_hca *h, struct mc_diag *diag);
+/**
+ * Its addresses may have changed: take the one to use now. Another one than before counts
+ * h->addr_gen up. Reads tables of the kernel, no command goes to the device. On the first loop.
+ * @return false: there is none
+ */
+bool mc_rdma_port_readdress(struct mc_rdma_hca *h);
+/** Ask the device for the port, and take what may have changed: LID, MTU, rate. Not on a loop.
+ * @return 0; errors of a verb */
+MC_MUST_CHECK int mc_rdma_port_ask(struct mc_rdma_hca *h, struct ibv_port_attr *ret);
+/** As it is now. Any thread. */
+struct mc_rdma_port mc_rdma_port_now(struct mc_rdma_hca *h);
 
 /* ---- gid.c (pure) ---- */
 struct mc_rdma_gid {
@@ -107,9 +124,15 @@ struct mc_rdma_gid {
 	bool has_netdev;   /* its interface is in this network namespace and up */
 	bool is_addr_ours; /* an IPv4-mapped or IPv6 address that the interface has */
 };
-/** The one to use: v2 before v1, an address of the interface before none, IPv4 before routable IPv6
- * before link-local; the lowest index of equals. @return position in gids; -1: none is usable */
-int mc_rdma_gid_choose(const struct mc_rdma_gid *gids, unsigned n);
+/** No other would be chosen before this one. */
+bool mc_rdma_gid_is_best(const struct mc_rdma_gid *g);
+/**
+ * The one to use: v2 before v1, an address of the interface before none, IPv4 before routable IPv6
+ * before link-local; of equals the one in use, then the lowest index.
+ * @param keep  position of the one in use; -1: there is none
+ * @return position in gids; -1: none is usable
+ */
+int mc_rdma_gid_choose(const struct mc_rdma_gid *gids, unsigned n, int keep);
 
 /* ---- mr.c ---- */
 int mc_rdma_mrs_open(struct mc_rdma_dev *dev);

@@ -101,18 +101,19 @@ int mc_rdma_qp_open(struct mc_rdma_hca *hca, struct ibv_cq *cq, struct mc_rdma_q
 	return 0;
 }
 
-static struct ibv_ah_attr address(const struct mc_rdma_hca *hca, const struct mc_rdma_end *peer)
+static struct ibv_ah_attr address(struct mc_rdma_hca *hca, const struct mc_rdma_end *peer)
 {
 	const struct mc_rdma_conf *conf = &hca->dev->conf;
+	struct mc_rdma_port port = mc_rdma_port_now(hca);
 	struct ibv_ah_attr ah = {.dlid = peer->lid,
 				 .sl = conf->service_level < 0 ? 0 : (uint8_t)conf->service_level,
-				 .port_num = hca->port.port_num};
+				 .port_num = port.port_num};
 
-	if (!hca->port.is_ethernet && peer->lid != 0)
+	if (!port.is_ethernet && peer->lid != 0)
 		return ah;
 	ah.is_global = 1;
 	memcpy(ah.grh.dgid.raw, peer->gid, sizeof(peer->gid));
-	ah.grh.sgid_index = hca->port.gid_index;
+	ah.grh.sgid_index = port.gid_index;
 	ah.grh.hop_limit = HOP_LIMIT;
 	ah.grh.traffic_class = conf->traffic_class < 0 ? 0 : (uint8_t)conf->traffic_class;
 	return ah;
@@ -200,9 +201,9 @@ static uint8_t mtu_of(int64_t bytes)
 	return mtu;
 }
 
-uint8_t mc_rdma_mtu(const struct mc_rdma_hca *hca, uint8_t peer_mtu)
+uint8_t mc_rdma_mtu(struct mc_rdma_hca *hca, uint8_t peer_mtu)
 {
-	uint8_t mtu = least(hca->port.mtu, mtu_of(hca->dev->conf.mtu));
+	uint8_t mtu = least(mc_rdma_port_now(hca).mtu, mtu_of(hca->dev->conf.mtu));
 
 	return peer_mtu == 0 ? mtu : least(mtu, peer_mtu);
 }
@@ -222,16 +223,18 @@ static uint8_t reads(int of_device)
 	return of_device < 1 ? 1 : (uint8_t)mc_min(of_device, READS_UNTOLD);
 }
 
-void mc_rdma_end_fill(const struct mc_rdma_hca *hca, uint32_t psn, struct mc_rdma_end *ret)
+void mc_rdma_end_fill(struct mc_rdma_hca *hca, uint32_t psn, struct mc_rdma_end *ret)
 {
-	*ret = (struct mc_rdma_end){.lid = hca->port.lid,
+	struct mc_rdma_port port = mc_rdma_port_now(hca);
+
+	*ret = (struct mc_rdma_end){.lid = port.lid,
 				    .mtu = mc_rdma_mtu(hca, 0),
 				    .rd_atomic = reads(hca->attr.max_qp_rd_atom),
 				    .psn = psn};
-	memcpy(ret->gid, hca->port.gid, sizeof(ret->gid));
+	memcpy(ret->gid, port.gid, sizeof(ret->gid));
 }
 
-struct mc_rdma_qp_link mc_rdma_link(const struct mc_rdma_hca *hca, const struct mc_rdma_end *peer,
+struct mc_rdma_qp_link mc_rdma_link(struct mc_rdma_hca *hca, const struct mc_rdma_end *peer,
 				    uint32_t psn, bool is_peer_right)
 {
 	uint8_t there = peer->rd_atomic ? peer->rd_atomic : READS_UNTOLD;

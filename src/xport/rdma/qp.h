@@ -76,11 +76,11 @@ int mc_rdma_qp_stop(struct mc_rdma_hca *hca, struct mc_rdma_qp *qp);
 int mc_rdma_qp_close(struct mc_rdma_hca *hca, struct mc_rdma_qp *qp);
 
 /** Numbers of our end of a lane on this port, without queue pairs. */
-void mc_rdma_end_fill(const struct mc_rdma_hca *hca, uint32_t psn, struct mc_rdma_end *ret);
+void mc_rdma_end_fill(struct mc_rdma_hca *hca, uint32_t psn, struct mc_rdma_end *ret);
 /** Packet size for both ends: the smaller of ours and what the peer told, 0: it did not. */
-uint8_t mc_rdma_mtu(const struct mc_rdma_hca *hca, uint8_t peer_mtu);
+uint8_t mc_rdma_mtu(struct mc_rdma_hca *hca, uint8_t peer_mtu);
 /** What connecting to this end takes, but for the number of the queue pair. */
-struct mc_rdma_qp_link mc_rdma_link(const struct mc_rdma_hca *hca, const struct mc_rdma_end *peer,
+struct mc_rdma_qp_link mc_rdma_link(struct mc_rdma_hca *hca, const struct mc_rdma_end *peer,
 				    uint32_t psn, bool is_peer_right);
 /** A random number of 24 bits. */
 uint32_t mc_rdma_psn(void);

@@ -68,7 +68,20 @@ unsigned mc_rdma_ports(const struct mc_xdev *x)
 
 void mc_rdma_port_get(const struct mc_xdev *x, unsigned port, struct mc_rdma_port *ret)
 {
-	*ret = hca_of(x, port)->port;
+	/* Only its lock is not constant. */
+	*ret = mc_rdma_port_now((struct mc_rdma_hca *)hca_of(x, port));
+}
+
+bool mc_rdma_has_addr(const struct mc_xdev *x)
+{
+	struct mc_rdma_port port;
+
+	for (unsigned i = 0; i < mc_rdma_ports(x); i++) {
+		mc_rdma_port_get(x, i, &port);
+		if (port.has_addr)
+			return true;
+	}
+	return false;
 }
 
 bool mc_rdma_port_is_up(const struct mc_xdev *x, unsigned port)

@@ -39,17 +39,20 @@ struct mc_rdma_opts {
 	const struct mc_verbs *verbs; /* NULL: libibverbs; tests bring their own */
 };
 
-/** A local port. Constant while the device is open, but for what mc_rdma_port_is_up() tells. */
+/** A local port. */
 struct mc_rdma_port {
+	/* constant while the device is open */
 	char name[MC_RDMA_NAME_MAX]; /* of the device: "mlx5_0" */
 	uint8_t port_num;	     /* from 1 */
+	bool is_ethernet;	     /* RoCE: gid is what addresses */
+	int numa;		     /* -1: unknown */
+	/* as last seen */
+	bool has_addr; /* it has one, or had */
 	uint8_t gid[16];
 	uint8_t gid_index;
 	uint16_t lid;
-	uint8_t mtu;	  /* enum ibv_mtu, active */
-	bool is_ethernet; /* RoCE: gid is what addresses */
+	uint8_t mtu; /* enum ibv_mtu, active */
 	uint32_t mbps;
-	int numa; /* -1: unknown */
 };
 
 /** One end of a lane, as the other end has to know it. */
@@ -64,21 +67,24 @@ struct mc_rdma_end {
 };
 
 /**
- * Load libibverbs, open the ports that are listed and active.
+ * Load libibverbs, open the ports that are listed. One that is down is of use once it comes up.
  *
- * @return 0; -MC_E_UNAVAILABLE (no library, no device, no permission, no active port: diag says
- * which and what to do); -MC_E_NOENT (the list names no device of this machine: diag lists those
- * that there are); -MC_E_LIMIT (memlock); -MC_E_NOMEM. Not on a loop.
+ * @return 0 (when no port is up, diag says why); -MC_E_UNAVAILABLE (no library, no device, no
+ * permission: diag says which and what to do); -MC_E_NOENT (the list names no device of this
+ * machine: diag lists those that there are); -MC_E_LIMIT (memlock); -MC_E_NOMEM. Not on a loop.
  */
 MC_MUST_CHECK int mc_rdma_dev_open(const struct mc_xdev_env *env, const struct mc_rdma_opts *opts,
 				   struct mc_xdev **ret_dev, struct mc_diag *diag);
 unsigned mc_rdma_ports(const struct mc_xdev *dev);
+/** As it is now. Any thread. */
 void mc_rdma_port_get(const struct mc_xdev *dev, unsigned port, struct mc_rdma_port *ret);
 /** As the last asynchronous event said. Any thread, one load. */
 bool mc_rdma_port_is_up(const struct mc_xdev *dev, unsigned port);
 /** Index of the port of this device name; -1: none. */
 int mc_rdma_port_find(const struct mc_xdev *dev, const char *name);
-/** Counts up with every change of a port's state. Any thread. */
+/** Has any port been up? */
+bool mc_rdma_has_addr(const struct mc_xdev *dev);
+/** Counts up with every change of a port's state or address. Any thread. */
 uint32_t mc_rdma_ports_version(const struct mc_xdev *dev);
 /** How long an HCA tries before it gives a packet up, as it was told to: its timeout, each time. */
 uint64_t mc_rdma_retry_ns(const struct mc_xdev *dev);
@@ -134,6 +140,9 @@ MC_MUST_CHECK int mc_rdma_accept_named(struct mc_xdev *dev, unsigned port, const
 /** End what was accepted from this incarnation, or name: it is gone for good. Not on a loop. */
 void mc_rdma_forget(struct mc_xdev *dev, uint64_t initiator_epoch);
 void mc_rdma_forget_named(struct mc_xdev *dev, const char *who);
+
+/** Its port is down, or has got another address: nothing will ever cross this lane. Any thread. */
+bool mc_rdma_lane_is_over(const struct mc_xlane *lane);
 
 /** For metrics and tests; each only grows, but for the numbers of live objects. */
 struct mc_rdma_stats {

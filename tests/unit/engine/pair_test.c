@@ -85,6 +85,21 @@ static void ethernet_and_infiniband_are_never_paired(void **state)
 	(void)state;
 }
 
+static void ports_that_are_up_find_each_other_first(void **state)
+{
+	struct mc_pair_port l[] = {port("mlx5_0", 0, 1), port("mlx5_1", 0, 2)};
+	struct mc_pair_port r[] = {port("mlx5_0", 0, 3), port("mlx5_1", 0, 4)};
+	struct mc_pair p[8];
+
+	l[0].is_down = r[1].is_down = true;
+	assert_int_equal(mc_pair_ports(l, 2, r, 2, p, 8), 2);
+	assert_int_equal(p[0].local, 1);
+	assert_int_equal(p[0].remote, 0);
+	assert_int_equal(p[1].local, 0);
+	assert_int_equal(p[1].remote, 1);
+	(void)state;
+}
+
 static void no_more_pairs_are_made_than_there_is_room_for(void **state)
 {
 	struct mc_pair_port l[8], r[8];
@@ -107,6 +122,7 @@ int main(void)
 	    cmocka_unit_test(else_the_nearest_prefix_is_taken),
 	    cmocka_unit_test(every_port_of_both_sides_is_used_and_no_pair_more_is_made),
 	    cmocka_unit_test(ethernet_and_infiniband_are_never_paired),
+	    cmocka_unit_test(ports_that_are_up_find_each_other_first),
 	    cmocka_unit_test(no_more_pairs_are_made_than_there_is_room_for),
 	};
 

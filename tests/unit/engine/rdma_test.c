@@ -35,11 +35,14 @@ static struct mc_engine *engine(const char *devices)
 	return eng;
 }
 
-static int setup_with(unsigned ndevs, const char *location)
+static int setup_on(const struct verbs_fake_conf *conf, uint32_t down, const char *location)
 {
 	(void)setenv("MC_NO_SHM", "1", 1);
 	(void)setenv("MC_NUM_TCP_IO_THREADS", "1", 1);
-	verbs = verbs_fake_open(&(struct verbs_fake_conf){.ndevs = ndevs});
+	verbs = verbs_fake_open(conf);
+	for (unsigned i = 0; i < conf->ndevs; i++)
+		if (down & 1u << i)
+			verbs_fake_link(i, 1, VERBS_FAKE_DOWN);
 	local = mc_aligned_alloc(4096, BYTES);
 	remote = mc_aligned_alloc(4096, BYTES);
 	assert_true(local && remote);
@@ -53,10 +56,35 @@ static int setup_with(unsigned ndevs, const char *location)
 	return 0;
 }
 
+static int setup_with(unsigned ndevs, const char *location)
+{
+	return setup_on(&(struct verbs_fake_conf){.ndevs = ndevs}, 0, location);
+}
+
 static int setup(void **state)
 {
 	(void)state;
 	return setup_with(1, NULL);
+}
+
+/* One of two ports is down when both engines open. */
+static int setup_half(void **state)
+{
+	(void)state;
+	return setup_on(&(struct verbs_fake_conf){.ndevs = 2}, 2, NULL);
+}
+
+/* All are. */
+static int setup_dark(void **state)
+{
+	(void)state;
+	return setup_on(&(struct verbs_fake_conf){.ndevs = 2}, 3, NULL);
+}
+
+static int setup_infiniband(void **state)
+{
+	(void)state;
+	return setup_on(&(struct verbs_fake_conf){.ndevs = 1, .is_infiniband = true}, 0, NULL);
 }
 
 static int setup_four(void **state)
@@ -450,6 +478,70 @@ static void one_rail_of_four_that_goes_down_is_left_to_the_others(void **state)
 	EVENTUALLY(write_all() == 0 && rail_bytes(&session()->rdma.v[1]) > lost);
 }
 
+static void a_port_that_was_down_at_first_becomes_a_rail(void **state)
+{
+	struct mc_rail *late;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(session()->rdma.n, 2);
+	late = &session()->rdma.v[1];
+	assert_string_equal(late->stats->rail, "fake1->fake1");
+	assert_int_equal(rail_bytes(late), 0);
+	verbs_fake_link(1, 1, VERBS_FAKE_UP);
+	EVENTUALLY(write_all() == 0 && rail_bytes(late) > 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(tcp_bytes(), 0);
+}
+
+static void rdma_begins_when_the_first_port_comes_up(void **state)
+{
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	assert_int_equal(rdma_bytes(), 0);
+	verbs_fake_link(0, 1, VERBS_FAKE_UP);
+	verbs_fake_link(1, 1, VERBS_FAKE_UP);
+	EVENTUALLY(write_all() == 0 && rdma_bytes() > 0);
+	assert_memory_equal(local, remote, BYTES);
+}
+
+/* Both ends are this device's: the lane that lies idle knows an address that is no more. */
+static void an_address_that_moves_costs_no_error(void **state)
+{
+	static const uint8_t none[16];
+	struct mc_rdma_stats st;
+	uint64_t before;
+	uint8_t gid[16];
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	verbs_fake_gid_get(0, 1, 1, gid);
+	gid[15] ^= 0x40;
+	verbs_fake_gid_set(0, 1, 3, gid);
+	verbs_fake_gid_set(0, 1, 1, none);
+	EVENTUALLY(mc_rdma_port_is_up(a->rdma, 0) && mc_rdma_port_is_up(b->rdma, 0));
+	lanes_age();
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	before = rdma_bytes();
+	EVENTUALLY(write_all() == 0 && rdma_bytes() >= before + BYTES);
+	EVENTUALLY((stats_of(b, &st), st.inbound == 1));
+}
+
+static void a_lid_that_changes_costs_no_error(void **state)
+{
+	uint64_t before;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	verbs_fake_lid_set(0, 1, 99);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	before = rdma_bytes();
+	EVENTUALLY(write_all() == 0 && rdma_bytes() >= before + BYTES);
+}
+
 static unsigned probes_of(struct mc_rail *rail)
 {
 	unsigned n;
@@ -570,6 +662,13 @@ int main(void)
 	    T(a_lane_that_cannot_be_opened_leaves_tcp),
 	    T(a_port_that_goes_down_costs_no_error),
 	    T4(one_rail_of_four_that_goes_down_is_left_to_the_others),
+	    cmocka_unit_test_setup_teardown(a_port_that_was_down_at_first_becomes_a_rail,
+					    setup_half, teardown),
+	    cmocka_unit_test_setup_teardown(rdma_begins_when_the_first_port_comes_up, setup_dark,
+					    teardown),
+	    T(an_address_that_moves_costs_no_error),
+	    cmocka_unit_test_setup_teardown(a_lid_that_changes_costs_no_error, setup_infiniband,
+					    teardown),
 	    T4(a_rail_that_loses_all_in_silence_gets_no_slice_until_bytes_cross_it),
 	    T(writes_whose_outcome_is_unknown_are_fenced_before_they_go_elsewhere),
 	    T(what_a_dead_peer_left_is_freed_after_a_while),

@@ -37,6 +37,7 @@ static inline void fix_start(struct rdma_fix *f, const struct verbs_fake_conf *c
 static inline int fix_open(struct rdma_fix *f)
 {
 	memset(f->dev, 0, sizeof(*f->dev));
+	f->diag.text[0] = '\0';
 	f->dev->v = f->opts.verbs;
 	f->dev->env.loops = &f->loop;
 	f->dev->env.nloops = 1;

@@ -91,20 +91,64 @@ static void name_of_no_device_is_refused_with_those_that_there_are(void **state)
 	fix_end(&f);
 }
 
-static void port_that_is_down_is_left_out(void **state)
+static void port_that_is_down_at_first_comes_in_later(void **state)
+{
+	static const uint8_t none[16];
+	uint8_t gid[16];
+	struct rdma_fix f;
+
+	(void)state;
+	fix_start(&f, DEVS3);
+	verbs_fake_gid_get(1, 1, 1, gid);
+	verbs_fake_link(1, 1, VERBS_FAKE_DOWN);
+	verbs_fake_gid_set(1, 1, 0, none);
+	verbs_fake_gid_set(1, 1, 1, none);
+	assert_int_equal(fix_open(&f), 0);
+	assert_int_equal(f.dev->nhcas, 3);
+	assert_false(atomic_load(&f.dev->hca[1].is_up));
+	assert_false(f.dev->hca[1].port.has_addr);
+	assert_true(atomic_load(&f.dev->hca[2].is_up));
+	assert_string_equal(f.diag.text, "");
+	verbs_fake_link(1, 1, VERBS_FAKE_UP);
+	fix_step(&f);
+	assert_false(atomic_load(&f.dev->hca[1].is_up)); /* it has no address */
+	verbs_fake_gid_set(1, 1, 1, gid);
+	fix_step(&f);
+	assert_true(atomic_load(&f.dev->hca[1].is_up));
+	assert_int_equal(f.dev->hca[1].port.gid_index, 1);
+	assert_memory_equal(f.dev->hca[1].port.gid, gid, sizeof(gid));
+	mc_rdma_hcas_close(f.dev);
+	fix_end(&f);
+}
+
+static void reason_is_told_when_no_port_is_up(void **state)
 {
 	struct rdma_fix f;
 
 	(void)state;
 	fix_start(&f, DEVS3);
 	verbs_fake_link(1, 1, VERBS_FAKE_DOWN);
-	assert_int_equal(fix_open(&f), 0);
-	assert_int_equal(f.dev->nhcas, 2);
-	assert_string_equal(f.dev->hca[1].port.name, "fake2");
-	mc_rdma_hcas_close(f.dev);
 	f.opts.devices = "fake1";
-	assert_int_equal(fix_open(&f), -MC_E_UNAVAILABLE);
+	assert_int_equal(fix_open(&f), 0);
 	assert_diag_has(&f, "fake1: port 1 is not active: down");
+	mc_rdma_hcas_close(f.dev);
+	fix_end(&f);
+}
+
+static void ports_that_are_up_come_first_where_there_are_too_many(void **state)
+{
+	struct rdma_fix f;
+
+	(void)state;
+	fix_start(&f, &(struct verbs_fake_conf){.ndevs = 10});
+	for (unsigned i = 0; i < 3; i++)
+		verbs_fake_link(i, 1, VERBS_FAKE_DOWN);
+	assert_int_equal(fix_open(&f), 0);
+	assert_int_equal(f.dev->nhcas, MC_RDMA_PORTS_MAX);
+	assert_string_equal(f.dev->hca[0].port.name, "fake3");
+	assert_string_equal(f.dev->hca[6].port.name, "fake9");
+	assert_string_equal(f.dev->hca[7].port.name, "fake0");
+	assert_false(atomic_load(&f.dev->hca[7].is_up));
 	mc_rdma_hcas_close(f.dev);
 	fix_end(&f);
 }
@@ -285,6 +329,79 @@ static void port_is_down_while_its_address_is_gone(void **state)
 	fix_end(&f);
 }
 
+static void address_that_comes_back_at_another_index_is_used(void **state)
+{
+	static const uint8_t none[16];
+	uint8_t gid[16];
+	struct rdma_fix f;
+	uint32_t gen, version;
+
+	(void)state;
+	fix_start(&f, DEVS3);
+	verbs_fake_gid_get(0, 1, 1, gid);
+	assert_int_equal(fix_open(&f), 0);
+	verbs_fake_gid_set(0, 1, 0, none);
+	verbs_fake_gid_set(0, 1, 1, none);
+	fix_step(&f);
+	assert_false(atomic_load(&f.dev->hca[0].is_up));
+	gen = atomic_load(&f.dev->hca[0].addr_gen);
+	version = atomic_load(&f.dev->ports_version);
+	verbs_fake_gid_set(0, 1, 3, gid);
+	fix_step(&f);
+	assert_true(atomic_load(&f.dev->hca[0].is_up));
+	assert_int_equal(f.dev->hca[0].port.gid_index, 3);
+	assert_true(atomic_load(&f.dev->hca[0].addr_gen) != gen);
+	assert_true(atomic_load(&f.dev->ports_version) != version);
+	mc_rdma_hcas_close(f.dev);
+	fix_end(&f);
+}
+
+/* DHCP may be late: until then there is a link-local one. */
+static void better_address_is_taken_when_it_comes(void **state)
+{
+	static const uint8_t none[16];
+	uint8_t gid[16];
+	struct rdma_fix f;
+	uint32_t gen;
+
+	(void)state;
+	fix_start(&f, DEVS3);
+	verbs_fake_gid_get(0, 1, 1, gid);
+	verbs_fake_gid_set(0, 1, 1, none);
+	assert_int_equal(fix_open(&f), 0);
+	assert_int_equal(f.dev->hca[0].port.gid_index, 0);
+	verbs_fake_gid_set(0, 1, 2, gid);
+	fix_step(&f);
+	assert_int_equal(f.dev->hca[0].port.gid_index, 2);
+	gen = atomic_load(&f.dev->hca[0].addr_gen);
+	verbs_fake_gid_set(0, 1, 1, gid); /* no better: lanes use the other */
+	fix_step(&f);
+	assert_int_equal(f.dev->hca[0].port.gid_index, 2);
+	assert_int_equal(atomic_load(&f.dev->hca[0].addr_gen), gen);
+	mc_rdma_hcas_close(f.dev);
+	fix_end(&f);
+}
+
+static void changed_lid_is_asked_for(void **state)
+{
+	struct ibv_port_attr attr;
+	struct rdma_fix f;
+	uint32_t gen;
+
+	(void)state;
+	fix_start(&f, &(struct verbs_fake_conf){.is_infiniband = true});
+	assert_int_equal(fix_open(&f), 0);
+	gen = atomic_load(&f.dev->hca[0].addr_gen);
+	verbs_fake_lid_set(0, 1, 99);
+	fix_step(&f);
+	assert_true(atomic_load(&f.dev->hca[0].is_up));
+	assert_true(atomic_load(&f.dev->hca[0].addr_gen) != gen);
+	assert_int_equal(mc_rdma_port_ask(&f.dev->hca[0], &attr), 0);
+	assert_int_equal(mc_rdma_port_now(&f.dev->hca[0]).lid, 99);
+	mc_rdma_hcas_close(f.dev);
+	fix_end(&f);
+}
+
 static void failed_device_never_comes_back(void **state)
 {
 	struct rdma_fix f;
@@ -415,13 +532,18 @@ int main(void)
 	    cmocka_unit_test(infiniband_port_has_its_lid_and_first_gid),
 	    cmocka_unit_test(only_listed_devices_are_opened),
 	    cmocka_unit_test(name_of_no_device_is_refused_with_those_that_there_are),
-	    cmocka_unit_test(port_that_is_down_is_left_out),
+	    cmocka_unit_test(port_that_is_down_at_first_comes_in_later),
+	    cmocka_unit_test(reason_is_told_when_no_port_is_up),
+	    cmocka_unit_test(ports_that_are_up_come_first_where_there_are_too_many),
 	    cmocka_unit_test(machine_without_devices_is_told_so),
 	    cmocka_unit_test(missing_permission_or_file_is_named),
 	    cmocka_unit_test(port_and_address_that_are_asked_for_must_be_there),
 	    cmocka_unit_test(address_of_an_interface_that_is_here_is_chosen),
 	    cmocka_unit_test(port_goes_down_and_up_with_its_link),
 	    cmocka_unit_test(port_is_down_while_its_address_is_gone),
+	    cmocka_unit_test(address_that_comes_back_at_another_index_is_used),
+	    cmocka_unit_test(better_address_is_taken_when_it_comes),
+	    cmocka_unit_test(changed_lid_is_asked_for),
 	    cmocka_unit_test(failed_device_never_comes_back),
 	    cmocka_unit_test(device_that_is_taken_away_is_not_listened_to_any_more),
 	    cmocka_unit_test(ports_close_while_events_wait),

@@ -83,7 +83,7 @@ static void ipv4_of_the_interface_as_roce_v2_is_chosen(void **state)
 	};
 
 	(void)state;
-	assert_int_equal(mc_rdma_gid_choose(gids, MC_ARRAY_LEN(gids)), 3);
+	assert_int_equal(mc_rdma_gid_choose(gids, MC_ARRAY_LEN(gids), -1), 3);
 }
 
 static void address_of_another_network_namespace_is_not_chosen(void **state)
@@ -95,9 +95,9 @@ static void address_of_another_network_namespace_is_not_chosen(void **state)
 	};
 
 	(void)state;
-	assert_int_equal(mc_rdma_gid_choose(gids, 3), 2);
-	assert_int_equal(mc_rdma_gid_choose(gids, 2), 1);
-	assert_int_equal(mc_rdma_gid_choose(gids, 1), 0);
+	assert_int_equal(mc_rdma_gid_choose(gids, 3, -1), 2);
+	assert_int_equal(mc_rdma_gid_choose(gids, 2, -1), 1);
+	assert_int_equal(mc_rdma_gid_choose(gids, 1, -1), 0);
 }
 
 static void routable_ipv6_comes_before_link_local(void **state)
@@ -109,8 +109,8 @@ static void routable_ipv6_comes_before_link_local(void **state)
 	};
 
 	(void)state;
-	assert_int_equal(mc_rdma_gid_choose(gids, 3), 2);
-	assert_int_equal(mc_rdma_gid_choose(gids, 2), 0);
+	assert_int_equal(mc_rdma_gid_choose(gids, 3, -1), 2);
+	assert_int_equal(mc_rdma_gid_choose(gids, 2, -1), 0);
 }
 
 static void lowest_index_of_equals_is_chosen_and_nothing_from_nothing(void **state)
@@ -122,9 +122,12 @@ static void lowest_index_of_equals_is_chosen_and_nothing_from_nothing(void **sta
 	};
 
 	(void)state;
-	assert_int_equal(mc_rdma_gid_choose(gids, 3), 1);
-	assert_int_equal(mc_rdma_gid_choose(&gids[2], 1), -1);
-	assert_int_equal(mc_rdma_gid_choose(NULL, 0), -1);
+	assert_int_equal(mc_rdma_gid_choose(gids, 3, -1), 1);
+	assert_int_equal(mc_rdma_gid_choose(gids, 3, 0), 0); /* unless one is in use */
+	assert_true(mc_rdma_gid_is_best(&gids[0]));
+	assert_false(mc_rdma_gid_is_best(&gids[2]));
+	assert_int_equal(mc_rdma_gid_choose(&gids[2], 1, -1), -1);
+	assert_int_equal(mc_rdma_gid_choose(NULL, 0, -1), -1);
 }
 
 /* ---- settings ---- */
