@@ -39,7 +39,7 @@ static void replica_encode(struct mc_wr *w, const struct mc_st_replica *v)
 	mc_wr_u8(w, v->kind);
 	mc_wr_u8(w, 0);
 	mc_wr_u16(w, 0);
-	mc_wr_u32(w, 0);
+	mc_wr_u32(w, v->life);
 }
 
 static void replica_decode(struct mc_rd *r, struct mc_st_replica *ret)
@@ -50,7 +50,7 @@ static void replica_decode(struct mc_rd *r, struct mc_st_replica *ret)
 	ret->kind = mc_rd_u8(r);
 	(void)mc_rd_u8(r);
 	(void)mc_rd_u16(r);
-	(void)mc_rd_u32(r);
+	ret->life = mc_rd_u32(r);
 	if (ret->kind >= MC_ST_KIND_COUNT)
 		r->is_bad = true;
 }
@@ -272,6 +272,18 @@ void mc_st_has_decode(struct mc_rd *r, struct mc_st_has *ret)
 		r->is_bad = true;
 	ret->key = key_bytes(r, ret->key_len);
 	ret->tlv = text_decode(r, ret->tlv_len);
+}
+
+void mc_st_welcome_encode(struct mc_wr *w, const struct mc_st_welcome *v)
+{
+	mc_wr_u64(w, v->epoch);
+	mc_wr_u64(w, v->from);
+}
+
+void mc_st_welcome_decode(struct mc_rd *r, struct mc_st_welcome *ret)
+{
+	ret->epoch = mc_rd_u64(r);
+	ret->from = mc_rd_u64(r);
 }
 
 void mc_st_space_encode(struct mc_wr *w, const struct mc_st_space *v)

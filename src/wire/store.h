@@ -6,6 +6,8 @@
  * stand behind the fixed part of their record. The others are messages of store.proto.
  *
  * `status` of a record is 0 or one of MC_STORE_* (mooncake/store.h); of a whole call it is rpc's.
+ * MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS: the master recovers and does not know yet; whoever asks
+ * tries again within its deadline.
  */
 #ifndef MC_WIRE_STORE_H
 #define MC_WIRE_STORE_H
@@ -66,7 +68,8 @@ struct mc_st_replica {
 	uint8_t kind;  /* enum mc_st_kind */
 	uint8_t pad8;
 	uint16_t pad16;
-	uint32_t pad32;
+	uint32_t life; /* COMMIT, memory: low half of the incarnation that the owner granted with; a
+			  place of another life is refused. 0: not said */
 };
 
 /** LOOKUP's answer for a key. What follows `status` is there only when that is 0; replicas, best
@@ -98,9 +101,11 @@ struct mc_st_commit {
 
 /** COMMIT's answer. An object that is there already with `gen` as committed is success. */
 struct mc_st_committed {
-	int32_t status; /* MC_STORE_OBJECT_ALREADY_EXISTS: a put came too late, its slots are freed;
-			   MC_STORE_INVALID_VERSION: an upsert's generation is not above `gen` */
-	uint64_t gen;	/* of the object that is there now */
+	int32_t
+	    status;   /* MC_STORE_OBJECT_ALREADY_EXISTS: a put came too late, its slots are freed;
+			 MC_STORE_INVALID_VERSION: an upsert's generation is not above `gen`;
+			 MC_STORE_REPLICA_IS_GONE: an owner has lost or freed its slot: put anew */
+	uint64_t gen; /* of the object that is there now */
 };
 
 struct mc_st_bad {
@@ -148,7 +153,13 @@ struct mc_st_regen {
  * The owner's stream: notes of a fixed head of 16 bytes (u32 length of what follows, u8 type, u8 0,
  * u16 0, u64 number: counts from 1 in each direction) and records. A note may be cut by pieces of
  * the stream.
+ *
+ * The master begins with WELCOME, which may take a while; the owner sends nothing before it. An
+ * owner has something to say at least once in MC_ST_BEAT_MS, a SPACE if nothing else. One that is
+ * silent for three of them is suspect, for client_ttl dropped. It leaves for good by the last piece
+ * of its direction; the master then answers the call.
  */
+#define MC_ST_BEAT_MS 1000u
 enum mc_st_note {
 	/* owner -> master */
 	MC_ST_NOTE_HAS = 1, /* mc_st_has: slots that are sealed; hot first */
@@ -163,9 +174,16 @@ enum mc_st_note {
 	MC_ST_NOTE_FREE,     /* mc_st_place */
 	MC_ST_NOTE_ORDER,    /* Order of store.proto: copy, offload, promote */
 	MC_ST_NOTE_NO_ROOM,  /* mc_st_space: nothing may be evicted for what was wanted */
+	MC_ST_NOTE_WELCOME,  /* mc_st_welcome: first note of a stream */
 };
 #define MC_ST_NOTE_HEAD_LEN 16u
 #define MC_ST_NOTE_MAX (1u << 20) /* bytes of one note with its head */
+
+struct mc_st_welcome {
+	uint64_t epoch; /* of the master; below one that the owner has seen: it hangs up */
+	uint64_t from;	/* owner's notes from this number on are missing; 0: it announces all that
+			   it has, and counts from 1 again */
+};
 
 struct mc_st_has {
 	uint64_t gen, len, addr;
@@ -209,6 +227,8 @@ void mc_st_regen_encode(struct mc_wr *w, const struct mc_st_regen *v);
 void mc_st_regen_decode(struct mc_rd *r, struct mc_st_regen *ret);
 void mc_st_has_encode(struct mc_wr *w, const struct mc_st_has *v);
 void mc_st_has_decode(struct mc_rd *r, struct mc_st_has *ret);
+void mc_st_welcome_encode(struct mc_wr *w, const struct mc_st_welcome *v);
+void mc_st_welcome_decode(struct mc_rd *r, struct mc_st_welcome *ret);
 void mc_st_space_encode(struct mc_wr *w, const struct mc_st_space *v);
 void mc_st_space_decode(struct mc_rd *r, struct mc_st_space *ret);
 
