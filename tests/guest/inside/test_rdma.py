@@ -132,14 +132,19 @@ def test_odd_sizes_arrive_whole_and_alone(node: Start, size: int) -> None:
 
 
 def test_one_request_uses_all_nics(node: Start) -> None:
+    """Emulation on a busy host can freeze a NIC long enough to have it ejected; then the next requests use all again."""
     ends = Ends(node, RAILS)
     assert ends.write() == 0, ends.a.tail()
-    before = sent()
-    for _ in range(4):
-        assert ends.write() == 0, ends.a.tail()
-    ends.check()
-    shares = [(b - a) * PACKET / (4 * SIZE) for a, b in zip(before, sent())][:RAILS]
-    assert min(shares) > 0.1, shares
+    seen = []
+    for _ in range(5):
+        before = sent()
+        for _ in range(4):
+            assert ends.write() == 0, ends.a.tail()
+        ends.check()
+        seen.append([(b - a) * PACKET / (4 * SIZE) for a, b in zip(before, sent())][:RAILS])
+        if min(seen[-1]) > 0.1:
+            return
+    pytest.fail(f"shares of the NICs: {seen}")
 
 
 @pytest.mark.parametrize(("lose", "repair"), [("down", "up"), ("drop", "pass")])
