@@ -1,0 +1,31 @@
+/*
+ * crc.h: CRC32C (Castagnoli; RFC 3720, B.4), alone and in one pass with a copy.
+ *
+ * A CRC goes on where another ended: mc_crc32c(mc_crc32c(0, a, n), b, m) is that of a and b in a
+ * row. Whatever the first argument is, two different strings of one length keep different CRCs
+ * different as CRC does: it may be a seed. All functions: any thread, any alignment.
+ */
+#ifndef MC_BASE_CRC_H
+#define MC_BASE_CRC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/** CRC of n bytes after those that gave `crc`; 0 to begin. */
+uint32_t mc_crc32c(uint32_t crc, const void *data, size_t n);
+/**
+ * Copy n bytes and give the CRC of what was copied: the source is read once, so that also what
+ * somebody changes meanwhile is what the CRC says. The ranges do not overlap. From
+ * MC_CRC_STREAM_MIN bytes up it is mc_crc32c_stream().
+ */
+uint32_t mc_crc32c_copy(uint32_t crc, void *dst, const void *src, size_t n);
+/** The same, past the cache where the processor can: for a piece of something large. All stores are
+ * ordered before later ones of this thread. */
+uint32_t mc_crc32c_stream(uint32_t crc, void *dst, const void *src, size_t n);
+
+#define MC_CRC_STREAM_MIN (256u << 10)
+
+/** The way without special instructions: for tests, and what others fall back to. */
+uint32_t mc_crc32c_table(uint32_t crc, const void *data, size_t n);
+
+#endif
