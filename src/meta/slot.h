@@ -65,13 +65,27 @@ struct mc_slot_info {
 	uint32_t align;	   /* of its start */
 };
 
+/** Bytes of the image that decode needs: header, key, TLV and table. */
+static inline uint64_t mc_slot_head_len(const struct mc_slot_info *info)
+{
+	return info->table_off + (uint64_t)info->nchunks * 4;
+}
+
+/** Payload bytes of chunk `index`, which is below nchunks. */
+static inline uint32_t mc_slot_chunk_len(const struct mc_slot_info *info, uint32_t index)
+{
+	uint64_t left = info->len - (uint64_t)index * MC_SLOT_CHUNK;
+
+	return left < MC_SLOT_CHUNK ? (uint32_t)left : MC_SLOT_CHUNK;
+}
+
 /** Places of everything for info's key_len, tlv_len, len. @return 0; -MC_E_INVAL (no key);
  * -MC_E_TOO_BIG */
 MC_MUST_CHECK int mc_slot_layout(struct mc_slot_info *info);
 /** CRC of chunk `index` with these bytes. */
 uint32_t mc_slot_chunk_crc(const struct mc_slot_info *info, uint32_t index, const void *bytes,
 			   size_t len);
-/** Copy a chunk and give its CRC, in one pass. Big ones past the cache. */
+/** Copy a chunk and give its CRC, in one pass. Those of big objects past the cache. */
 uint32_t mc_slot_chunk_copy(const struct mc_slot_info *info, uint32_t index, void *to,
 			    const void *from, size_t len);
 /**
@@ -83,7 +97,8 @@ void mc_slot_seal(const struct mc_slot_info *info, const uint32_t *table, uint8_
 /** No longer readable. Any later reader, also a remote one, finds no header. */
 void mc_slot_clear(uint8_t *image);
 /**
- * Check and decode the first bytes of an image.
+ * Check and decode the first bytes of an image, which nobody changes meanwhile: of a slot that is
+ * not one's own, a copy.
  * @param n  bytes there; MC_SLOT_HEADER_LEN is enough to learn the lengths, see is_whole
  * @param ret_is_whole  key, TLV and table are among them and were checked, too. May be NULL: then
  *                      an image that is not whole is -MC_E_CORRUPT
