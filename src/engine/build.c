@@ -163,8 +163,9 @@ static enum mc_mem_kind local_kind(const struct mc_engine *eng, uint64_t local)
 	return info.desc.kind;
 }
 
-/* The best route to the region; memory of ours that is not registered has no keys for an HCA. */
-static void route_set(struct build *b, uint64_t local, uint64_t len)
+/* The best route to the region; memory of ours that is not registered has no keys for an HCA.
+ * @return bytes that it is for: to the end of a part of our memory, at most */
+static uint64_t route_set(struct build *b, uint64_t local, uint64_t len)
 {
 	struct mc_engine *eng = b->op->eng;
 	struct mc_region_info info;
@@ -173,7 +174,7 @@ static void route_set(struct build *b, uint64_t local, uint64_t len)
 	    (local < b->local.addr || local - b->local.addr >= b->local.len ||
 	     len > b->local.len - (local - b->local.addr))) {
 		b->local.len = 0;
-		if (mc_region_find(eng->regions, local, len, &info) == 0) {
+		if (mc_hca_region_find(eng, local, len, &info) == 0) {
 			b->local = info.desc;
 			b->local_near = mc_hca_near(eng, info.desc.location);
 		}
@@ -184,6 +185,9 @@ static void route_set(struct build *b, uint64_t local, uint64_t len)
 	b->near = b->route == MC_ROUTE_RDMA ? b->local_near : 0;
 	b->frags_max = mc_route_frags_max(b->session, b->route);
 	b->slice_bytes = mc_route_slice_bytes(b->session, b->route, b->total);
+	if (b->route == MC_ROUTE_RDMA)
+		len = mc_min(len, b->local.len - (local - b->local.addr));
+	return len;
 }
 
 /* Find the region(s) of [raddr, raddr + len) and append. */
@@ -213,14 +217,14 @@ static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr
 			b->best = mc_route_choose(b->session, b->rr, &b->rails);
 			if (n > b->rr->len - (raddr - b->rr->addr))
 				n = b->rr->len - (raddr - b->rr->addr);
-			route_set(b, local, n);
+			n = route_set(b, local, n);
 		} else if (b->best == MC_ROUTE_RDMA || mc_files_any(b->op->eng)) {
-			route_set(b, local, n);
+			n = route_set(b, local, n);
 		}
 		if (b->route == MC_ROUTE_TCP && b->session->tcp.n == 0) {
 			mc_diag_set(b->diag, "%s offers RDMA only: %s", b->session->peer->name,
 				    b->best == MC_ROUTE_RDMA
-					? "register the local memory, in one piece"
+					? "register the local memory"
 					: "it shows no key for this range, or no path is left");
 			return -MC_E_UNSUPPORTED;
 		}

@@ -43,7 +43,7 @@ static void list_region(void *user, const struct mc_region_info *info)
 
 	/* Transports reach neither files nor, as far as others know, our buffers for them. */
 	if (l->n == l->cap || !(d->rights & (MC_RIGHT_READ | MC_RIGHT_WRITE)) ||
-	    (d->rights & MC_RIGHT_UNLISTED))
+	    (d->rights & MC_RIGHT_UNLISTED) || d->is_split)
 		return;
 	*b = (struct mc_segdesc_buffer){.name = l->eng->name, .addr = d->addr, .len = d->len};
 	if (l->extras) {

@@ -1,6 +1,8 @@
 /*
  * hca.c: see hca.h. Memory is registered with every port before it becomes visible, so that whoever
- * resolves a range gets its keys; a range that no HCA takes has none, and peers use TCP for it.
+ * resolves a range gets its keys; a range that no HCA takes has none, and peers use TCP for it. One
+ * that is longer than an HCA takes is a region for transports that name addresses, and each part of
+ * it that an HCA takes is one, too, with keys: who asks is told of the parts.
  */
 #include "engine/hca.h"
 
@@ -16,6 +18,7 @@
 #include "disco/topo.h"
 
 #define NAMES_MAX 1024u
+#define RANGE_MIN (16u << 10)
 
 struct mc_hca_place {
 	char location[MC_TOPO_NAME_MAX];
@@ -207,6 +210,22 @@ void mc_hca_keys(struct mc_engine *eng, const struct mc_region_desc *desc,
 	memset(ret_key, 0, MC_XPORT_TOKEN_MAX);
 	if (eng->rdma && mc_rdma_mem_keys(eng->rdma, desc->addr, desc->len, rkey, lkey) == 0)
 		mc_rdma_key_put(ret_key, rkey);
+}
+
+uint64_t mc_hca_range_max(const struct mc_engine *eng)
+{
+	/* Less than a few pages is no limit, but a driver that does not tell. */
+	return eng->rdma ? mc_max(mc_rdma_range_max(eng->rdma), RANGE_MIN) : UINT64_MAX;
+}
+
+int mc_hca_region_find(struct mc_engine *eng, uint64_t addr, uint64_t len,
+		       struct mc_region_info *ret_info)
+{
+	int rc = mc_region_find(eng->regions, addr, len, ret_info);
+
+	if (rc == 0 && !ret_info->desc.is_split)
+		return 0;
+	return mc_region_find(eng->regions, addr, 1, ret_info);
 }
 
 /* Node of the page at addr; -1: unknown (no NUMA, forbidden, not there). */

@@ -36,4 +36,11 @@ void mc_hca_locate(const struct mc_engine *eng, struct mc_region_desc *desc);
 /** Ports that are close to memory of this location: bit a port, all where nothing is known. */
 uint32_t mc_hca_near(const struct mc_engine *eng, const char *location);
 
+/** The longest range that all HCAs take; longer ones are registered in parts. */
+uint64_t mc_hca_range_max(const struct mc_engine *eng);
+/** As mc_region_find(); of what no region holds whole, or is registered in parts, the region or
+ * part that the range begins in. */
+int mc_hca_region_find(struct mc_engine *eng, uint64_t addr, uint64_t len,
+		       struct mc_region_info *ret_info);
+
 #endif

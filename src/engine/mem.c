@@ -11,6 +11,64 @@
 #include "xport/shm.h"
 
 #define PUBLISH_NS (10 * MC_NS_PER_S)
+#define PART_ALIGN 4096ull
+
+/* A region of its own, at the HCAs, too, unless that is done in parts. */
+static int region_add(struct mc_engine *eng, const struct mc_region_desc *like, uint64_t addr,
+		      uint64_t len, struct mc_region_info *ret_info)
+{
+	struct mc_region_desc d = *like;
+	int rc;
+
+	d.addr = addr;
+	d.len = len;
+	if (eng->shm)
+		mc_shm_desc_fill(eng->shm, &d);
+	if (!d.is_split)
+		mc_hca_mem_add(eng, d.addr, d.len, d.rights);
+	mc_hca_locate(eng, &d);
+	rc = mc_region_add(eng->regions, &d, ret_info);
+	if (rc < 0 && !d.is_split)
+		mc_hca_mem_del(eng, d.addr, d.len);
+	return rc;
+}
+
+/* Length of the part that begins at addr. Parts end at pages, so that no signal lies in two. */
+static uint64_t part_len(const struct mc_engine *eng, uint64_t addr, uint64_t end)
+{
+	uint64_t most = mc_hca_range_max(eng);
+
+	return end - addr <= most ? end - addr : ((addr + most) & ~(PART_ALIGN - 1)) - addr;
+}
+
+static void parts_del(struct mc_engine *eng, uint64_t addr, uint64_t to, uint64_t end)
+{
+	uint64_t len;
+
+	for (; addr < to; addr += len) {
+		len = part_len(eng, addr, end);
+		(void)mc_region_del_part(eng->regions, addr, len); /* it is there */
+		mc_hca_mem_del(eng, addr, len);
+	}
+}
+
+static int parts_add(struct mc_engine *eng, const struct mc_region_desc *whole)
+{
+	uint64_t end = whole->addr + whole->len, at = whole->addr, len;
+	struct mc_region_desc d = *whole;
+	struct mc_region_info info;
+	int rc = 0;
+
+	d.is_split = false;
+	d.is_part = true;
+	for (; at < end && rc == 0; at += len) {
+		len = part_len(eng, at, end);
+		rc = region_add(eng, &d, at, len, &info);
+		if (rc < 0)
+			parts_del(eng, whole->addr, at, end);
+	}
+	return rc;
+}
 
 static int reg_any(struct mc_engine *eng, void *addr, size_t len, const char *location,
 		   unsigned rights, struct mc_region_info *ret_info)
@@ -18,15 +76,16 @@ static int reg_any(struct mc_engine *eng, void *addr, size_t len, const char *lo
 	struct mc_region_desc d = {.addr = (uintptr_t)addr, .len = len, .rights = rights};
 	int rc;
 
-	if (mc_strlcpy(d.location, sizeof(d.location), location ? location : "*") < 0)
+	if (len > UINTPTR_MAX - d.addr ||
+	    mc_strlcpy(d.location, sizeof(d.location), location ? location : "*") < 0)
 		return -MC_E_INVAL;
-	if (eng->shm)
-		mc_shm_desc_fill(eng->shm, &d);
-	mc_hca_mem_add(eng, d.addr, d.len, rights);
-	mc_hca_locate(eng, &d);
-	rc = mc_region_add(eng->regions, &d, ret_info);
+	d.is_split = len > mc_hca_range_max(eng);
+	rc = region_add(eng, &d, d.addr, d.len, ret_info);
+	if (rc < 0 || !d.is_split)
+		return rc;
+	rc = parts_add(eng, &d);
 	if (rc < 0)
-		mc_hca_mem_del(eng, d.addr, d.len);
+		(void)mc_region_del(eng->regions, d.addr); /* it was added just now */
 	return rc;
 }
 
@@ -46,11 +105,14 @@ static int unreg_one(struct mc_engine *eng, uint64_t addr)
 	uint64_t len;
 	int rc = mc_region_del_range(eng->regions, addr, &len);
 
-	if (rc == 0) {
+	if (rc < 0)
+		return rc;
+	if (len > mc_hca_range_max(eng))
+		parts_del(eng, addr, addr + len, addr + len);
+	else
 		mc_hca_mem_del(eng, addr, len);
-		mc_files_drop(eng, addr, len);
-	}
-	return rc;
+	mc_files_drop(eng, addr, len);
+	return 0;
 }
 
 int mc_mem_publish(struct mc_engine *eng, struct mc_diag *diag)
@@ -269,7 +331,8 @@ static void keep_addr(void *user, const struct mc_region_info *info)
 {
 	uint64_t *addr = user;
 
-	*addr = info->desc.addr;
+	if (!info->desc.is_part)
+		*addr = info->desc.addr;
 }
 
 void mc_mem_drop_all(struct mc_engine *eng)

@@ -132,10 +132,8 @@ static void region_find(struct mc_engine *eng, const struct mc_ctl_range *range,
 	struct mc_region_info info;
 
 	*ret = (struct mc_ctl_region){0};
-	if (mc_region_find(eng->regions, range->addr, range->len, &info) < 0 &&
-	    mc_region_find(eng->regions, range->addr, 1, &info) < 0)
-		return;
-	mc_ctl_region_tell(eng, &info, ret);
+	if (mc_hca_region_find(eng, range->addr, range->len, &info) == 0)
+		mc_ctl_region_tell(eng, &info, ret);
 }
 
 static void serve_resolve(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)

@@ -307,6 +307,8 @@ int mc_region_add(struct mc_region_table *t, const struct mc_region_desc *desc,
 			rc = -MC_E_LIMIT;
 		else
 			r->refs++;
+		if (rc == 0)
+			r->desc.is_part &= desc->is_part;
 		region_tell(r, &info);
 	} else {
 		rc = region_add_new(t, desc, &info);
@@ -352,29 +354,19 @@ static struct region *region_find_start(struct mc_region_table *t, uint64_t addr
 		return NULL;
 	for (n = mc_itree_overlap_first(&t->tree, addr, addr + 1); n;
 	     n = mc_itree_overlap_next(n, addr, addr + 1)) {
-		if (n->start == addr && (!best || region_of(n)->order > best->order))
+		if (n->start == addr && !region_of(n)->desc.is_part &&
+		    (!best || region_of(n)->order > best->order))
 			best = region_of(n);
 	}
 	return best;
 }
 
-int mc_region_del(struct mc_region_table *t, uint64_t addr)
-{
-	uint64_t len;
-
-	return mc_region_del_range(t, addr, &len);
-}
-
-int mc_region_del_range(struct mc_region_table *t, uint64_t addr, uint64_t *ret_len)
+/* Lock held; it is left. */
+static int region_end(struct mc_region_table *t, struct region *r)
 {
 	struct mc_region_listener *listeners;
 	struct mc_region_info info;
-	struct region *r;
 
-	pthread_mutex_lock(&t->lock);
-	r = region_find_start(t, addr);
-	if (r)
-		*ret_len = r->len;
 	if (!r || --r->refs > 0) {
 		pthread_mutex_unlock(&t->lock);
 		return r ? 0 : -MC_E_NOENT;
@@ -396,6 +388,33 @@ int mc_region_del_range(struct mc_region_table *t, uint64_t addr, uint64_t *ret_
 	slot_give(t, r);
 	pthread_mutex_unlock(&t->lock);
 	return 0;
+}
+
+int mc_region_del(struct mc_region_table *t, uint64_t addr)
+{
+	uint64_t len;
+
+	return mc_region_del_range(t, addr, &len);
+}
+
+int mc_region_del_range(struct mc_region_table *t, uint64_t addr, uint64_t *ret_len)
+{
+	struct region *r;
+
+	pthread_mutex_lock(&t->lock);
+	r = region_find_start(t, addr);
+	if (r)
+		*ret_len = r->len;
+	return region_end(t, r);
+}
+
+int mc_region_del_part(struct mc_region_table *t, uint64_t addr, uint64_t len)
+{
+	struct mc_inode *n;
+
+	pthread_mutex_lock(&t->lock);
+	n = mc_itree_find_exact(&t->tree, addr, addr + len);
+	return region_end(t, n ? region_of(n) : NULL);
 }
 
 /* ---- look ---- */

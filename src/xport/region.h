@@ -49,6 +49,8 @@ struct mc_region_desc {
 	uint32_t arena;	    /* MC_MEM_MEMFD: which memfd of this process (mc_shm arena index) */
 	uint64_t arena_off; /* and where in it the range begins */
 	char location[MC_LOCATION_MAX];
+	bool is_split; /* it is registered in parts as well, each a region of its own */
+	bool is_part;  /* of such a one: no registration of the user's begins here */
 };
 
 /** A region as told to others. gen is never 0. */
@@ -93,7 +95,8 @@ void mc_region_table_unlisten(struct mc_region_table *t, struct mc_region_listen
 int mc_region_add(struct mc_region_table *t, const struct mc_region_desc *desc,
 		  struct mc_region_info *ret_info);
 /**
- * End one registration of the range that begins at addr (the latest one, when several begin there).
+ * End one registration of the range that begins at addr (the latest one, when several begin there;
+ * parts do not count).
  * At the last one: no new access is granted from now on, and the call returns when those under way
  * have ended.
  * @return 0; -MC_E_NOENT (never or no longer registered)
@@ -110,6 +113,8 @@ void mc_region_each(struct mc_region_table *t,
 /** Bumped when a region comes or goes (not by counting one more registration); for caches of the
  * published descriptor. */
 uint64_t mc_region_version(const struct mc_region_table *t);
+/** End one registration of exactly this part. @return as mc_region_del() */
+int mc_region_del_part(struct mc_region_table *t, uint64_t addr, uint64_t len);
 size_t mc_region_count(const struct mc_region_table *t);
 
 /**

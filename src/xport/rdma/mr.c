@@ -378,6 +378,16 @@ static int count_again(struct mc_rdma_mrs *m, uint64_t addr, uint64_t len, unsig
 	return 1;
 }
 
+uint64_t mc_rdma_range_max(const struct mc_xdev *x)
+{
+	const struct mc_rdma_dev *dev = (const struct mc_rdma_dev *)x;
+	uint64_t most = UINT64_MAX;
+
+	for (unsigned i = 0; i < dev->nhcas; i++)
+		most = mc_min(most, dev->hca[i].attr.max_mr_size);
+	return most;
+}
+
 int mc_rdma_mem_add(struct mc_xdev *x, uint64_t addr, uint64_t len, unsigned rights,
 		    uint32_t ret_rkey[MC_RDMA_PORTS_MAX], struct mc_diag *diag)
 {

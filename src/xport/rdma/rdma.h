@@ -103,6 +103,8 @@ uint64_t mc_rdma_retry_ns(const struct mc_xdev *dev);
  */
 MC_MUST_CHECK int mc_rdma_mem_add(struct mc_xdev *dev, uint64_t addr, uint64_t len, unsigned rights,
 				  uint32_t ret_rkey[MC_RDMA_PORTS_MAX], struct mc_diag *diag);
+/** The longest range that every port takes. */
+uint64_t mc_rdma_range_max(const struct mc_xdev *dev);
 /** End one registration of exactly this range. After the last one no HCA touches it. @return 0;
  * -MC_E_NOENT; -MC_E_FORKED. Not on a loop. */
 int mc_rdma_mem_del(struct mc_xdev *dev, uint64_t addr, uint64_t len);

@@ -16,6 +16,7 @@
 #include "verbs_fake.h"
 
 #define BYTES (4u << 20)
+#define PART_BYTES (1u << 20)
 #define SOON_NS (20 * MC_NS_PER_S) /* never needed but where something is broken */
 
 static struct mc_engine *a, *b; /* initiator, target */
@@ -79,6 +80,13 @@ static int setup_dark(void **state)
 {
 	(void)state;
 	return setup_on(&(struct verbs_fake_conf){.ndevs = 2}, 3, NULL);
+}
+
+/* No device takes all of the memory in one piece. */
+static int setup_parts(void **state)
+{
+	(void)state;
+	return setup_on(&(struct verbs_fake_conf){.ndevs = 2, .max_mr_size = PART_BYTES}, 0, NULL);
 }
 
 static int setup_infiniband(void **state)
@@ -390,6 +398,56 @@ static void a_range_registered_twice_keeps_its_keys_until_the_last_end(void **st
 	assert_in_range(st.accepted, 1, 1 + 5);
 }
 
+static void a_range_longer_than_a_device_takes_is_registered_in_parts(void **state)
+{
+	struct mc_region_info info;
+	struct mc_rdma_stats st;
+
+	(void)state;
+	stats_of(b, &st);
+	assert_int_equal(st.mrs, 2 * BYTES / PART_BYTES);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	memset(local, 0, BYTES);
+	assert_int_equal(move(MC_READ, local, 0, BYTES, 0), 0);
+	assert_memory_equal(local, remote, BYTES);
+	/* Borders that are not the same on both sides, in one slice. */
+	assert_int_equal(move(MC_READ, local + PART_BYTES - 100, 2 * PART_BYTES - 5000, 10000, 0),
+			 0);
+	assert_memory_equal(local + PART_BYTES - 100, remote + 2 * PART_BYTES - 5000, 10000);
+	assert_int_equal(rdma_bytes(), 2 * BYTES + 10000);
+	assert_int_equal(tcp_bytes(), 0);
+	/* Who names addresses may name any of them; a part is no registration of the user's. */
+	assert_int_equal(mc_region_find(b->regions, (uintptr_t)remote, BYTES, &info), 0);
+	assert_int_equal(mc_mem_unreg(b, remote + PART_BYTES), -MC_E_NOENT);
+	assert_int_equal(mc_mem_unreg(b, remote), 0);
+	assert_int_equal(mc_region_count(b->regions), 0);
+	stats_of(b, &st);
+	assert_int_equal(st.mrs, 0);
+	memset(remote, 0, BYTES);
+	assert_true(move(MC_WRITE, local, PART_BYTES + 4096, 4096, 0) < 0);
+	assert_int_equal(remote[PART_BYTES + 4096], 0);
+}
+
+static void a_range_in_parts_is_undone_when_one_of_them_fails(void **state)
+{
+	size_t n = mc_region_count(b->regions);
+	uint8_t *more = mc_aligned_alloc(4096, 2 * PART_BYTES + 4096);
+	struct verbs_fake_live before, after;
+
+	(void)state;
+	assert_non_null(more);
+	verbs_fake_live(&before);
+	/* The second part of it, with other rights. */
+	assert_int_equal(mc_mem_reg(b, more + PART_BYTES, PART_BYTES, NULL, 1), 0);
+	assert_int_equal(mc_mem_reg(b, more, 2 * PART_BYTES + 4096, NULL, 3), -MC_E_INVAL);
+	assert_int_equal(mc_region_count(b->regions), n + 1);
+	assert_int_equal(mc_mem_unreg(b, more + PART_BYTES), 0);
+	verbs_fake_live(&after);
+	assert_int_equal(after.mrs, before.mrs);
+	mc_free(more);
+}
+
 static void memory_of_the_engine_has_keys(void **state)
 {
 	uint8_t *mine = mc_mem_alloc(a, 65536);
@@ -657,6 +715,10 @@ int main(void)
 	    T(memory_that_no_hca_knows_goes_over_tcp),
 	    T(memory_that_the_hca_refuses_goes_over_tcp),
 	    T(a_range_registered_twice_keeps_its_keys_until_the_last_end),
+	    cmocka_unit_test_setup_teardown(
+		a_range_longer_than_a_device_takes_is_registered_in_parts, setup_parts, teardown),
+	    cmocka_unit_test_setup_teardown(a_range_in_parts_is_undone_when_one_of_them_fails,
+					    setup_parts, teardown),
 	    T(memory_of_the_engine_has_keys),
 	    T(a_range_registered_anew_is_asked_for_again),
 	    T(a_lane_that_cannot_be_opened_leaves_tcp),

@@ -439,6 +439,37 @@ static void del_sleeps_until_a_long_access_ends(void **state)
 
 #define T(f) cmocka_unit_test_setup_teardown(f, table_setup, table_teardown)
 
+static void part_is_found_and_is_no_registration_of_its_own(void **state)
+{
+	struct mc_region_desc whole = {
+	    .addr = 0x10000, .len = 0x3000, .rights = 3, .location = "*", .is_split = true};
+	struct mc_region_desc part = {
+	    .addr = 0x10000, .len = 0x1000, .rights = 3, .location = "*", .is_part = true};
+	struct mc_region_table *t;
+	struct mc_region_info info;
+	uint64_t len;
+
+	(void)state;
+	assert_int_equal(mc_region_table_open(&t), 0);
+	assert_int_equal(mc_region_add(t, &whole, &info), 0);
+	assert_int_equal(mc_region_add(t, &part, &info), 0);
+	assert_int_equal(mc_region_find(t, 0x10000, 0x1000, &info), 0);
+	assert_true(info.desc.is_part);
+	assert_int_equal(mc_region_find(t, 0x10000, 0x1001, &info), 0);
+	assert_true(info.desc.is_split);
+	assert_int_equal(mc_region_del_range(t, 0x10000, &len), 0);
+	assert_int_equal(len, 0x3000);
+	assert_int_equal(mc_region_del(t, 0x10000), -MC_E_NOENT);
+	/* The user registers the very same range: it is his as well. */
+	part.is_part = false;
+	assert_int_equal(mc_region_add(t, &part, &info), 0);
+	assert_int_equal(mc_region_del_part(t, 0x10000, 0x1000), 0);
+	assert_int_equal(mc_region_del_part(t, 0x10000, 0x2000), -MC_E_NOENT);
+	assert_int_equal(mc_region_del(t, 0x10000), 0);
+	assert_int_equal(mc_region_count(t), 0);
+	mc_region_table_close(t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -454,6 +485,7 @@ int main(void)
 	    T(a_refusal_is_undone_at_the_listeners_that_had_accepted),
 	    T(del_waits_for_pins_so_that_memory_can_go_at_once),
 	    T(del_sleeps_until_a_long_access_ends),
+	    cmocka_unit_test(part_is_found_and_is_no_registration_of_its_own),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
