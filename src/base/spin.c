@@ -19,18 +19,19 @@
 static _Atomic int seats_taken, waiting;
 static _Atomic uint64_t looked_ns;
 static _Atomic bool is_crowded;
+static _Atomic int known_cores; /* 0: not looked yet */
+static const char *loadavg_path = "/proc/loadavg";
 
 /* Cores this process may use, read once; a later change of affinity only makes the bound less
  * exact. */
 static int cores(void)
 {
-	static _Atomic int known;
-	int n = atomic_load_explicit(&known, memory_order_relaxed);
+	int n = atomic_load_explicit(&known_cores, memory_order_relaxed);
 	cpu_set_t set;
 
 	if (n == 0) {
 		n = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-		atomic_store_explicit(&known, n, memory_order_relaxed);
+		atomic_store_explicit(&known_cores, n, memory_order_relaxed);
 	}
 	return n;
 }
@@ -38,7 +39,7 @@ static int cores(void)
 /* Threads that run or want to, of the whole machine: "0.10 0.20 0.30 2/345 6789". 0: unknown. */
 static long runnable(void)
 {
-	int fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+	int fd = open(loadavg_path, O_RDONLY | O_CLOEXEC);
 	char text[128], *at = text;
 	ssize_t n;
 
@@ -84,6 +85,13 @@ bool mc_spin_enter(uint64_t now_ns)
 void mc_spin_leave(void)
 {
 	atomic_fetch_sub_explicit(&seats_taken, 1, memory_order_relaxed);
+}
+
+void mc_spin_machine(int ncores, const char *loadavg)
+{
+	atomic_store_explicit(&known_cores, ncores, memory_order_relaxed);
+	loadavg_path = loadavg ? loadavg : "/proc/loadavg";
+	atomic_store_explicit(&looked_ns, 0, memory_order_relaxed);
 }
 
 static int poll_for(struct mc_spin *s, uint64_t from_ns, uint32_t budget_ns,

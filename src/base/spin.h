@@ -90,6 +90,9 @@ static inline bool mc_spin_gap_ok(struct mc_spin *s, uint64_t now_ns, uint64_t g
  */
 bool mc_spin_enter(uint64_t now_ns);
 void mc_spin_leave(void);
+/** For tests: how many cores there are, and what to read instead of /proc/loadavg, looked at anew
+ * by the next mc_spin_enter(). 0 and NULL: this machine's. While nobody else polls. */
+void mc_spin_machine(int ncores, const char *loadavg);
 /**
  * One whole wait: poll for the learnt time, where that pays and a seat is free, then sleep once;
  * and learn from it. With as many threads in here as there are cores nobody polls: the others'
