@@ -48,6 +48,7 @@ enum mc_st_method {
 	MC_ST_SEAL,	 /* mc_st_seal -> mc_st_status */
 	MC_ST_DROP,	 /* mc_st_place -> mc_st_status: grants or seals given up by their writer */
 	MC_ST_REGEN,	 /* mc_st_regen -> mc_st_status: a newer generation for a sealed slot */
+	MC_ST_WRITER,	 /* Writer -> nothing: whose grants those of this connection are */
 };
 
 enum mc_st_kind {
