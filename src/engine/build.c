@@ -221,6 +221,14 @@ static int range_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr
 		} else if (b->best == MC_ROUTE_RDMA || mc_files_any(b->op->eng)) {
 			n = route_set(b, local, n);
 		}
+		if (b->op->op == MC_OP_READ && b->best == MC_ROUTE_RDMA && b->local.len > 0 &&
+		    b->local.is_read_only) {
+			mc_diag_set(b->diag,
+				    "memory at [0x%llx, +%llu) must not be written: a read cannot "
+				    "go there",
+				    (unsigned long long)local, (unsigned long long)n);
+			return -MC_E_PERM;
+		}
 		if (b->route == MC_ROUTE_TCP && b->session->tcp.n == 0) {
 			mc_diag_set(b->diag, "%s offers RDMA only: %s", b->session->peer->name,
 				    b->best == MC_ROUTE_RDMA

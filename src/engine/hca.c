@@ -184,7 +184,7 @@ void mc_hca_close(struct mc_engine *eng)
 
 /* ---- memory ---- */
 
-void mc_hca_mem_add(struct mc_engine *eng, uint64_t addr, uint64_t len, unsigned rights)
+bool mc_hca_mem_add(struct mc_engine *eng, uint64_t addr, uint64_t len, unsigned rights)
 {
 	uint32_t rkey[MC_RDMA_PORTS_MAX];
 	struct mc_diag diag = {0};
@@ -194,6 +194,7 @@ void mc_hca_mem_add(struct mc_engine *eng, uint64_t addr, uint64_t len, unsigned
 		mc_log_warn("memory goes over TCP: the HCAs refused it",
 			    "addr=0x%llx len=%llu cause=\"%s\"", (unsigned long long)addr,
 			    (unsigned long long)len, diag.text[0] ? diag.text : mc_err_text(rc));
+	return eng->rdma && mc_rdma_mem_is_read_only(eng->rdma, addr, len);
 }
 
 void mc_hca_mem_del(struct mc_engine *eng, uint64_t addr, uint64_t len)

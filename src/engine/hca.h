@@ -21,8 +21,8 @@ int mc_hca_open(struct mc_engine *eng, const char *protocol, const char *devices
 void mc_hca_close(struct mc_engine *eng);
 
 /** Before the range can be seen by peers. One that the HCAs refuse goes over TCP; that is said
- * once. Blocks. */
-void mc_hca_mem_add(struct mc_engine *eng, uint64_t addr, uint64_t len, unsigned rights);
+ * once. Blocks. @return the HCAs found that it must not be written */
+bool mc_hca_mem_add(struct mc_engine *eng, uint64_t addr, uint64_t len, unsigned rights);
 /** After it cannot be seen any more: once for each add. Blocks. */
 void mc_hca_mem_del(struct mc_engine *eng, uint64_t addr, uint64_t len);
 /** Keys of a region for peers; zeros: none. Any thread. */

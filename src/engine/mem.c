@@ -25,7 +25,9 @@ static int region_add(struct mc_engine *eng, const struct mc_region_desc *like, 
 	if (eng->shm)
 		mc_shm_desc_fill(eng->shm, &d);
 	if (!d.is_split)
-		mc_hca_mem_add(eng, d.addr, d.len, d.rights);
+		d.is_read_only = mc_hca_mem_add(eng, d.addr, d.len, d.rights);
+	if (d.is_read_only)
+		d.rights &= ~(unsigned)MC_RIGHT_WRITE;
 	mc_hca_locate(eng, &d);
 	rc = mc_region_add(eng->regions, &d, ret_info);
 	if (rc < 0 && !d.is_split)

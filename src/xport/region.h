@@ -49,8 +49,9 @@ struct mc_region_desc {
 	uint32_t arena;	    /* MC_MEM_MEMFD: which memfd of this process (mc_shm arena index) */
 	uint64_t arena_off; /* and where in it the range begins */
 	char location[MC_LOCATION_MAX];
-	bool is_split; /* it is registered in parts as well, each a region of its own */
-	bool is_part;  /* of such a one: no registration of the user's begins here */
+	bool is_read_only; /* memory that must not be written, whatever the rights */
+	bool is_split;	   /* it is registered in parts as well, each a region of its own */
+	bool is_part;	   /* of such a one: no registration of the user's begins here */
 };
 
 /** A region as told to others. gen is never 0. */

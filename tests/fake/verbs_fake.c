@@ -524,6 +524,23 @@ static bool page_is_mapped(uint64_t addr)
 	return mincore((void *)(uintptr_t)(addr & ~(uint64_t)(PAGE_BYTES - 1)), 1, &vec) == 0;
 }
 
+/* May the first page be written? */
+static bool page_is_writable(uint64_t addr)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	unsigned long long from, to;
+	bool is_writable = false;
+	char line[512], perms[8];
+
+	mc_assert(maps);
+	while (fgets(line, sizeof(line), maps))
+		if (sscanf(line, "%llx-%llx %7s", &from, &to, perms) == 3 && addr >= from &&
+		    addr < to)
+			is_writable = perms[1] == 'w';
+	(void)fclose(maps);
+	return is_writable;
+}
+
 /* What the kernel and the device would say to this range. */
 static int mr_check(const struct ibv_pd *pd, uint64_t addr, uint64_t len, unsigned access)
 {
@@ -537,7 +554,9 @@ static int mr_check(const struct ibv_pd *pd, uint64_t addr, uint64_t len, unsign
 		return ENOMEM;
 	if (fab.conf.lock_bytes_max && fab.mr_bytes + len > fab.conf.lock_bytes_max)
 		return ENOMEM;
-	return page_is_mapped(addr) && page_is_mapped(end - 1) ? 0 : EFAULT;
+	if (!page_is_mapped(addr) || !page_is_mapped(end - 1))
+		return EFAULT;
+	return !(access & IBV_ACCESS_LOCAL_WRITE) || page_is_writable(addr) ? 0 : EFAULT;
 }
 
 static struct ibv_mr *v_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t len, uint64_t iova,

@@ -13,6 +13,7 @@
  * GID 1 (::ffff:10.77.<device>.<port>), its LID is 16 × (device + 1) + port.
  *
  * What is enforced, as a real HCA does:
+ *  - Memory that must not be written is registered without local and remote write only (EFAULT).
  *  - Queue pairs: RESET, INIT, RTR, RTS, ERR with the masks that each step needs; numbers are never
  *    used twice. PSN, path MTU and queue pair number must match at both ends.
  *  - max_send_wr (ENOMEM), max_send_sge and max_inline_data (EINVAL) of what create_qp() granted. A

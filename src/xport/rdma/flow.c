@@ -29,11 +29,14 @@ static void fail(struct mc_rdma_lane *l, int rc)
 
 /* ---- checks ---- */
 
+static struct mc_rdma_mr_hit *hit_of(struct mc_rdma_lane *l, const uint8_t *local)
+{
+	return &l->hits[((uintptr_t)local >> 24) % MC_RDMA_HITS];
+}
+
 static int lkey_of(struct mc_rdma_lane *l, const uint8_t *local, uint64_t len, uint32_t *ret_lkey)
 {
-	uint64_t addr = (uintptr_t)local;
-
-	return mc_rdma_lkey(l->dev, l->hca->index, addr, len, &l->hits[(addr >> 24) % MC_RDMA_HITS],
+	return mc_rdma_lkey(l->dev, l->hca->index, (uintptr_t)local, len, hit_of(l, local),
 			    ret_lkey);
 }
 
@@ -71,6 +74,8 @@ static int check(struct mc_rdma_lane *l, struct mc_slice *s, bool is_inline)
 			return -MC_E_UNSUPPORTED;
 		if (!is_inline && lkey_of(l, f->local, f->len, &lkey) < 0)
 			return -MC_E_UNSUPPORTED;
+		if (s->op == MC_OP_READ && hit_of(l, f->local)->is_read_only)
+			return -MC_E_PERM;
 	}
 	s->bad_frag = 0;
 	return s->signal.rr ? check_signal(l, &s->signal) : 0;

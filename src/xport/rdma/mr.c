@@ -30,6 +30,7 @@
 #define TOUCH_BYTES (256ull << 20)   /* from here on pages are made present by several threads */
 #define TOUCH_THREADS 8u
 #define TOUCH_PAGE 4096u
+#define ACCESS_WRITES ((unsigned)(IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE))
 #define CAP_IPC_LOCK_BIT 14
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
@@ -39,7 +40,8 @@ struct range {
 	struct mc_inode node;
 	uint64_t seq; /* larger: newer */
 	uint32_t refs;
-	unsigned rights;
+	unsigned rights;   /* asked for */
+	bool is_read_only; /* memory that is not to be written: by nobody, then */
 	struct ibv_mr *mr[MC_RDMA_PORTS_MAX]; /* NULL: not at this port */
 };
 
@@ -136,8 +138,20 @@ struct registering {
 	struct range *r;
 	uint32_t up;			  /* bit a port that was up at the beginning */
 	uint8_t ports[MC_RDMA_PORTS_MAX]; /* that are being worked at */
+	bool is_read_only[MC_RDMA_PORTS_MAX];
 	int err[MC_RDMA_PORTS_MAX];
 };
+
+static struct ibv_mr *reg(const struct mc_verbs *v, struct ibv_pd *pd, const struct registering *g,
+			  unsigned access)
+{
+	void *mem = (void *)(uintptr_t)g->addr;
+
+	errno = 0;
+	if (access & IBV_ACCESS_RELAXED_ORDERING)
+		return v->reg_mr_iova2(pd, mem, g->len, g->addr, access);
+	return v->reg_mr(pd, mem, g->len, (int)access);
+}
 
 static void reg_at(void *user, unsigned at)
 {
@@ -145,7 +159,6 @@ static void reg_at(void *user, unsigned at)
 	unsigned index = g->ports[at];
 	struct mc_rdma_hca *h = &g->dev->hca[index];
 	const struct mc_verbs *v = g->dev->v;
-	void *mem = (void *)(uintptr_t)g->addr;
 
 	if (atomic_load(&h->is_fatal)) {
 		g->err[index] = EIO;
@@ -155,11 +168,12 @@ static void reg_at(void *user, unsigned at)
 		g->err[index] = EFBIG;
 		return;
 	}
-	errno = 0;
-	if (g->access & IBV_ACCESS_RELAXED_ORDERING)
-		g->r->mr[index] = v->reg_mr_iova2(h->pd, mem, g->len, g->addr, g->access);
-	else
-		g->r->mr[index] = v->reg_mr(h->pd, mem, g->len, (int)g->access);
+	g->r->mr[index] = reg(v, h->pd, g, g->access);
+	if (!g->r->mr[index] && (errno == EFAULT || errno == EACCES || errno == EPERM)) {
+		/* The kernel says this of memory that must not be written, too. */
+		g->r->mr[index] = reg(v, h->pd, g, g->access & ~ACCESS_WRITES);
+		g->is_read_only[index] = g->r->mr[index] != NULL;
+	}
 	if (!g->r->mr[index])
 		g->err[index] = errno ? errno : EIO;
 	else
@@ -308,7 +322,7 @@ static int explain(const struct registering *g, unsigned index, struct mc_diag *
 			    (unsigned long long)h->attr.max_mr_size);
 		return -MC_E_UNSUPPORTED;
 	case EFAULT:
-		why = "not mapped, or not writable";
+		why = "not mapped, or not all of it writable";
 		break;
 	case EIO:
 		why = "the device failed";
@@ -328,8 +342,10 @@ static int outcome(const struct registering *g, struct mc_diag *diag)
 	int rc = -MC_E_UNSUPPORTED, err;
 	bool is_taken = false;
 
-	for (unsigned i = 0; i < g->dev->nhcas; i++)
+	for (unsigned i = 0; i < g->dev->nhcas; i++) {
 		is_taken = is_taken || g->r->mr[i];
+		g->r->is_read_only = g->r->is_read_only || g->is_read_only[i];
+	}
 	for (unsigned i = 0; i < g->dev->nhcas; i++) {
 		if (g->r->mr[i])
 			continue;
@@ -355,10 +371,16 @@ static struct range *find_exact(const struct mc_rdma_mrs *m, uint64_t addr, uint
 	return node ? mc_container_of(node, struct range, node) : NULL;
 }
 
+/* What peers may do with it. */
+static unsigned rights_left(const struct range *r)
+{
+	return r->is_read_only ? r->rights & ~(unsigned)MC_RIGHT_WRITE : r->rights;
+}
+
 static void rkeys_of(const struct range *r, uint32_t *ret_rkey)
 {
 	for (unsigned i = 0; i < MC_RDMA_PORTS_MAX; i++)
-		ret_rkey[i] = r->mr[i] && r->rights ? r->mr[i]->rkey : 0;
+		ret_rkey[i] = r->mr[i] && rights_left(r) ? r->mr[i]->rkey : 0;
 }
 
 /* Count one more of the very same range. @return 1: done; 0: there is none; -MC_E_INVAL */
@@ -472,6 +494,19 @@ int mc_rdma_mem_keys(struct mc_xdev *x, uint64_t addr, uint64_t len,
 	return r ? 0 : -MC_E_NOENT;
 }
 
+bool mc_rdma_mem_is_read_only(struct mc_xdev *x, uint64_t addr, uint64_t len)
+{
+	struct mc_rdma_mrs *m = dev_of(x)->mrs;
+	struct range *r;
+	bool is_it;
+
+	pthread_mutex_lock(&m->lock);
+	r = find_exact(m, addr, len);
+	is_it = r && r->is_read_only;
+	pthread_mutex_unlock(&m->lock);
+	return is_it;
+}
+
 /* The newest range that holds [addr, addr + len) and is at this port. */
 static struct range *find_newest(const struct mc_rdma_mrs *m, unsigned index, uint64_t addr,
 				 uint64_t len)
@@ -503,6 +538,7 @@ int mc_rdma_lkey_find(struct mc_rdma_dev *dev, unsigned index, uint64_t addr, ui
 		    .addr = r->node.start,
 		    .len = r->node.end - r->node.start,
 		    .lkey = r->mr[index]->lkey,
+		    .is_read_only = r->is_read_only,
 		    .version = atomic_load_explicit(&dev->mrs_version, memory_order_relaxed),
 		};
 	pthread_mutex_unlock(&m->lock);

@@ -29,6 +29,7 @@ NEVER(bool, mc_rdma_lane_is_over, const struct mc_xlane *lane)
 NEVER(int, mc_rdma_port_find, const struct mc_xdev *dev, const char *name)
 NEVER(uint32_t, mc_rdma_ports_version, const struct mc_xdev *dev)
 NEVER(uint64_t, mc_rdma_retry_ns, const struct mc_xdev *dev)
+NEVER(bool, mc_rdma_mem_is_read_only, struct mc_xdev *dev, uint64_t addr, uint64_t len)
 NEVER(uint64_t, mc_rdma_range_max, const struct mc_xdev *dev)
 NEVER(int, mc_rdma_mem_add, struct mc_xdev *dev, uint64_t addr, uint64_t len, unsigned rights,
       uint32_t ret_rkey[MC_RDMA_PORTS_MAX], struct mc_diag *diag)

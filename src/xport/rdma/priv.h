@@ -144,6 +144,7 @@ struct mc_rdma_mr_hit {
 	uint64_t addr, len;
 	uint32_t lkey;
 	uint32_t version; /* of the set: another one makes the hit worthless */
+	bool is_read_only;
 };
 /** The range that a hit does not know: under a lock. @return 0; -MC_E_NOENT (not registered there)
  */

@@ -94,6 +94,7 @@ uint64_t mc_rdma_retry_ns(const struct mc_xdev *dev);
 /**
  * Register [addr, addr + len) at every port, large ranges in parallel; the very same range again is
  * counted. A port that refuses has key 0, and that is no error while another has taken the range.
+ * Memory that must not be written is taken without the right; see mc_rdma_mem_is_read_only().
  *
  * @param rights    enum mc_right bits; 0: local use only
  * @param ret_rkey  remote keys by port, 0: none
@@ -103,6 +104,8 @@ uint64_t mc_rdma_retry_ns(const struct mc_xdev *dev);
  */
 MC_MUST_CHECK int mc_rdma_mem_add(struct mc_xdev *dev, uint64_t addr, uint64_t len, unsigned rights,
 				  uint32_t ret_rkey[MC_RDMA_PORTS_MAX], struct mc_diag *diag);
+/** Is exactly this range memory that must not be written? */
+bool mc_rdma_mem_is_read_only(struct mc_xdev *dev, uint64_t addr, uint64_t len);
 /** The longest range that every port takes. */
 uint64_t mc_rdma_range_max(const struct mc_xdev *dev);
 /** End one registration of exactly this range. After the last one no HCA touches it. @return 0;

@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "engine/hca.h"
@@ -448,6 +449,42 @@ static void a_range_in_parts_is_undone_when_one_of_them_fails(void **state)
 	mc_free(more);
 }
 
+static void read_only_memory_is_the_source_of_writes_and_of_peers_reads(void **state)
+{
+	uint8_t *ro = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t before;
+
+	(void)state;
+	assert_ptr_not_equal(ro, MAP_FAILED);
+	memset(ro, 0x3c, 65536);
+	assert_int_equal(mprotect(ro, 65536, PROT_READ), 0);
+	assert_int_equal(mc_mem_reg(a, ro, 65536, NULL, 3), 0);
+	assert_int_equal(move(MC_WRITE, ro, 0, 65536, 0), 0);
+	assert_memory_equal(ro, remote, 65536);
+	assert_int_equal(rdma_bytes(), 65536);
+	assert_int_equal(move(MC_READ, ro, 0, 65536, 0), -MC_E_PERM);
+	assert_int_equal(ro[7], 0x3c);
+	assert_int_equal(mc_mem_unreg(a, ro), 0);
+	/* At the peer: it may be read, a write is refused here already. */
+	assert_int_equal(mc_mem_reg(b, ro, 65536, NULL, 3), 0);
+	assert_int_equal(mc_mem_reg(b, ro, 65536, NULL, 3), 0); /* the very same once more */
+	before = rdma_bytes();
+	{
+		uint8_t *old = remote;
+
+		remote = ro;
+		assert_int_equal(move(MC_READ, local, 0, 65536, 0), 0);
+		assert_memory_equal(local, ro, 65536);
+		assert_int_equal(rdma_bytes() - before, 65536);
+		assert_int_equal(move(MC_WRITE, local + 65536, 0, 65536, 0), -MC_E_PERM);
+		remote = old;
+	}
+	assert_int_equal(tcp_bytes(), 0);
+	assert_int_equal(mc_mem_unreg(b, ro), 0);
+	assert_int_equal(mc_mem_unreg(b, ro), 0);
+	assert_int_equal(munmap(ro, 65536), 0);
+}
+
 static void memory_of_the_engine_has_keys(void **state)
 {
 	uint8_t *mine = mc_mem_alloc(a, 65536);
@@ -719,6 +756,7 @@ int main(void)
 		a_range_longer_than_a_device_takes_is_registered_in_parts, setup_parts, teardown),
 	    cmocka_unit_test_setup_teardown(a_range_in_parts_is_undone_when_one_of_them_fails,
 					    setup_parts, teardown),
+	    T(read_only_memory_is_the_source_of_writes_and_of_peers_reads),
 	    T(memory_of_the_engine_has_keys),
 	    T(a_range_registered_anew_is_asked_for_again),
 	    T(a_lane_that_cannot_be_opened_leaves_tcp),

@@ -3,6 +3,7 @@
  * credits, and what becomes of slices when something breaks.
  */
 #include <poll.h>
+#include <sys/mman.h>
 
 #include "rdma_peers.h"
 
@@ -315,6 +316,33 @@ static void what_cannot_go_over_rdma_is_said_so_and_the_rest_goes(void **state)
 	(void)state;
 }
 
+static void a_read_into_memory_that_must_not_be_written_costs_the_lane_nothing(void **state)
+{
+	struct verbs_fake_conf conf = {.ndevs = 2};
+	uint8_t *ro = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint32_t rkeys[MC_RDMA_PORTS_MAX];
+	struct mc_xlane *lane;
+
+	(void)state;
+	assert_ptr_not_equal(ro, MAP_FAILED);
+	assert_int_equal(rdma_peers_open(&conf), 0);
+	assert_int_equal(mc_rdma_mem_add(rp.a.dev, (uintptr_t)ro, 4096, 3, rkeys, NULL), 0);
+	lane = rdma_lane();
+	for (unsigned i = 0; i < 2; i++) {
+		rdma_job(&jobs[i], i ? MC_OP_WRITE : MC_OP_READ, 0, 4096);
+		jobs[i].frags[0].local = ro;
+	}
+	assert_int_equal(post_jobs(lane, 0, 2), 2);
+	assert_int_equal(rdma_poll(lane, 2), 0);
+	assert_int_equal(jobs[0].s.status, -MC_E_PERM);
+	assert_int_equal(jobs[1].s.status, 0);
+	assert_memory_equal(rp.b.mem, ro, 4096);
+	(void)rdma_lane_end_all(lane);
+	assert_int_equal(mc_rdma_mem_del(rp.a.dev, (uintptr_t)ro, 4096), 0);
+	rdma_peers_close();
+	assert_int_equal(munmap(ro, 4096), 0);
+}
+
 static void nothing_is_taken_before_the_lane_is_connected(void **state)
 {
 	struct verbs_fake_conf conf = {.ndevs = 2};
@@ -469,6 +497,7 @@ int main(void)
 	    cmocka_unit_test(neighbours_at_the_peer_become_one_request),
 	    cmocka_unit_test(a_full_lane_takes_no_more_and_never_overruns_a_queue),
 	    cmocka_unit_test(what_cannot_go_over_rdma_is_said_so_and_the_rest_goes),
+	    cmocka_unit_test(a_read_into_memory_that_must_not_be_written_costs_the_lane_nothing),
 	    cmocka_unit_test(nothing_is_taken_before_the_lane_is_connected),
 	    cmocka_unit_test(a_slice_without_fragments_is_a_round_trip_that_moves_nothing),
 	    cmocka_unit_test(a_signal_follows_its_data_even_when_acknowledgements_are_late),

@@ -214,6 +214,30 @@ static void port_that_refuses_has_no_key_and_others_serve(void **state)
 	end();
 }
 
+static void memory_that_must_not_be_written_is_registered_for_reading(void **state)
+{
+	struct mc_rdma_mr_hit hit = {.version = 0};
+	uint8_t *ro = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	(void)state;
+	assert_ptr_not_equal(ro, MAP_FAILED);
+	start();
+	assert_int_equal(add((uintptr_t)ro, PAGE, BOTH), 0);
+	assert_int_equal(mc_rdma_lkey(f.dev, 0, (uintptr_t)ro, PAGE, &hit, lkey), 0);
+	assert_true(hit.is_read_only);
+	assert_int_equal(verbs_fake_mr_access(rkey[0]), IBV_ACCESS_REMOTE_READ);
+	assert_true(mc_rdma_mem_is_read_only(&f.dev->x, (uintptr_t)ro, PAGE));
+	assert_int_equal(del((uintptr_t)ro, PAGE), 0);
+	/* Nothing is left that peers may do. */
+	assert_int_equal(add((uintptr_t)ro, PAGE, MC_RIGHT_WRITE), 0);
+	assert_int_equal(rkey[0], 0);
+	assert_int_equal(del((uintptr_t)ro, PAGE), 0);
+	assert_int_equal(add(AT(0), PAGE, BOTH), 0);
+	assert_false(mc_rdma_mem_is_read_only(&f.dev->x, AT(0), PAGE));
+	end();
+	assert_int_equal(munmap(ro, PAGE), 0);
+}
+
 static void memory_that_no_port_takes_is_unsupported(void **state)
 {
 	uint8_t *gone;
@@ -460,6 +484,7 @@ int main(void)
 	    cmocka_unit_test(lookup_finds_the_newest_range_that_holds_all),
 	    cmocka_unit_test(remembered_key_is_used_until_a_range_goes),
 	    cmocka_unit_test(port_that_refuses_has_no_key_and_others_serve),
+	    cmocka_unit_test(memory_that_must_not_be_written_is_registered_for_reading),
 	    cmocka_unit_test(memory_that_no_port_takes_is_unsupported),
 	    cmocka_unit_test(device_without_room_says_how_many_it_has),
 	    cmocka_unit_test(limit_of_locked_memory_is_told_with_its_numbers),
