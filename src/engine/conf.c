@@ -23,6 +23,8 @@ static const struct mc_opt rows[] = {
 		"bytes of a slice; 0: 64 KiB over RDMA, else chosen by the size of the transfer"),
     MC_OPT_INT(struct mc_conf, tries, "MC_RETRY_CNT", "9", 1, 128,
 	       "tries of a slice in all, on any rail"),
+    MC_OPT_INT(struct mc_conf, rdma_idle_s, "MC_RDMA_IDLE", "60", 0, 86400,
+	       "RDMA: seconds until a connection of ours that nobody uses is closed; 0: never"),
     MC_OPT_INT(struct mc_conf, classic_proto, "MC_TCP_PROTO", "2", 1, 2,
 	       "version of upstream's TCP frames spoken to upstream peers; version 1 does not "
 	       "confirm writes"),

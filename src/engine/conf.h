@@ -22,6 +22,7 @@ struct mc_conf {
 	int64_t lanes;		    /* MC_TCP_LANES_PER_PEER: of bulk transfers, on one rail */
 	uint64_t slice_bytes;	    /* MC_SLICE_SIZE; 0: by the size of the transfer */
 	int64_t tries;		    /* MC_RETRY_CNT */
+	int64_t rdma_idle_s;	    /* MC_RDMA_IDLE; 0: never */
 	int64_t classic_proto;	    /* MC_TCP_PROTO: 1 forces upstream's version 1 frames */
 	int64_t metrics_port;	    /* MC_METRICS_PORT */
 	bool is_metric_logged;	    /* MC_TE_METRIC */

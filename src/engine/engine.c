@@ -286,6 +286,8 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 	if (rc == 0)
 		rc = mc_peers_open(eng);
 	if (rc == 0)
+		rc = mc_idle_open(eng);
+	if (rc == 0)
 		rc = mc_join(eng, place.host, diag);
 	if (rc == 0)
 		rc = mc_metrics_serve(
@@ -322,6 +324,7 @@ static void engine_free(struct mc_engine *eng)
 	mc_metrics_unserve(eng);
 	mc_metrics_log_end(eng);
 	mc_leave(eng);
+	mc_idle_stop(eng);
 	mc_watch_closed(eng, NULL);
 	mc_ids_close(eng->groups);
 	wait_groups(eng);
@@ -344,6 +347,7 @@ static void engine_free(struct mc_engine *eng)
 		mc_loop_close(eng->loops[i]);
 	mc_region_table_close(eng->regions);
 	mc_join_free(eng);
+	mc_idle_free(eng);
 	mc_meta_close(eng->meta);
 	mc_stats_close(eng);
 	mc_inbox_fini(eng);

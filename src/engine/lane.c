@@ -100,8 +100,9 @@ static unsigned count(struct mc_session *s, enum mc_route route, unsigned rail)
 	return n;
 }
 
-/* An idle lane that is over. Where the peer holds an end of it, the peer is told. */
-static void drop_dead(struct mc_elane *lane)
+/* An idle lane that is over, or not wanted any more. Where the peer holds an end of it, the peer is
+ * told. */
+static void retire(struct mc_elane *lane)
 {
 	struct mc_fence_token token = {.route = lane->route};
 	struct mc_list none;
@@ -133,7 +134,7 @@ int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint
 			*ret_lane = lane;
 			return 0;
 		}
-		drop_dead(lane);
+		retire(lane);
 	}
 	if (n >= MC_LANES_MAX)
 		return -MC_E_AGAIN;
@@ -201,6 +202,32 @@ void mc_lane_drop_idle(struct mc_session *s, enum mc_route route)
 		mc_list_del(&lane->link);
 		mc_lane_free(lane);
 	}
+}
+
+static struct mc_elane *take_unused(struct mc_session *s, enum mc_route route, uint64_t before_ns)
+{
+	struct mc_elane *lane, *found = NULL;
+
+	pthread_mutex_lock(&s->mu);
+	mc_list_each (lane, &s->lanes, link) {
+		if (found || lane->route != route || lane->idle_since_ns >= before_ns ||
+		    atomic_load_explicit(&lane->is_owned, memory_order_relaxed))
+			continue;
+		atomic_store_explicit(&lane->is_owned, true, memory_order_relaxed);
+		found = lane;
+	}
+	pthread_mutex_unlock(&s->mu);
+	return found;
+}
+
+unsigned mc_lane_retire_idle(struct mc_session *s, enum mc_route route, uint64_t before_ns)
+{
+	struct mc_elane *lane;
+	unsigned n = 0;
+
+	for (; (lane = take_unused(s, route, before_ns)); n++)
+		retire(lane);
+	return n;
 }
 
 unsigned mc_session_lanes(const struct mc_session *s)

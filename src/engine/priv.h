@@ -54,6 +54,7 @@ struct mc_topo;
 struct mc_initiators;
 struct mc_classic;
 struct mc_join;
+struct mc_idle;
 struct mc_ctl_conn;
 struct mc_peer;
 struct mc_pump;
@@ -388,6 +389,7 @@ struct mc_engine {
 	struct mc_rpc_server *rpc;
 	struct mc_meta *meta; /* NULL: P2P */
 	struct mc_join *join; /* NULL: not joined */
+	struct mc_idle *idle; /* NULL: no lane is ever closed for not being used */
 	/* First loop only: our descriptor as of these versions of ranges and RDMA ports, for peers
 	 * of protocol tcp and rdma. */
 	struct mc_control_text *desc_text[2];
@@ -497,6 +499,17 @@ void mc_lane_free(struct mc_elane *lane);
 void mc_lane_drop(struct mc_elane *lane);
 /** Close the lanes of a route that nobody owns; MC_ROUTE_COUNT: of all. */
 void mc_lane_drop_idle(struct mc_session *s, enum mc_route route);
+
+/** End the lanes of a route that nobody owns and that were last used before that; where a peer
+ * holds an end of it, it is told. Blocks. @return how many */
+unsigned mc_lane_retire_idle(struct mc_session *s, enum mc_route route, uint64_t before_ns);
+
+/* ---- idle.c ---- */
+int mc_idle_open(struct mc_engine *eng);
+/** Peers are not looked at any more. is_closing is set. */
+void mc_idle_stop(struct mc_engine *eng);
+/** After workers and loops have ended. */
+void mc_idle_free(struct mc_engine *eng);
 
 /* ---- offer.c: lanes that the peer must agree to ---- */
 /** Have a worker open one. @return -MC_E_AGAIN: under way, waiters are woken; -MC_E_UNSUPPORTED:

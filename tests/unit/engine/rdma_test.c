@@ -69,6 +69,18 @@ static int setup(void **state)
 	return setup_with(1, NULL);
 }
 
+/* Lanes that lie idle for a second are closed. */
+static int setup_impatient(void **state)
+{
+	int rc;
+
+	(void)state;
+	(void)setenv("MC_RDMA_IDLE", "1", 1);
+	rc = setup_with(1, NULL);
+	(void)unsetenv("MC_RDMA_IDLE");
+	return rc;
+}
+
 /* One of two ports is down when both engines open. */
 static int setup_half(void **state)
 {
@@ -312,6 +324,25 @@ static void a_lane_that_lay_idle_is_used_again(void **state)
 	}
 	stats_of(b, &st);
 	assert_int_equal(st.accepted, 1);
+	assert_int_equal(tcp_bytes(), 0);
+}
+
+static void a_lane_that_nobody_uses_is_closed_and_its_target_told(void **state)
+{
+	struct mc_rdma_stats st;
+
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	assert_int_equal(lanes_ready(), 1);
+	/* Its last use is not older than that. */
+	assert_int_equal(mc_lane_retire_idle(session(), MC_ROUTE_RDMA, mc_now_ns() - SOON_NS), 0);
+	EVENTUALLY(lanes_ready() == 0);
+	EVENTUALLY((stats_of(b, &st), st.inbound == 0));
+	EVENTUALLY((stats_of(a, &st), st.lanes == 0 && st.qps == 0));
+	assert_int_equal(session()->rdma.v[0].health.failures, 0);
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(rdma_bytes(), 2 * BYTES);
 	assert_int_equal(tcp_bytes(), 0);
 }
 
@@ -746,6 +777,8 @@ int main(void)
 	    T(bytes_go_both_ways_over_rdma),
 	    T(a_group_that_a_loop_drives_waits_for_its_lane),
 	    T(a_lane_that_lay_idle_is_used_again),
+	    cmocka_unit_test_setup_teardown(a_lane_that_nobody_uses_is_closed_and_its_target_told,
+					    setup_impatient, teardown),
 	    T4(one_request_uses_all_rails),
 	    cmocka_unit_test_setup_teardown(ports_close_to_the_memory_are_taken_while_one_is_up,
 					    setup_places, teardown),
