@@ -24,6 +24,7 @@ PROGRAMS = {
     "transfer": "GB/s, latency and CPU of transfers between two processes, against every peer and limit",
     "rails": "four shaped TCP rails: share of their sum, link down, silent loss (root)",
     "rdma": "RDMA in an emulated guest, against perftest and upstream (tests/guest)",
+    "store": "objects in the Store, beside upstream's, Redis and memcached",
     "register": "registering up to 10,000 buffers",
     "idle": "CPU and wake-ups of connected engines that do nothing, and CPU at 100 operations/s",
     "rpc": "control calls against a raw ping-pong, and the cost of their messages",

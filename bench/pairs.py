@@ -40,7 +40,8 @@ class Impl:
 
     name: str
     python: str
-    backend: str = "te"  # te: the mooncake.engine API; nixl
+    backend: str = "te"  # what the script calls: te, nixl, …
+    script: str = "worker.py"
     env: dict[str, str] = field(default_factory=dict)
     alloc: str = "mmap"  # mmap: memory the engine did not allocate; managed: allocate_managed_buffer
     is_network: bool = False  # its bytes must be seen on a network device; else they should not be
@@ -67,7 +68,7 @@ class WorkerProcess:
         self.name = f"{impl.name} {role}"
         self.log_path = log_dir / f"{impl.name}-{role}.log".replace(" ", "-")
         log_dir.mkdir(parents=True, exist_ok=True)
-        argv = [impl.python, "-P", str(HERE / "worker.py"), impl.backend]
+        argv = [impl.python, "-P", str(HERE / impl.script), impl.backend]
         if namespace:
             argv = ["ip", "netns", "exec", namespace, *argv]
         with open(self.log_path, "wb") as log:

@@ -13,10 +13,11 @@ OURS_TCP, OURS_SHM, OURS_FOREIGN = "ours tcp", "ours shm", "ours foreign"
 UPSTREAM, NIXL_TCP, NIXL_SHM = "upstream", "nixl tcp", "nixl shm"
 RAW_TCP, RAW_TCP2, RAW_TCP4 = "raw tcp", "raw tcp x2", "raw tcp x4"
 PROCESS_VM, MEMFD = "process_vm", "memfd nt"
+REDIS, MEMCACHED = "redis", "memcached"
 RAW_BEST = (RAW_TCP, RAW_TCP2, RAW_TCP4)
 
 GBPS, P50, P99, CPU = "GBps", "p50_us", "p99_us", "cpu_s_per_GB"
-UNITS = {GBPS: "GB/s", P50: "p50 us", P99: "p99 us", CPU: "CPU s/GB"}
+UNITS = {GBPS: "GB/s", P50: "p50 us", P99: "p99 us", CPU: "CPU s/GB", "keys_s": "keys/s", "cpu_us_per_key": "CPU us/key"}
 
 
 class Case(NamedTuple):
@@ -112,6 +113,44 @@ TRANSFER: dict[tuple[int, int, int], list[Bound]] = {
         at_most(OURS_TCP, CPU, 0.08, UPSTREAM),
     ],
 }
+
+KEYS, CPU_KEY = "keys_s", "cpu_us_per_key"
+
+
+class StoreCase(NamedTuple):
+    op: str  # put, get, exist
+    size: int
+    batch: int
+
+    def __str__(self) -> str:
+        text = self.op if self.op == "exist" else f"{self.op} {size_text(self.size)}"
+        return text + (f" x {self.batch}" if self.batch > 1 else "")
+
+
+def faster(metric: str, factor: float, reference: str) -> Bound:
+    return Bound(OURS_TCP, metric, ">=", factor, (reference,))
+
+
+STORE: dict[StoreCase, list[Bound]] = {}
+for _size in (4 * KIB, 64 * KIB):
+    STORE[StoreCase("get", _size, 1)] = [
+        at_most(OURS_TCP, P50, 1, MEMCACHED),
+        at_most(OURS_TCP, P50, 0.35, UPSTREAM),
+        at_most(OURS_TCP, CPU_KEY, 1.5, MEMCACHED),
+    ]
+    STORE[StoreCase("put", _size, 1)] = [
+        at_most(OURS_TCP, P50, 1.5, MEMCACHED),
+        at_most(OURS_TCP, P50, 0.33, UPSTREAM),
+        at_most(OURS_TCP, CPU_KEY, 0.3, UPSTREAM),
+    ]
+STORE[StoreCase("get", 4 * KIB, 1)].append(at_most(OURS_SHM, P50, 0, offset=5))
+for _op in ("put", "get"):
+    for _shape, _mcd, _up in (((MIB, 1), 1.1, 2), ((16 * MIB, 1), 1, 2), ((4 * KIB, 100), 2, 8), ((64 * KIB, 32), 1, 2), ((MIB, 16), 0.9, 2)):
+        STORE[StoreCase(_op, *_shape)] = [faster(GBPS, _mcd, MEMCACHED), faster(GBPS, _up, UPSTREAM)]
+        if _shape[1] == 1:
+            STORE[StoreCase(_op, *_shape)].append(at_most(OURS_TCP, CPU_KEY, 1, MEMCACHED))
+STORE[StoreCase("exist", 64, 1)] = [at_most(OURS_TCP, P50, 1, MEMCACHED)]
+STORE[StoreCase("exist", 64, 100)] = [faster(KEYS, 1.5, MEMCACHED), at_most(OURS_TCP, CPU_KEY, 0, offset=0.6)]
 
 # Single numbers of the other programs.
 PACED_RATE = 100  # operations a second of 4 KiB over TCP

@@ -56,6 +56,7 @@ setup_apt_install() (
 	if [ -d /run/systemd/system ]; then
 		for name in "$@"; do
 			case $name in
+			memcached) setup_as_root systemctl -q disable memcached.service || true ;;
 			redis-server) setup_as_root systemctl -q disable redis-server.service || true ;;
 			etcd-server) setup_as_root systemctl -q disable etcd.service || true ;;
 			esac
