@@ -3,10 +3,12 @@
  */
 #include "io/disk.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -159,6 +161,40 @@ static int real_unlink(const struct mc_disk *disk, const char *path)
 	return unlink(path) < 0 ? -errno : 0;
 }
 
+static int real_mkdir(const struct mc_disk *disk, const char *path, uint32_t mode)
+{
+	(void)disk;
+	return mkdir(path, (mode_t)mode) < 0 ? -errno : 0;
+}
+
+static int real_list(const struct mc_disk *disk, const char *path,
+		     void (*each)(void *user, const char *name), void *user)
+{
+	DIR *dir = opendir(path);
+	struct dirent *entry;
+	int rc;
+
+	(void)disk;
+	if (!dir)
+		return -errno;
+	for (errno = 0; (entry = readdir(dir)); errno = 0)
+		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+			each(user, entry->d_name);
+	rc = -errno;
+	(void)closedir(dir);
+	return rc;
+}
+
+static int real_lock(struct mc_disk_file *file, bool is_taken)
+{
+	int rc;
+
+	do
+		rc = flock(fd_of(file), is_taken ? LOCK_EX | LOCK_NB : LOCK_UN);
+	while (rc < 0 && errno == EINTR);
+	return rc < 0 ? -errno : 0;
+}
+
 static int real_sync_dir(const struct mc_disk *disk, const char *path)
 {
 	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
@@ -257,6 +293,9 @@ const struct mc_disk mc_disk_real = {
     .stat = real_stat,
     .rename = real_rename,
     .unlink = real_unlink,
+    .mkdir = real_mkdir,
+    .list = real_list,
+    .lock = real_lock,
     .sync_dir = real_sync_dir,
     .aio_open = real_aio_open,
 };

@@ -151,6 +151,15 @@ struct mc_disk {
 	/** Replaces `to`. */
 	int (*rename)(const struct mc_disk *disk, const char *from, const char *to);
 	int (*unlink)(const struct mc_disk *disk, const char *path);
+	/** -EEXIST if something is there. */
+	int (*mkdir)(const struct mc_disk *disk, const char *path, uint32_t mode);
+	/** Tell each name in a directory, but "." and "..", in any order. @param each  changes
+	 * nothing in it */
+	int (*list)(const struct mc_disk *disk, const char *path,
+		    void (*each)(void *user, const char *name), void *user);
+	/** Take the file for this opening of it alone, or give it back; closing gives it back, too.
+	 * @return 0; -EWOULDBLOCK: another one has it */
+	int (*lock)(struct mc_disk_file *file, bool is_taken);
 	/** Makes creations, renames and removals in a directory durable. */
 	int (*sync_dir)(const struct mc_disk *disk, const char *path);
 	/** @param no_uring  NULL, or why not io_uring (for aio.text). @return 0; -MC_E_NOMEM */

@@ -177,6 +177,31 @@ static int fault_unlink(const struct mc_disk *disk, const char *path)
 	return rc < 0 ? rc : inner->unlink(inner, path);
 }
 
+static int fault_mkdir(const struct mc_disk *disk, const char *path, uint32_t mode)
+{
+	const struct mc_disk *inner = disk_of(disk)->inner;
+	int rc = begin_plain(disk, FAULT_MKDIR);
+
+	return rc < 0 ? rc : inner->mkdir(inner, path, mode);
+}
+
+static int fault_list(const struct mc_disk *disk, const char *path,
+		      void (*each)(void *user, const char *name), void *user)
+{
+	const struct mc_disk *inner = disk_of(disk)->inner;
+	int rc = begin_plain(disk, FAULT_LIST);
+
+	return rc < 0 ? rc : inner->list(inner, path, each, user);
+}
+
+static int fault_lock(struct mc_disk_file *file, bool is_taken)
+{
+	struct mc_disk_file *inner = file_of(file)->inner;
+	int rc = begin_plain(file->disk, FAULT_LOCK);
+
+	return rc < 0 ? rc : inner->disk->lock(inner, is_taken);
+}
+
 static int fault_sync_dir(const struct mc_disk *disk, const char *path)
 {
 	const struct mc_disk *inner = disk_of(disk)->inner;
@@ -428,6 +453,9 @@ void fault_disk_init(struct fault_disk *f, const struct mc_disk *inner)
 		    .stat = fault_stat,
 		    .rename = fault_rename,
 		    .unlink = fault_unlink,
+		    .mkdir = fault_mkdir,
+		    .list = fault_list,
+		    .lock = fault_lock,
 		    .sync_dir = fault_sync_dir,
 		    .aio_open = fault_aio_open,
 		},

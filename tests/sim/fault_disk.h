@@ -21,6 +21,9 @@ enum fault_op {
 	FAULT_RENAME,
 	FAULT_UNLINK,
 	FAULT_SYNC_DIR,
+	FAULT_MKDIR,
+	FAULT_LIST,
+	FAULT_LOCK,
 	FAULT_AIO,   /* aio_open */
 	FAULT_QUEUE, /* queue_open */
 	FAULT_OP_COUNT,

@@ -37,7 +37,8 @@ struct inode {
 	struct inode *next; /* of all, for the end */
 	uint64_t ino;
 	struct image now, safe;
-	struct change *first, **last; /* not durable */
+	struct change *first, **last;  /* not durable */
+	const struct mem_file *holder; /* of its lock */
 };
 
 struct dir {
@@ -294,7 +295,14 @@ static int mem_open(const struct mc_disk *disk, const char *path, uint32_t flags
 
 static void mem_close(struct mc_disk_file *file)
 {
-	free(file);
+	struct mem_file *f = (struct mem_file *)file;
+	struct mem_disk *d = disk_of(file->disk);
+
+	lock(d);
+	if (f->inode->holder == f)
+		f->inode->holder = NULL;
+	unlock(d);
+	free(f);
 }
 
 /* Locks the file's disk if it still has its power. */
@@ -458,6 +466,44 @@ static int mem_unlink(const struct mc_disk *disk, const char *path)
 	return rc;
 }
 
+/* There is one directory. */
+static int mem_mkdir(const struct mc_disk *disk, const char *path, uint32_t mode)
+{
+	(void)disk;
+	(void)mode;
+	return strcmp(path, MEM_DISK_DIR) == 0 ? -EEXIST : -ENOENT;
+}
+
+static int mem_list(const struct mc_disk *disk, const char *path,
+		    void (*each)(void *user, const char *name), void *user)
+{
+	struct mem_disk *d = disk_of(disk);
+
+	if (strcmp(path, MEM_DISK_DIR) != 0)
+		return -ENOENT;
+	lock(d);
+	for (unsigned i = 0; i < NAMES_MAX; i++)
+		if (d->now.names[i][0])
+			each(user, d->now.names[i]);
+	unlock(d);
+	return 0;
+}
+
+static int mem_lock(struct mc_disk_file *file, bool is_taken)
+{
+	struct mem_file *f;
+	int rc = file_lock(file, &f);
+
+	if (rc < 0)
+		return rc;
+	if (f->inode->holder && f->inode->holder != f)
+		rc = is_taken ? -EWOULDBLOCK : 0;
+	else
+		f->inode->holder = is_taken ? f : NULL;
+	unlock(disk_of(file->disk));
+	return rc;
+}
+
 static int mem_sync_dir(const struct mc_disk *disk, const char *path)
 {
 	struct mem_disk *d = disk_of(disk);
@@ -613,6 +659,9 @@ struct mem_disk *mem_disk_open(uint64_t space_bytes)
 	    .stat = mem_stat,
 	    .rename = mem_rename,
 	    .unlink = mem_unlink,
+	    .mkdir = mem_mkdir,
+	    .list = mem_list,
+	    .lock = mem_lock,
 	    .sync_dir = mem_sync_dir,
 	    .aio_open = mem_aio_open,
 	};
@@ -653,6 +702,7 @@ void mem_disk_cut(struct mem_disk *d, struct mc_rand *rand)
 		for (struct change *c = n->first; c && rand; c = c->next)
 			tear(&n->safe, c, rand);
 		changes_free(n);
+		n->holder = NULL;
 		if (!is_named(d, n))
 			image_resize(&n->safe, 0);
 		image_copy(&n->now, &n->safe);
