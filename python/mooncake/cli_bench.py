@@ -1,4 +1,4 @@
-"""Start the package's programs: console script transfer_engine_bench."""
+"""Start the package's programs: console scripts transfer_engine_bench and mooncake_master."""
 
 import os
 import sys
@@ -18,3 +18,7 @@ def run_program(name: str, arguments: list[str]) -> None:
 
 def main() -> None:
     run_program("transfer_engine_bench", sys.argv[1:])
+
+
+def master() -> None:
+    run_program("mooncake_master", sys.argv[1:])

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
+
 #define NAME_MAX_BYTES 64
 
 /* "--name=value" cut in two. @return 0 or -MC_E_INVAL */
@@ -39,11 +41,46 @@ static const struct mc_opt *row_find(const struct mc_opt *table, size_t rows, co
 	return row;
 }
 
-int mc_args_parse(const struct mc_opt *table, size_t rows, int argc, char **argv, void *conf,
-		  struct mc_diag *diag)
+static const struct mc_args_other *other_find(const struct mc_args_other *others, const char *name,
+					      const char **value)
+{
+	for (const struct mc_args_other *o = others; o && o->name; o++) {
+		if (strcmp(o->name, name) == 0)
+			return o;
+		if (o->is_bool && !*value && strncmp(name, "no", 2) == 0 &&
+		    strcmp(o->name, name + 2) == 0) {
+			*value = "0";
+			return o;
+		}
+	}
+	return NULL;
+}
+
+static bool is_nothing(const char *value)
+{
+	bool is_true;
+
+	return value[0] == '\0' || (mc_opt_parse_bool(value, &is_true) == 0 && !is_true);
+}
+
+static int other_take(const struct mc_args_other *o, const char *value, struct mc_diag *diag)
+{
+	if (is_nothing(value))
+		return 0;
+	if (o->refusal) {
+		mc_diag_set(diag, "option '--%s': %s", o->name, o->refusal);
+		return -MC_E_INVAL;
+	}
+	mc_log_warn("option has no effect here", "name=%s value=%s", o->name, value);
+	return 0;
+}
+
+int mc_args_parse(const struct mc_opt *table, size_t rows, const struct mc_args_other *others,
+		  int argc, char **argv, void *conf, struct mc_diag *diag)
 {
 	mc_opt_defaults(table, rows, conf);
 	for (int i = 1; i < argc; i++) {
+		const struct mc_args_other *other = NULL;
 		char name[NAME_MAX_BYTES];
 		const struct mc_opt *row;
 		const char *value;
@@ -54,12 +91,14 @@ int mc_args_parse(const struct mc_opt *table, size_t rows, int argc, char **argv
 		if (strcmp(name, "help") == 0 || strcmp(name, "h") == 0)
 			return 1;
 		row = row_find(table, rows, name, &value);
-		if (!row) {
+		if (!row)
+			other = other_find(others, name, &value);
+		if (!row && !other) {
 			mc_diag_set(diag, "there is no option '%s'; --help names them all",
 				    argv[i]);
 			return -MC_E_INVAL;
 		}
-		if (!value && row->type == MC_OPT_TYPE_BOOL)
+		if (!value && (row ? row->type == MC_OPT_TYPE_BOOL : other->is_bool))
 			value = "1";
 		else if (!value && i + 1 < argc)
 			value = argv[++i];
@@ -67,7 +106,7 @@ int mc_args_parse(const struct mc_opt *table, size_t rows, int argc, char **argv
 			mc_diag_set(diag, "option '--%s' needs a value", name);
 			return -MC_E_INVAL;
 		}
-		rc = mc_opt_set(row, conf, value, diag);
+		rc = row ? mc_opt_set(row, conf, value, diag) : other_take(other, value, diag);
 		if (rc < 0)
 			return rc;
 	}

@@ -366,7 +366,8 @@ int main(int argc, char **argv)
 	if (!b)
 		return 1;
 	pthread_mutex_init(&b->lock, NULL);
-	rc = mc_args_parse(mc_bench_opts, mc_bench_opts_count, argc, argv, &b->conf, &b->diag);
+	rc =
+	    mc_args_parse(mc_bench_opts, mc_bench_opts_count, NULL, argc, argv, &b->conf, &b->diag);
 	if (rc > 0)
 		mc_args_help(mc_bench_opts, mc_bench_opts_count,
 			     "usage: transfer_engine_bench --mode target, then elsewhere\n"

@@ -1,0 +1,27 @@
+/*
+ * master_flags.h: the command line of mooncake_master: upstream's options, and --state_dir.
+ */
+#ifndef MC_CLI_MASTER_FLAGS_H
+#define MC_CLI_MASTER_FLAGS_H
+
+#include "base/err.h"
+#include "master/master.h"
+
+struct mc_master_flags {
+	/* as given */
+	int64_t rpc_port, port, metrics_port, http_metadata_port;
+	char rpc_address[256], metrics_host[256], http_metadata_host[256];
+	char state_dir[1024];
+	char lease_ttl[32], soft_pin_ttl[32], soft_pin_max[32], client_ttl[32];
+	bool may_evict_soft_pins, has_http_metadata, is_reporting;
+	double eviction_ratio, watermark;
+	/* what comes of it */
+	struct mc_master_conf conf; /* without state_dir */
+	uint16_t listen_port;
+};
+
+/** @return 0; 1 (--help: printed); -MC_E_INVAL with a diag that names the option */
+MC_MUST_CHECK int mc_master_flags_parse(int argc, char **argv, struct mc_master_flags *flags,
+					struct mc_diag *diag);
+
+#endif

@@ -1,0 +1,54 @@
+/*
+ * master.h: the master of a Store: which objects there are and where, which owners there are, who
+ * leaves a full pool. Never on the path of data.
+ *
+ * All of it lives on one loop, so nothing is locked. What has to be durable (epoch, roster,
+ * tombstones: state.h) is written on a second one, which also serves people and monitors. Clock,
+ * network and disk are arguments; the two loops may be the same one.
+ */
+#ifndef MC_MASTER_MASTER_H
+#define MC_MASTER_MASTER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "io/env.h"
+
+struct mc_master;
+
+#define MC_MASTER_TTL_MS_MIN 100u
+
+/** Times in milliseconds, ratios of an owner's memory. mc_master_conf_defaults() fills it. */
+struct mc_master_conf {
+	const char *state_dir;	/* must exist; NULL: nothing survives, not even the epoch */
+	uint64_t client_ttl_ms; /* an owner that is silent for so long loses its replicas */
+	uint64_t lease_ms;	/* of what a lookup names */
+	uint64_t soft_pin_ms, soft_pin_max_ms;
+	bool may_evict_soft_pins;
+	double eviction_ratio; /* evicted at once above the watermark */
+	double watermark;
+	uint32_t conns_max; /* 0: 16384 */
+};
+
+void mc_master_conf_defaults(struct mc_master_conf *conf);
+
+/**
+ * @param loop  has the index; @param side  writes to the state directory; both outlive the master
+ * @param conf  copied
+ * @return 0; -MC_E_NOMEM; -MC_E_CORRUPT (state directory: the diag says which file); -MC_E_BUSY (of
+ * another master). A state directory that cannot be used otherwise is a warning. Any thread but the
+ * loops'.
+ */
+MC_MUST_CHECK int mc_master_open(const struct mc_env *env, struct mc_loop *loop,
+				 struct mc_loop *side, const struct mc_master_conf *conf,
+				 struct mc_diag *diag, struct mc_master **ret_master);
+/** NULL is allowed. Any thread but the loops'. */
+void mc_master_close(struct mc_master *master);
+/** Serve clients and owners on this address too. @return as mc_rpc_server_listen() */
+MC_MUST_CHECK int mc_master_listen(struct mc_master *master, const struct mc_addr *at,
+				   struct mc_addr *ret_bound);
+/** Any thread. */
+uint64_t mc_master_epoch(const struct mc_master *master);
+
+#endif
