@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "demo"))
 import engine_package
 import metrics
 from client import Answer, read_event
+from process import DemoError
 from report import Run, table
-from servers import DemoError
 from timeline import Timeline, render, tick_step, transfers
 
 KV_BYTES = 1000 * 23040

@@ -8,7 +8,8 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
-from servers import MODEL_NAME, DemoError
+from process import DemoError
+from servers import MODEL_NAME
 
 REQUEST_S = 600.0
 ERROR_CHARS_MAX = 2000
@@ -20,6 +21,7 @@ class Answer:
 
     sent: float
     text: str = ""
+    token_ids: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
     token_times: list[float] = field(default_factory=list)
     ended: float = 0.0
@@ -30,7 +32,7 @@ class Answer:
 
 
 def chat_body(prompt: str, max_tokens: int, salt: str) -> dict[str, Any]:
-    """Greedy, so that two engines can be compared; the salt keeps each request out of the others' prefix cache."""
+    """Greedy, so that two engines can be compared; prompts with another salt share nothing in a prefix cache."""
     return {
         "model": MODEL_NAME,
         "messages": [{"role": "user", "content": prompt}],
@@ -38,6 +40,7 @@ def chat_body(prompt: str, max_tokens: int, salt: str) -> dict[str, Any]:
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        "return_token_ids": True,
         "cache_salt": salt,
     }
 
@@ -78,6 +81,7 @@ def read_event(line: bytes, answer: Answer, show: Callable[[str], None]) -> bool
     if "error" in event:
         raise DemoError(f"the stream ended with an error: {event['error'].get('message', event['error'])}")
     for choice in event.get("choices", []):
+        answer.token_ids += choice.get("token_ids") or []
         piece = choice.get("delta", {}).get("content")
         if piece:
             answer.token_times.append(time.time())

@@ -7,14 +7,14 @@ import json
 import subprocess
 import sys
 
-from servers import DemoError, base_environment
+from process import DemoError, base_environment
 
 DIST_NAME = "mooncake-c"
 VERSION_MIN = (0, 4, 0)
 PROBE_S = 60.0
 
 _PROBE = """
-import importlib.metadata as md, json
+import importlib, importlib.metadata as md, json, sys
 out = {"dists": {}, "version": None, "file": None, "engine": None, "error": None}
 for dist in md.distributions():
     if any(str(f).startswith("mooncake/") for f in dist.files or ()):
@@ -22,17 +22,17 @@ for dist in md.distributions():
 try:
     import mooncake
     out["file"], out["version"] = mooncake.__file__, getattr(mooncake, "__version__", None)
-    import mooncake.engine
-    out["engine"] = mooncake.engine.__file__
-    mooncake.engine.TransferEngine
+    module = importlib.import_module(sys.argv[1])
+    out["engine"] = module.__file__
 except Exception as exc:
     out["error"] = f"{type(exc).__name__}: {exc}"
 print(json.dumps(out))
 """
 
 
-def probe(python_path: list[str]) -> dict:
-    command = [sys.executable, "-c", _PROBE]
+def probe(python_path: list[str], module: str) -> dict:
+    """What the servers would import as `module`, and which packages could be it."""
+    command = [sys.executable, "-c", _PROBE, module]
     result = subprocess.run(
         command, env=base_environment(python_path), capture_output=True, text=True, timeout=PROBE_S
     )

@@ -9,9 +9,10 @@ from typing import TypeVar
 
 from aiohttp import ClientError, ClientSession
 
-from servers import DemoError
+from process import DemoError
 
 EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
+STORE_SECONDS = "vllm:mooncake_store_operation_time_seconds_sum"
 CACHE_CONFIG = "vllm:cache_config_info"
 ENGINE_BYTES = "mc_transfer_bytes_total"
 SETTLE_S = 5.0  # counters of a finished request may come this much later
@@ -56,6 +57,19 @@ async def scrape(session: ClientSession, url: str) -> list[Sample]:
 async def external_hits(session: ClientSession, server_url: str) -> int:
     """Prompt tokens whose KV this server has taken from another one, so far."""
     return int(total(await scrape(session, f"{server_url}/metrics"), EXTERNAL_HITS))
+
+
+@dataclass(frozen=True)
+class StoreReads:
+    """What an instance has had from the pool so far: prompt tokens, and the time of our store's calls."""
+
+    hits: int
+    get_s: float
+
+
+async def store_reads(session: ClientSession, server_url: str) -> StoreReads:
+    samples = await scrape(session, f"{server_url}/metrics")
+    return StoreReads(int(total(samples, EXTERNAL_HITS)), total(samples, STORE_SECONDS, operation="load_get"))
 
 
 async def block_size(session: ClientSession, server_url: str) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from client import Answer
-from servers import DemoError
+from process import DemoError
 from timeline import Timeline, seconds
 
 TITLE_CHARS = 60
@@ -120,7 +120,15 @@ def table(runs: list[Run]) -> str:
                 "equal" if run.split.text == run.single.text else "DIFFERS",
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    return align(rows)
+
+
+def align(rows: list[list[str]], left: int = 0) -> str:
+    """A table, its head underlined; the first `left` columns begin on the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row: list[str]) -> str:
+        cells = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
