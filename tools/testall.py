@@ -56,7 +56,7 @@ def demo(args: argparse.Namespace) -> list[Result]:
 
 def guest(args: argparse.Namespace) -> list[Result]:
     failure = suites.build(BUILD, LOGS, BUILD_OPTIONS)
-    return [failure] if failure else guest_suite.run(BUILD, LOGS, LIMIT_S["guest"])
+    return [failure] if failure else guest_suite.run(BUILD, LOGS, LIMIT_S["guest"], args.long)
 
 
 def check_quick(args: argparse.Namespace) -> list[Result]:
@@ -69,6 +69,7 @@ SUITES = {"unit": unit, "conform": conform, "dropin": dropin, "e2e": e2e, "demo"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./run test", description=__doc__)
     parser.add_argument("--suite", action="append", choices=SUITES, help="only this suite; may be repeated")
+    parser.add_argument("--long", action="store_true", help="guest: also all of the conformance suite over RDMA (half an hour)")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     args = parser.parse_args()
     suites.main_guard()

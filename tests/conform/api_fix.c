@@ -51,7 +51,10 @@ bool is_filled(const void *buf, size_t len, unsigned seed)
 
 struct mc_engine *engine_open(void)
 {
-	struct mc_engine_opts opts = {.size = sizeof(opts), .name = "127.0.0.1"};
+	struct mc_engine_opts opts = {.size = sizeof(opts),
+				      .name = "127.0.0.1",
+				      .protocol = getenv("API_PROTOCOL"),
+				      .devices = getenv("API_DEVICES")};
 	struct mc_diag diag = {.text = ""};
 	struct mc_engine *eng = NULL;
 
@@ -169,6 +172,20 @@ void world_close(struct world *w)
 {
 	mc_engine_close(w->eng);
 	peer_close(&w->peer);
+}
+
+uint64_t moved_by(struct mc_engine *eng, const char *transport)
+{
+	char *text = mc_metrics_text(eng), *line, *rest = NULL, label[64];
+	uint64_t sum = 0;
+
+	assert_non_null(text);
+	(void)snprintf(label, sizeof(label), "transport=\"%s\"", transport);
+	for (line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+		if (strncmp(line, "mc_transfer_bytes_total{", 24) == 0 && strstr(line, label))
+			sum += strtoull(strrchr(line, ' ') + 1, NULL, 10);
+	mc_text_free(text);
+	return sum;
 }
 
 /* ---- transfers ---- */

@@ -46,7 +46,10 @@ void nap(uint64_t ns);
 void fill(void *buf, size_t len, unsigned seed);
 bool is_filled(const void *buf, size_t len, unsigned seed);
 
+/** Of protocol $API_PROTOCOL and the devices $API_DEVICES, where they are set. */
 struct mc_engine *engine_open(void);
+/** Bytes that transfers of this engine went over a transport with. */
+uint64_t moved_by(struct mc_engine *eng, const char *transport);
 /** main() of the peer: offers memory until its stdin ends. */
 int peer_main(void);
 void peer_open(struct peer *peer);

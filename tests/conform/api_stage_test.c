@@ -1,6 +1,7 @@
 /*
  * api_stage_test.c: files registered as memory, by the native C API: a process offers a file, this
- * one reads and writes it by address, over TCP ("tcp") and shared memory ("shm").
+ * one reads and writes it by address, over TCP ("tcp"), shared memory ("shm"), or real RDMA devices
+ * ("rdma", of the devices in API_DEVICES).
  */
 #include <fcntl.h>
 #include <inttypes.h>
@@ -16,6 +17,7 @@
 #define SOON_NS (3 * NS_PER_S)
 
 static char file_path[128], own_path[128];
+static const char *transport; /* that must carry the bytes; NULL: of this machine's choice */
 
 /* Offers the file's range, and memory; each line of its input ends a registration. */
 static int file_peer_main(void)
@@ -84,6 +86,7 @@ static void a_file_is_read_and_written_by_address(void **state)
 {
 	uint8_t *want = malloc(FILE_BYTES), *buf = malloc(SPAN), *got;
 	unsigned seed = 20261122, len, off;
+	uint64_t moved = 0;
 	struct world w;
 
 	(void)state;
@@ -91,6 +94,7 @@ static void a_file_is_read_and_written_by_address(void **state)
 	file_make(file_path, FILE_BYTES, 1);
 	fill(want, FILE_BYTES, 1);
 	world_open(&w);
+	assert_int_equal(mc_mem_reg(w.eng, buf, SPAN, NULL, 0), 0);
 	/* Around pages, buffers and the ends, then anywhere. */
 	for (unsigned i = 0; i < 60; i++) {
 		static const unsigned lens[] = {1, 511, 4096, MIB - 1, MIB, MIB + 1, SPAN};
@@ -99,6 +103,7 @@ static void a_file_is_read_and_written_by_address(void **state)
 		off = i < 14 ? 0 : (unsigned)rand_r(&seed) % (SPAN - len);
 		if (i == 12)
 			off = SPAN - len;
+		moved += len;
 		if (i % 2) {
 			fill(buf, len, i);
 			assert_int_equal(move(w.eng, MC_WRITE, w.seg, buf, w.peer.base + off, len),
@@ -113,6 +118,10 @@ static void a_file_is_read_and_written_by_address(void **state)
 	}
 	got = file_read(file_path, FILE_BYTES);
 	assert_memory_equal(got, want, FILE_BYTES);
+	/* The first ones may have gone another way, before there was a lane. */
+	if (transport)
+		assert_true(moved_by(w.eng, transport) > moved / 2);
+	assert_int_equal(mc_mem_unreg(w.eng, buf), 0);
 	world_close(&w);
 	free(got);
 	free(want);
@@ -369,6 +378,12 @@ int main(int argc, char **argv)
 		return file_peer_main();
 	if (argc > 1 && strcmp(argv[1], "tcp") == 0)
 		(void)setenv("MC_FORCE_TCP", "1", 1);
+	if (argc > 1)
+		transport = argv[1];
+	if (argc > 1 && strcmp(argv[1], "rdma") == 0) {
+		(void)setenv("API_PROTOCOL", "rdma", 1);
+		(void)setenv("MC_NO_SHM", "1", 1);
+	}
 	/* On a disk, where O_DIRECT is. */
 	if (!mkdtemp(dir))
 		return 1;

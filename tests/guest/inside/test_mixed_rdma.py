@@ -1,4 +1,4 @@
-"""RDMA between an engine of ours and upstream's wheel, over real verbs: each as initiator, READ and WRITE, P2P handshake."""
+"""RDMA between an engine of ours and upstream's wheel, over real verbs: each as initiator, READ and WRITE, P2P and HTTP metadata."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "py"))
-from cluster import Node  # noqa: E402
+from cluster import Node, free_port, wait_for_port  # noqa: E402
 
 CACHE = Path(os.environ.get("MC_CACHE_DIR") or Path.home() / ".cache/mooncake-c")
 UPSTREAM = Path(os.environ.get("MC_UPSTREAM_PYTHON") or CACHE / "peers/upstream/bin/python")
 MIB = 1 << 20
+PACKET = 4096
 # Upstream's choice of a GID takes the link-local one here, which its peers cannot route to. Emulated, everything is slow.
 ENV = {"MC_GID_INDEX": "1", "MC_TRANSFER_TIMEOUT": "60", "MC_IB_TIMEOUT": "16"}
 
@@ -29,18 +30,20 @@ Start = Callable[..., Node]
 
 @pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Start]:
-    """peer("ours" | "upstream", devices, **settings): a started engine of protocol rdma."""
+    """peer("ours" | "upstream", devices, **settings): a started engine of protocol rdma. With http_metadata its name
+    says who it is, else its address."""
     nodes: list[Node] = []
 
-    def start(kind: str, devices: str = "rxe0", protocol: str = "rdma", **settings: str) -> Node:
+    def start(kind: str, devices: str = "rxe0", protocol: str = "rdma", http_metadata: str = "", **settings: str) -> Node:
         if kind == "upstream" and not UPSTREAM.exists():
             pytest.skip(f"upstream's wheel is not installed: no {UPSTREAM}")
         python = [str(UPSTREAM), "-I"] if kind == "upstream" else [sys.executable, "-P"]
         one = Node(["env", "-u", "MC_FORCE_TCP", *python], tmp_path / f"{len(nodes)}-{kind}.log", ENV | settings)
         nodes.append(one)
-        rc, port = one.do("start", "127.0.0.1", "P2PHANDSHAKE", protocol, devices)
+        one.name = f"node-{len(nodes)}"
+        rc, port = one.do("start", *((one.name, http_metadata) if http_metadata else ("127.0.0.1", "P2PHANDSHAKE")), protocol, devices)
         assert rc == 0, one.tail()
-        one.name = f"127.0.0.1:{port}"
+        one.name = one.name if http_metadata else f"127.0.0.1:{port}"
         return one
 
     yield start
@@ -48,8 +51,28 @@ def peer(tmp_path: Path) -> Iterator[Start]:
         one.close()
 
 
+@pytest.fixture
+def http_metadata(tmp_path: Path) -> Iterator[str]:
+    """Its address; ours serves it."""
+    port = free_port()
+    with (tmp_path / "http.log").open("wb") as log:
+        command = [sys.executable, "-P", "-m", "mooncake.http_metadata_server", "--host", "127.0.0.1", "--port", str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_for_port(port)
+        yield f"http://127.0.0.1:{port}/metadata"
+    finally:
+        server.kill()
+        server.wait()
+
+
 def crc(seed: int, size: int) -> int:
     return zlib.crc32(random.Random(seed).randbytes(size))
+
+
+def sent() -> int:
+    """Packets that left by RDMA, of all devices."""
+    return sum(int(path.read_text()) for path in Path("/sys/class/infiniband").glob("rxe*/ports/1/hw_counters/sent_pkts"))
 
 
 def move(initiator: Node, target: Node, op: str, here: int, there: int, size: int) -> int:
@@ -72,6 +95,14 @@ def test_bytes_are_written_and_read_over_rdma(peer: Start, kinds: tuple[str, str
         exchange(initiator, target, size)
     ours = initiator if kinds[0] == "ours" else target
     assert "no RDMA" not in ours.log.read_text(), "it went over TCP"
+
+
+@pytest.mark.parametrize("kinds", [("ours", "upstream"), ("upstream", "ours")], ids=lambda kinds: "-to-".join(kinds))
+def test_bytes_move_over_rdma_under_http_metadata(peer: Start, http_metadata: str, kinds: tuple[str, str]) -> None:
+    initiator, target = peer(kinds[0], http_metadata=http_metadata), peer(kinds[1], "rxe1", http_metadata=http_metadata)
+    before = sent()
+    exchange(initiator, target, 4 * MIB)
+    assert sent() - before >= 2 * 4 * MIB / PACKET, "it went over TCP"
 
 
 def test_both_initiate_at_the_same_time(peer: Start) -> None:
