@@ -3,6 +3,7 @@ and the processes that it starts, kills and starts again."""
 
 import asyncio
 import io
+import json
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -13,11 +14,15 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "demo"))
 
 import demo
+import metrics
 import pool
+import store_demo
 from client import Answer, read_event
 from lifelines import picture
 from process import HOST, DemoError, Process, Processes, Progress, free_ports
+from store_demo import StoreDemo
 from store_report import Load, Phase, Reading, parse_loads, table
+from story import run
 
 BLOCK = 128
 TOKENS = 641
@@ -310,3 +315,66 @@ def test_ports_are_below_the_ephemeral_range_and_apart():
     ports = free_ports(8)
     assert len(set(ports)) == 8
     assert all(20000 <= port < 32768 for port in ports)
+
+
+def story(tmp_path: Path, monkeypatch, fault: str, *argv: str) -> tuple[int, dict, str]:
+    """The whole demo over stand-ins for its programs: exit status, JSON, and what a person reads."""
+    fake = [sys.executable, str(Path(__file__).with_name("fake_store.py"))]
+    shared = tmp_path / "shared"
+    (tmp_path / "model").mkdir()
+    shared.mkdir()
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"num_hidden_layers": 30, "num_key_value_heads": 3, "head_dim": 64})
+    )
+    for name, role in (("mooncake_master", "master"), ("mooncake_client", "node")):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\nexec {" ".join(fake)} {role} {shared} {fault} "$@"\n')
+        program.chmod(0o755)
+    monkeypatch.setattr(pool, "program", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(pool, "SETTLE_S", 1.0)
+    monkeypatch.setattr(metrics, "SETTLE_S", 1.0)
+    monkeypatch.setattr(
+        store_demo,
+        "vllm_command",
+        lambda model, port, transfer: [*fake, "vllm", str(shared), fault, f"--port={port}"],
+    )
+    monkeypatch.setattr(StoreDemo, "check_setup", lambda self: None)
+    told: list[dict] = []
+    args = demo.parse_args(["store", "--prompt", "a long one", *argv])
+    whole = StoreDemo(args, tmp_path, told.append)
+    whole.out = io.StringIO()
+    whole.progress = Progress(whole.out)
+    status = asyncio.run(run(whole))
+    assert all(life.end is not None for process in whole.processes.all for life in process.lives)
+    assert not (whole.work / "ssd").exists()
+    return status, told[0], whole.out.getvalue()
+
+
+def test_the_whole_story_with_stand_ins(tmp_path, monkeypatch):
+    status, told, text = story(tmp_path, monkeypatch, "none")
+    assert (status, told["ok"], told["error"]) == (0, True, None), text
+    readings = {phase["instance"]: phase["readings"][0] for phase in told["phases"]}
+    assert [readings[name]["tokens_from_pool"] for name in "ABCD"] == [0, 256, 256, 256]
+    assert [readings[name]["blocks"]["disk"] for name in "ABCD"] == [0, 0, 0, 2]
+    assert all(reading["tokens_equal"] for reading in readings.values())
+    assert "demo store: ok" in text
+    svg = ET.fromstring(Path(told["timeline_svg"]).read_text())
+    marks = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert (marks.count("kill -9"), marks.count("restart")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("lazy-put", "holds 1 objects"),
+        ("other-tokens", "instance B (a fresh process) answered with other tokens"),
+        ("forgetful-master", "2 of 2 objects are not served 1 s after the restart of the master"),
+        ("no-ssd", "2 of 2 objects are not on the SSD"),
+        ("immortal-memory", "took blocks from elsewhere than the SSD"),
+    ],
+)
+def test_one_lie_ends_the_story_with_its_reason(tmp_path, monkeypatch, capsys, fault, named):
+    status, told, _ = story(tmp_path, monkeypatch, fault)
+    assert (status, told["ok"]) == (1, False)
+    assert named in told["error"]
+    assert f"demo store: FAILED: {told['error']}" in capsys.readouterr().err

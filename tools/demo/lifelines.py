@@ -7,8 +7,9 @@ from process import Process
 from store_report import Phase, Reading, megabytes
 from timeline import BAR, LEFT, RIGHT, ROW, SPAN_WIDTH_MIN, WIDTH, render_axis, seconds
 
-HEAD, GAP = 40, 64
+HEAD, GAP = 72, 64
 POOL, ENGINE, STARTING, REQUEST, KILL = "#54a24b", "#4c78a8", "#cfd8e3", "#e45756", "#b00020"
+LEGEND = {STARTING: "starting", POOL: "the pool serves", ENGINE: "vLLM serves", REQUEST: "the request"}
 BAR_COLORS = {"-": "#bab0ac", "memory": "#72b7b2", "SSD": "#f2a65a"}
 BARS_RIGHT = 230  # room for what stands beside a bar
 
@@ -26,6 +27,7 @@ def picture(phases: list[Phase], processes: Sequence[Process]) -> str:
         'font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         heading(26, "A pool of KV blocks that outlives the engines, its master and its node"),
+        *legend(),
     ]
     for index, process in enumerate(processes):
         is_pool = process.name in ("master", "node")
@@ -38,6 +40,15 @@ def picture(phases: list[Phase], processes: Sequence[Process]) -> str:
     parts += bars(readings, bars_top + 16)
     parts.append("</svg>")
     return "\n".join(parts) + "\n"
+
+
+def legend() -> list[str]:
+    parts = []
+    for index, (color, text) in enumerate(LEGEND.items()):
+        x = LEFT + index * 160
+        parts.append(f'<rect x="{x}" y="39" width="12" height="12" fill="{color}"/>')
+        parts.append(f'<text x="{x + 18}" y="50" font-size="12" fill="#555555">{text}</text>')
+    return parts
 
 
 def heading(y: float, text: str) -> str:
