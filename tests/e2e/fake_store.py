@@ -2,8 +2,8 @@
 
 usage: fake_store.py master|node|vllm FOLDER FAULT [FLAGS as the real program gets them]
 
-They agree through FOLDER: node/KEY is a block in the node's memory, ssd/KEY one on its disk; what vLLM would compute is the
-same each time. FAULT is one lie: the others tell the truth. Standard library only.
+They agree through FOLDER: node/KEY is a block in the memory of the node, ssd/KEY one on its disk; what vLLM would
+compute is the same each time. FAULT is one lie: the others tell the truth. Standard library only.
 """
 
 import http.server

@@ -87,7 +87,7 @@ def test_our_package_passes():
     [
         ({"dists": {}, "error": "ModuleNotFoundError: No module named 'mooncake'"}, "is missing"),
         ({"dists": {}}, "comes from no installed package"),
-        ({"error": "ImportError: libx.so"}, "libx.so"),
+        ({"error": "ImportError: libx.so"}, "mooncake-c 0.4.0 cannot be used by this demo: ImportError: libx.so"),
         ({"dists": {"mooncake-c": "0.4.0", "mooncake-transfer-engine": "0.3.13"}}, "mooncake-transfer-engine 0.3.13"),
         ({"dists": {"mooncake-transfer-engine": "0.3.13"}}, "another package"),
         ({"version": "0.3.13.post1"}, "0.3.13.post1"),

@@ -59,11 +59,13 @@ def check(found: dict) -> None:
             f"another package that is imported as `mooncake` is installed: {', '.join(others)} ({found['file']}). "
             f"Uninstall it from {sys.prefix}: the demo must run on {DIST_NAME}"
         )
-    if found["error"] or DIST_NAME not in found["dists"]:
+    if DIST_NAME not in found["dists"]:
         reason = found["error"] or "it comes from no installed package"
         raise DemoError(
             f"our package {DIST_NAME} is missing from {sys.prefix}: {reason} ({found['file']}). Run ./run demo"
         )
+    if found["error"]:
+        raise DemoError(f"{DIST_NAME} {found['version']} cannot be used by this demo: {found['error']}")
     if not found["version"] or version_of(found["version"]) < VERSION_MIN:
         wanted = ".".join(map(str, VERSION_MIN))
         raise DemoError(

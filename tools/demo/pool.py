@@ -126,7 +126,7 @@ class Pool:
     async def keys(self) -> list[str]:
         """Every key that the master serves now."""
         async with client_session() as session:
-            return (await self._get(session, "/get_all_keys", {})).split()
+            return (await self._get(session, "/get_all_keys", {})).splitlines()
 
     async def wait_for_objects(self, count: int) -> list[str]:
         """The keys once there are `count` of them: an engine puts them after it has answered."""
