@@ -388,57 +388,84 @@ static uint64_t run_seer(const struct trace *t, size_t capacity)
 
 /* ---- ours ---- */
 
-struct ours {
-	struct mc_evict *e;
-	struct mc_evict_node *node; /* by block */
-	uint64_t *key;		    /* by block */
-	struct mc_evict_node **by_key;
-	size_t mask;
+struct stored {
+	struct mc_evict_node node;
+	uint32_t id;
+	uint32_t parent; /* it was stored behind this one; 0: none */
+	uint32_t nkids;
 };
 
-static struct mc_evict_node **slot_of(struct ours *o, uint64_t key)
-{
-	size_t i = key & o->mask;
+struct ours {
+	struct mc_slab slab;
+	struct mc_evict *e;
+	uint32_t *block; /* by id: struct stored */
+	uint64_t *key;	 /* by id */
+};
 
-	while (o->by_key[i] && o->key[o->by_key[i] - o->node] != key)
-		i = (i + 1) & o->mask;
-	return &o->by_key[i];
+static struct stored *block_at(struct ours *o, uint32_t handle)
+{
+	return mc_slab_at(&o->slab, handle);
 }
 
-static struct mc_evict_node *find(void *user, uint64_t key)
+static bool is_held(struct ours *o, uint32_t id)
 {
-	return *slot_of(user, key);
+	return block_at(o, o->block[id])->node.group != 0;
 }
 
 static int ours_open(struct ours *o, const struct trace *t, size_t capacity)
 {
-	struct mc_evict_conf conf = {.keys_max =
-					 mc_max((size_t)KEYS_MIN, KEYS_PER_BLOCK * capacity),
-				     .find = find,
-				     .user = o};
-	size_t slots = 64;
+	struct mc_evict_conf conf = {
+	    .slab = &o->slab, .keys_max = mc_max((size_t)KEYS_MIN, KEYS_PER_BLOCK * capacity)};
+	int rc;
 
-	while (slots < 2 * (size_t)t->nblocks)
-		slots *= 2;
-	*o = (struct ours){.node = mc_calloc(t->nblocks, sizeof(*o->node)),
-			   .key = mc_calloc(t->nblocks, sizeof(*o->key)),
-			   .by_key = mc_calloc(slots, sizeof(struct mc_evict_node *)),
-			   .mask = slots - 1};
-	if (!o->node || !o->key || !o->by_key)
+	*o = (struct ours){.block = mc_calloc(t->nblocks, sizeof(*o->block)),
+			   .key = mc_calloc(t->nblocks, sizeof(*o->key))};
+	if (!o->block || !o->key)
 		return -MC_E_NOMEM;
 	for (uint32_t b = 0; b < t->nblocks; b++) {
 		o->key[b] = mc_hash64(&b, sizeof(b), 0);
-		*slot_of(o, o->key[b]) = &o->node[b];
+		o->block[b] = mc_slab_alloc(&o->slab, sizeof(struct stored));
+		if (!o->block[b])
+			return -MC_E_NOMEM;
+		block_at(o, o->block[b])->id = b;
 	}
-	return mc_evict_open(&conf, &o->e);
+	rc = mc_evict_open(&conf, &o->e);
+	return rc < 0 ? rc : mc_evict_pool_open(o->e, 0);
 }
 
 static void ours_close(struct ours *o)
 {
 	mc_evict_close(o->e);
-	mc_free(o->node);
+	mc_slab_fini(&o->slab);
+	mc_free(o->block);
 	mc_free(o->key);
-	mc_free(o->by_key);
+}
+
+static void ours_evict(struct ours *o, uint32_t victim)
+{
+	uint32_t parent = block_at(o, victim)->parent;
+	struct stored *up = parent ? block_at(o, parent) : NULL;
+
+	mc_evict_del(o->e, victim);
+	if (up && up->node.group && up->nkids > 0 && --up->nkids == 0)
+		mc_evict_parent(o->e, parent, false);
+}
+
+static int ours_add(struct ours *o, struct mc_evict_request *q, uint32_t id, uint32_t parent)
+{
+	struct stored *b = block_at(o, o->block[id]);
+	int rc = mc_evict_add(q, o->block[id], o->key[id]);
+
+	if (rc < 0)
+		return rc;
+	b->nkids = 0;
+	b->node.is_parent = false;
+	b->parent = parent;
+	if (parent && block_at(o, parent)->node.group) {
+		block_at(o, parent)->nkids++;
+		mc_evict_parent(o->e, parent, true);
+	}
+	return 0;
 }
 
 /* As a master does: a prefix is stored from its root on, and not beyond a block that found no
@@ -447,21 +474,20 @@ static int ours_store(struct ours *o, struct mc_evict_request *q, const struct t
 		      size_t capacity)
 {
 	for (uint32_t d = 0; d < r->nstored; d++) {
-		struct mc_evict_node *n = &o->node[r->blocks[d]], *victim;
-		uint64_t key = o->key[r->blocks[d]];
+		uint32_t id = r->blocks[d], victim;
 		int rc;
 
-		if (n->group)
+		if (is_held(o, id))
 			continue;
-		if (mc_evict_count(o->e) >= capacity) {
-			if (!mc_evict_is_worth(q, key))
+		if (mc_evict_count(o->e, 0) >= capacity) {
+			if (!mc_evict_is_worth(q, 0, o->key[id]))
 				return 0;
-			victim = mc_evict_victim(o->e, r->at_ms);
+			victim = mc_evict_victim(o->e, 0, r->at_ms, NULL);
 			if (!victim)
 				return 0;
-			mc_evict_del(o->e, victim);
+			ours_evict(o, victim);
 		}
-		rc = mc_evict_add(q, n, key, d ? o->key[r->blocks[d - 1]] : 0);
+		rc = ours_add(o, q, id, d ? o->block[r->blocks[d - 1]] : 0);
 		if (rc < 0)
 			return rc;
 	}
@@ -476,11 +502,11 @@ static int ours_request(struct ours *o, const struct trace_request *r, uint64_t 
 
 	for (uint32_t d = 0; d < r->n; d++)
 		keys[d] = o->key[r->blocks[d]];
-	for (uint32_t d = 0; d < r->n && o->node[r->blocks[d]].group; d++)
+	for (uint32_t d = 0; d < r->n && is_held(o, r->blocks[d]); d++)
 		++*hits;
 	mc_evict_begin(o->e, &q, r->at_ms, keys, r->n);
 	for (uint32_t d = 0; d < r->n; d++)
-		mc_evict_touch(&q, keys[d], &o->node[r->blocks[d]]);
+		mc_evict_move(&q, o->block[r->blocks[d]], mc_evict_touch(&q, keys[d]));
 	rc = ours_store(o, &q, r, capacity);
 	mc_evict_end(&q);
 	return rc;
