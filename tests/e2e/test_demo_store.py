@@ -14,8 +14,8 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "demo"))
 
 import demo
+import kv_pool
 import metrics
-import pool
 import store_demo
 from client import Answer, read_event
 from lifelines import picture
@@ -256,12 +256,12 @@ class FakeMaster:
 
 
 def with_fake_master(tmp_path: Path, monkeypatch, work) -> None:
-    monkeypatch.setattr(pool, "SETTLE_S", 0.3)
-    monkeypatch.setattr(pool, "program", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(kv_pool, "SETTLE_S", 0.3)
+    monkeypatch.setattr(kv_pool, "program", lambda name: f"/bin/{name}")
     master = FakeMaster()
 
     async def whole() -> None:
-        it = pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [])
+        it = kv_pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [])
         app = web.Application()
         app.add_routes([web.get("/get_all_keys", master.keys), web.get("/batch_query_keys", master.describe)])
         runner = web.AppRunner(app)
@@ -276,7 +276,7 @@ def with_fake_master(tmp_path: Path, monkeypatch, work) -> None:
 
 
 def test_the_pool_waits_for_what_is_put_after_the_answer(tmp_path, monkeypatch):
-    async def work(it: pool.Pool, master: FakeMaster) -> None:
+    async def work(it: kv_pool.Pool, master: FakeMaster) -> None:
         master.objects = {"m@1": False}
 
         async def later() -> None:
@@ -294,7 +294,7 @@ def test_the_pool_waits_for_what_is_put_after_the_answer(tmp_path, monkeypatch):
 
 
 def test_an_object_that_stays_away_from_the_ssd_is_named(tmp_path, monkeypatch):
-    async def work(it: pool.Pool, master: FakeMaster) -> None:
+    async def work(it: kv_pool.Pool, master: FakeMaster) -> None:
         master.objects = {"m@1": True, "m@2": True}
         await it.wait_for_ssd(["m@1", "m@2"])
         master.objects["m@2"] = False
@@ -305,8 +305,8 @@ def test_an_object_that_stays_away_from_the_ssd_is_named(tmp_path, monkeypatch):
 
 
 def test_a_master_that_does_not_answer_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "program", lambda name: f"/bin/{name}")
-    it = pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [])
+    monkeypatch.setattr(kv_pool, "program", lambda name: f"/bin/{name}")
+    it = kv_pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [])
     with pytest.raises(DemoError, match=r"/get_all_keys cannot be read"):
         asyncio.run(it.keys())
 
@@ -330,8 +330,8 @@ def story(tmp_path: Path, monkeypatch, fault: str, *argv: str) -> tuple[int, dic
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\nexec {" ".join(fake)} {role} {shared} {fault} "$@"\n')
         program.chmod(0o755)
-    monkeypatch.setattr(pool, "program", lambda name: str(tmp_path / name))
-    monkeypatch.setattr(pool, "SETTLE_S", 1.0)
+    monkeypatch.setattr(kv_pool, "program", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(kv_pool, "SETTLE_S", 1.0)
     monkeypatch.setattr(metrics, "SETTLE_S", 1.0)
     monkeypatch.setattr(
         store_demo,

@@ -13,8 +13,8 @@ from aiohttp import ClientSession, ClientTimeout
 
 import metrics
 from client import ask, chat_body
+from kv_pool import MEMORY, Pool
 from lifelines import picture
-from pool import MEMORY, Pool
 from process import free_ports
 from prompts import DEFAULT_PROMPTS
 from servers import READY_S, VllmServer, vllm_command, vllm_environment, write_log_config
