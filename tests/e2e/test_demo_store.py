@@ -257,11 +257,11 @@ class FakeMaster:
 
 def with_fake_master(tmp_path: Path, monkeypatch, work) -> None:
     monkeypatch.setattr(kv_pool, "SETTLE_S", 0.3)
-    monkeypatch.setattr(kv_pool, "program", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(kv_pool, "program", lambda name, folder: f"/bin/{name}")
     master = FakeMaster()
 
     async def whole() -> None:
-        it = kv_pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [])
+        it = kv_pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [], tmp_path)
         app = web.Application()
         app.add_routes([web.get("/get_all_keys", master.keys), web.get("/batch_query_keys", master.describe)])
         runner = web.AppRunner(app)
@@ -305,10 +305,15 @@ def test_an_object_that_stays_away_from_the_ssd_is_named(tmp_path, monkeypatch):
 
 
 def test_a_master_that_does_not_answer_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(kv_pool, "program", lambda name: f"/bin/{name}")
-    it = kv_pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [])
+    monkeypatch.setattr(kv_pool, "program", lambda name, folder: f"/bin/{name}")
+    it = kv_pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [], tmp_path)
     with pytest.raises(DemoError, match=r"/get_all_keys cannot be read"):
         asyncio.run(it.keys())
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DemoError, match=f"no program mooncake_master in {tmp_path}"):
+        kv_pool.Pool(Processes(Progress(io.StringIO())), tmp_path, "tcp", [], tmp_path)
 
 
 def test_ports_are_below_the_ephemeral_range_and_apart():
@@ -330,7 +335,7 @@ def story(tmp_path: Path, monkeypatch, fault: str, *argv: str) -> tuple[int, dic
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\nexec {" ".join(fake)} {role} {shared} {fault} "$@"\n')
         program.chmod(0o755)
-    monkeypatch.setattr(kv_pool, "program", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(kv_pool, "program", lambda name, folder: str(tmp_path / name))
     monkeypatch.setattr(kv_pool, "SETTLE_S", 1.0)
     monkeypatch.setattr(metrics, "SETTLE_S", 1.0)
     monkeypatch.setattr(

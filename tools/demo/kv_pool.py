@@ -5,7 +5,6 @@ directory. What the pool holds is asked from the master over HTTP, as an operato
 import asyncio
 import json
 import shutil
-import sys
 import time
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
@@ -27,7 +26,9 @@ T = TypeVar("T")
 class Pool:
     """Master and node, on ports and in folders that they keep when they are started again."""
 
-    def __init__(self, processes: Processes, work: Path, transport: str, python_path: list[str]) -> None:
+    def __init__(
+        self, processes: Processes, work: Path, transport: str, python_path: list[str], programs: Path
+    ) -> None:
         self._processes = processes
         self._rpc_port, self._http_port, self._node_port = free_ports(3)
         self.ssd = work / "ssd"
@@ -39,10 +40,10 @@ class Pool:
         if transport == "tcp":
             env["MC_FORCE_TCP"] = "1"
         master_env = {**env, "XDG_STATE_HOME": str(self.state)}  # where our master keeps what outlives it
-        command = [program("mooncake_master"), *self._master_flags()]
+        command = [program("mooncake_master", programs), *self._master_flags()]
         self.master = Process("master", command, master_env, work / "master.log")
         node_env = {**env, "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH": str(self.ssd)}
-        command = [program("mooncake_client"), *self._node_flags()]
+        command = [program("mooncake_client", programs), *self._node_flags()]
         self.node = Process("node", command, node_env, work / "node.log")
 
     def _master_flags(self) -> list[str]:
@@ -209,9 +210,8 @@ async def until_empty(missing: Callable[[], Awaitable[Collection[T]]]) -> Collec
         await asyncio.sleep(SETTLE_POLL_S)
 
 
-def program(name: str) -> str:
-    """Our program, from the environment that the servers run in."""
-    path = shutil.which(name, path=str(Path(sys.executable).parent))
+def program(name: str, folder: Path) -> str:
+    path = shutil.which(name, path=str(folder))
     if path is None:
-        raise DemoError(f"there is no program {name} in {Path(sys.executable).parent}. Run ./run demo store")
+        raise DemoError(f"there is no program {name} in {folder}. Run ./run demo store")
     return path

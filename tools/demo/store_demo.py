@@ -7,6 +7,8 @@ docs/demo.md.
 """
 
 import secrets
+import sys
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout
@@ -39,7 +41,9 @@ class StoreDemo(Story):
         self.ssd_bytes: int | None = None
 
     async def tell(self) -> None:
-        pool = self.pool = Pool(self.processes, self.work, self.args.transport, self.python_path)
+        # With the package's own programs: ours are in the environment, another's may lie in its package's folder.
+        programs = Path(self.foreign_engine, "mooncake") if self.foreign_engine else Path(sys.executable).parent
+        pool = self.pool = Pool(self.processes, self.work, self.args.transport, self.python_path, programs)
         self.say(f"pool: master {pool.address}, a node with {MEMORY} of memory and {pool.ssd}; logs in {self.work}")
         await pool.start()
         server = await self.phase(pool, Phase("A", "the first, the pool is empty"))
