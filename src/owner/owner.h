@@ -92,7 +92,7 @@ int32_t mc_owner_regen(struct mc_owner *o, const struct mc_st_regen *r);
 
 struct mc_owner_view {
 	const uint8_t *image;	  /* table and payload are to be checked by the reader */
-	struct mc_slot_info info; /* the owner's own word; key and tlv are views into the image */
+	struct mc_slot_info info; /* the owner's own word; its views, too, live until the unpin */
 	uint32_t pin;
 };
 /** The slot of this place, its bytes kept where they are until mc_owner_unpin(). @return 0;

@@ -152,8 +152,8 @@ struct mc_st_regen {
 
 /*
  * The owner's stream: notes of a fixed head of 16 bytes (u32 length of what follows, u8 type, u8 0,
- * u16 0, u64 number: counts from 1 in each direction) and records. A note may be cut by pieces of
- * the stream.
+ * u16 0, u64 number: counts from 1 in each direction) and records up to its end, without a count.
+ * A note may be cut by pieces of the stream.
  *
  * The master begins with WELCOME, which may take a while; the owner sends nothing before it. An
  * owner has something to say at least once in MC_ST_BEAT_MS, a SPACE if nothing else. One that is

@@ -1,0 +1,328 @@
+/*
+ * priv.h: an owner from inside.
+ *
+ *   pool.c    slots and where they lie; under the lock
+ *   calls.c   grant, put, seal, drop, regen; calls that wait for room
+ *   serve.c   the same over rpc; writers, and what becomes of their grants
+ *   stream.c  the connection to the master and its notes
+ *   notes.c   what is said to the master
+ *   work.c    what may block: a thread of its own
+ *
+ * One lock: pool and waiting calls. Nothing else is taken under it, and no bytes of payloads are
+ * moved. Everything of serve.c, stream.c and notes.c belongs to the loop.
+ */
+#ifndef MC_OWNER_PRIV_H
+#define MC_OWNER_PRIV_H
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/list.h"
+#include "base/mem.h"
+#include "base/str.h"
+#include "base/stats.h"
+#include "meta/extent.h"
+#include "owner/owner.h"
+#include "rpc/rpc.h"
+#include "wire/store.pb-c.h"
+
+#define MC_OWNER_WRITERS_MAX 4096u
+#define MC_OWNER_CONNS_MAX 4096u
+#define MC_OWNER_JOBS_MAX 1024u
+#define MC_OWNER_ORDERS_MAX 64u
+#define MC_OWNER_NAME_MAX 256u
+#define MC_OWNER_NIL 0u /* no slot; ids begin with 1 */
+
+/* Between a writer's proven death and the reuse of what it had granted: what its kernel had sent
+ * may still be moved from our sockets. */
+#define MC_OWNER_LINGER_NS (2 * MC_NS_PER_S)
+
+enum mc_oslot_state {
+	MC_OSLOT_NONE,
+	MC_OSLOT_GRANTED,
+	MC_OSLOT_SEALING, /* somebody computes its CRCs, or copies its payload */
+	MC_OSLOT_SEALED,
+	MC_OSLOT_DEAD, /* header cleared, pinned */
+	MC_OSLOT_COUNT,
+};
+
+struct mc_owriter;
+
+/** A slot. Under the lock. */
+struct mc_oslot {
+	uint64_t gen, hash, len;
+	uint64_t off;		   /* in the pool */
+	uint64_t when_ns;	   /* sealed */
+	struct mc_owriter *writer; /* until sealed */
+	uint8_t *texts;		   /* key and TLV, ours */
+	uint32_t extent, pins;
+	uint32_t prev, next; /* granted: its writer's; sealed: all, oldest first; none: unused */
+	uint16_t key_len, tlv_len;
+	uint8_t state;
+	bool is_doomed; /* the master freed it before it was sealed */
+};
+
+/** A list of slots by their links. */
+struct mc_oslots {
+	uint32_t first, last;
+};
+
+/** Slot ids by a number of the slot: open addressing, linear probing. */
+struct mc_oindex {
+	uint32_t *at;
+	size_t len; /* power of two */
+};
+
+/** Under the lock. */
+struct mc_opool {
+	uint8_t *base;
+	uint64_t incarnation;
+	struct mc_extent *extent;
+	struct mc_oslot *slots;
+	size_t cap, nslots; /* ever used, slot 0 among them */
+	size_t slots_max;
+	uint32_t unused;
+	size_t live;
+	struct mc_oindex by_off, by_gen;
+	struct mc_oslots sealed;
+	uint32_t announce; /* next to announce, newest first; NIL: all are */
+	uint32_t check;	   /* oldest that was not yet checked with the index */
+	uint64_t nsealed, ngranted;
+};
+
+/** A process that is granted slots. The loop's, but for `grants`, which is under the lock. */
+struct mc_owriter {
+	struct mc_list link; /* mc_owner.writers */
+	struct mc_oslots grants;
+	uint64_t client;	/* 0: it did not say */
+	uint64_t watch;		/* id of its watch, 0: none */
+	uint64_t away_ns;	/* its last connection was lost then */
+	uint64_t dead_ns;	/* proven then; 0: not */
+	uint32_t nconns, nrefs; /* connections; calls and jobs under way */
+	char segment[MC_OWNER_NAME_MAX];
+};
+
+/** A call that waits for room: over rpc (req), or of this process. In mc_owner.waiting. */
+struct mc_owait {
+	struct mc_list link;
+	uint64_t deadline_ns;
+	uint64_t need; /* bytes of all its slots to come */
+	/* over rpc: the loop's */
+	struct mc_rpc_req *req;
+	struct mc_owriter *writer;
+	bool has_payload;
+	uint32_t n, done;
+	uint8_t *msg; /* what is left of the message, ours */
+	size_t msg_len;
+	struct mc_rd rd;
+	struct mc_wr reply;
+	uint8_t *reply_buf;
+	/* of this process: on its caller's stack, under the lock */
+	const struct mc_st_grant *grant;
+	int32_t status;
+	uint32_t slot;
+	bool is_old;
+	_Atomic uint32_t is_over;
+};
+
+/** Work that may block; run() on the work thread, then end() on the loop. */
+struct mc_ojob {
+	struct mc_task task;
+	struct mc_list link;
+	struct mc_owner *owner;
+	void (*run)(struct mc_ojob *job);
+	void (*end)(struct mc_ojob *job); /* frees it */
+	bool must_run;			  /* also when the owner closes */
+};
+
+/** A note on its way to the master, kept until it is acknowledged. */
+struct mc_onote {
+	struct mc_list link;
+	uint64_t number;
+	size_t len;
+	uint8_t bytes[];
+};
+
+struct mc_odone { /* an order that ended */
+	uint64_t id, addr, gen;
+	int32_t status;
+};
+
+enum mc_ostream_state {
+	MC_OSTREAM_DOWN,
+	MC_OSTREAM_ASKED, /* connected or connecting; no welcome yet */
+	MC_OSTREAM_UP,
+	MC_OSTREAM_COUNT,
+};
+
+/** The loop's, but for what is atomic. */
+struct mc_ostream {
+	struct mc_rpc_conn *conn;
+	struct mc_rpc_call call;
+	uint8_t state;
+	bool is_leaving;
+	_Atomic uint32_t is_left;
+	struct mc_timer again;
+	struct mc_addr master;
+	uint8_t *in; /* a note that is not whole yet */
+	size_t in_len, in_cap;
+	uint32_t credit_owed;
+	uint64_t in_number;
+	/* ours, in order; `unsent` is the first that was not sent, or NULL */
+	struct mc_list notes;
+	struct mc_onote *unsent;
+	size_t kept_bytes;
+	uint64_t number, acked, has_all;
+	bool is_has_all_due, is_space_due, is_want_due;
+	uint64_t space_ns, space_used, want_ns, wanted;
+	struct mc_st_place *freed;
+	size_t nfreed, freed_cap;
+	struct mc_odone done[MC_OWNER_ORDERS_MAX];
+	unsigned ndone, norders;
+	_Atomic uint64_t epoch;
+	_Atomic bool is_adopted;
+};
+
+struct mc_owner_counters {
+	struct mc_counter puts, grants, seals, frees, drops, refused, orphans, orders, bytes_put,
+	    connects;
+};
+
+struct mc_owner {
+	struct mc_engine *engine;
+	const struct mc_env *env;
+	struct mc_loop *loop;
+	struct mc_rpc_server *server;
+	uint64_t id, bytes;
+	uint64_t grant_timeout_ns, check_after_ns;
+	uint32_t waiting_max;
+	uint64_t waiting_bytes_max;
+	char address[MC_ADDR_TEXT_MAX], host[MC_OWNER_NAME_MAX], protocol[32];
+
+	pthread_mutex_t lock; /* pool, waiting, nwaiting, waiting_bytes, is_closing */
+	struct mc_opool pool;
+	struct mc_list waiting;	   /* oldest first */
+	_Atomic uint32_t nwaiting; /* changes under the lock */
+	uint64_t waiting_bytes;
+	bool is_closing;
+
+	struct mc_timer tick;
+	struct mc_task room_task;
+	_Atomic bool is_room_posted;
+	struct mc_ostream stream;
+	struct mc_list writers;
+	uint32_t nwriters;
+	struct mc_owriter self; /* grants of this process */
+	struct mc_cq *cq;	/* watches of writers */
+	struct mc_watch cq_watch;
+	bool is_cq_watched;
+
+	pthread_t work_thread;
+	bool has_work_thread;
+	pthread_mutex_t work_lock; /* jobs, is_work_over */
+	pthread_cond_t work_cond;
+	struct mc_list jobs;
+	uint32_t njobs;
+	bool is_work_over;
+	struct mc_owner_counters count;
+};
+
+/* ---- pool.c: under the lock ---- */
+int mc_opool_init(struct mc_opool *p, uint8_t *base, uint64_t bytes, uint64_t incarnation);
+void mc_opool_fini(struct mc_opool *p);
+/** @return slot id or MC_OWNER_NIL */
+uint32_t mc_opool_at(const struct mc_opool *p, uint64_t addr, uint64_t gen);
+uint32_t mc_opool_of_gen(const struct mc_opool *p, uint64_t gen);
+/** @return 0; -MC_E_NOSPACE; -MC_E_NOMEM; -MC_E_LIMIT */
+int mc_opool_take(struct mc_opool *p, const struct mc_st_grant *g, const struct mc_slot_info *info,
+		  struct mc_owriter *writer, uint32_t *ret_id);
+/** A grant goes over to another writer. */
+void mc_opool_give(struct mc_opool *p, uint32_t id, struct mc_owriter *writer);
+/** The slot is no more; its bytes are free. Not pinned. */
+void mc_opool_release(struct mc_opool *p, uint32_t id);
+/** Into the list of sealed ones. */
+void mc_opool_sealed(struct mc_opool *p, uint32_t id, uint64_t now_ns);
+/** Header cleared, its bytes free as soon as nobody pins them. A slot that is not sealed is doomed.
+ * @return bytes became free */
+bool mc_opool_kill(struct mc_opool *p, uint32_t id);
+void mc_opool_regen(struct mc_opool *p, uint32_t id, uint64_t gen);
+/** What slot.h says of it. Views into the private texts. */
+void mc_opool_info(const struct mc_opool *p, uint32_t id, struct mc_slot_info *ret);
+static inline uint64_t mc_opool_addr(const struct mc_opool *p, uint32_t id)
+{
+	return (uint64_t)(uintptr_t)p->base + p->slots[id].off;
+}
+
+/* ---- calls.c ---- */
+/** A slot in state SEALING, for this process: its payload is being made here. As
+ * mc_owner_grant(). `*ret_is_old`: it is sealed already */
+int32_t mc_owner_begin(struct mc_owner *o, const struct mc_st_grant *g, uint64_t deadline_ns,
+		       uint32_t *ret_id, bool *ret_is_old);
+/** End of mc_owner_begin(): @param table NULL gives the slot up. @return 0;
+ * MC_STORE_REPLICA_IS_GONE */
+int32_t mc_owner_finish(struct mc_owner *o, uint32_t id, const uint32_t *table);
+/** A slot to compute for: into state SEALING. @return 1 compute; 0 sealed already; < 0 status */
+int32_t mc_owner_seal_begin(struct mc_owner *o, uint64_t addr, uint64_t gen, uint32_t *ret_id);
+/** Compute, and finish. */
+int32_t mc_owner_seal_compute(struct mc_owner *o, uint32_t id);
+/** Seal with a table. */
+int32_t mc_owner_seal_table(struct mc_owner *o, const struct mc_st_seal *s);
+/** Serve a rpc call as far as there is room; takes w over. Loop. */
+void mc_owait_start(struct mc_owner *o, struct mc_owait *w);
+/** Bytes became free (any thread), or a waiting call was added. */
+void mc_owner_room(struct mc_owner *o);
+/** Serve those that wait, end those whose time is up. Loop.
+ * @param is_hopeless  end all that do not fit now
+ * @return when the next one's time is up */
+uint64_t mc_owner_serve_waiting(struct mc_owner *o, bool is_hopeless);
+/** Bytes that are missing. */
+uint64_t mc_owner_need(struct mc_owner *o);
+void mc_owait_free(struct mc_owait *w);
+
+/* ---- serve.c ---- */
+int mc_oserve_open(struct mc_owner *o, struct mc_diag *diag);
+/** No call comes any more, nobody is watched. */
+void mc_oserve_close(struct mc_owner *o);
+/** Grants of those who are dead or away. Loop. */
+void mc_owriters_tick(struct mc_owner *o, uint64_t now_ns);
+
+/* ---- stream.c: loop ---- */
+/** Before the loop runs. */
+void mc_ostream_init(struct mc_owner *o);
+/** Connect, from now on for ever. */
+void mc_ostream_connect(struct mc_owner *o);
+/** Tell the master that the owner goes, if there is one; is_left when it knows. */
+void mc_ostream_leave(struct mc_owner *o);
+/** Not on the loop, which has ended. */
+void mc_ostream_fini(struct mc_owner *o);
+/** Room is missing: ask the master, now and then again. */
+void mc_ostream_want(struct mc_owner *o);
+/** Everything periodic. */
+void mc_ostream_tick(struct mc_owner *o, uint64_t now_ns);
+/** Say what is to be said. */
+void mc_ostream_pump(struct mc_owner *o);
+/** An order ended. */
+void mc_ostream_done(struct mc_owner *o, const struct mc_odone *done);
+
+/* ---- notes.c: loop ---- */
+/** The next note, appended to notes. @return false when there is nothing to say */
+bool mc_onote_next(struct mc_owner *o);
+/** Drop what is acknowledged. */
+void mc_onotes_ack(struct mc_owner *o, uint64_t number);
+void mc_onotes_drop(struct mc_owner *o);
+/** A copy of everything is to be announced. */
+void mc_onotes_announce(struct mc_owner *o);
+
+/* ---- work.c ---- */
+int mc_owork_open(struct mc_owner *o);
+/** Jobs under way end; the others are ended without having run. */
+void mc_owork_close(struct mc_owner *o);
+/** @return 0; -MC_E_AGAIN (too many; job->end was not called). Loop. */
+int mc_owork_add(struct mc_owner *o, struct mc_ojob *job);
+/** Copy an object here. Loop. @return 0; < 0: not started */
+int mc_oorder_copy(struct mc_owner *o, const Mc__St__Order *order);
+
+#endif

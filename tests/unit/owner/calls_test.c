@@ -1,0 +1,516 @@
+/*
+ * calls_test.c: what clients and the process around it ask of an owner, over rpc and directly.
+ */
+#include "owner_fix.h"
+
+#include <sys/wait.h>
+
+#define POOL (8u << 20)
+
+static uint8_t payload[MC_ST_INLINE_MAX];
+
+static void put_is_readable_and_repeats(void **state)
+{
+	struct mc_st_granted ret[2], again;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	memset(payload, 'p', sizeof(payload));
+	const struct mc_st_grant g[] = {fix_grant("a", 11, 100, payload),
+					fix_grant("b", 12, 200000, payload)};
+
+	assert_int_equal(fix_put(f.conn, g, 2, true, FIX_SOON_NS, ret), 0);
+	assert_int_equal(ret[0].status, 0);
+	assert_int_equal(ret[1].status, 0);
+	assert_true(ret[0].incarnation == f.incarnation);
+	fix_check(ret[0].addr, "a", 11, 100, 'p');
+	fix_check(ret[1].addr, "b", 12, 200000, 'p');
+	assert_int_equal(fix_put_one(&f, "a", 11, 100, payload, &again), 0);
+	assert_true(again.addr == ret[0].addr);
+	/* One generation, another key. */
+	assert_int_equal(fix_put_one(&f, "c", 11, 100, payload, &again), MC_STORE_INVALID_PARAMS);
+	fix_close(&f);
+	(void)state;
+}
+
+static void grant_is_sealed_by_table_or_by_the_owner(void **state)
+{
+	struct mc_st_granted a, b, again;
+	struct mc_slot_info info = {.gen = 5, .key_len = 1, .len = 150000};
+	struct fix f;
+	uint32_t table[3];
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	assert_int_equal(fix_put_one(&f, "a", 5, 150000, NULL, &a), 0);
+	assert_int_equal(fix_put_one(&f, "b", 6, 3u << 20, NULL, &b), 0);
+	assert_int_equal(fix_put_one(&f, "a", 5, 150000, NULL, &again), 0);
+	assert_true(again.addr == a.addr);
+	assert_false(fix_is_readable(a.addr));
+	assert_int_equal(mc_slot_layout(&info), 0);
+	info.incarnation = f.incarnation;
+	info.key_hash = mc_hash64("a", 1, 0);
+	memset((uint8_t *)(uintptr_t)a.addr + info.payload_off, 'x', 150000);
+	for (uint32_t i = 0; i < 3; i++)
+		table[i] = mc_slot_chunk_crc(&info, i,
+					     (uint8_t *)(uintptr_t)a.addr + info.payload_off +
+						 (size_t)i * MC_SLOT_CHUNK,
+					     mc_slot_chunk_len(&info, i));
+	assert_int_equal(fix_seal(f.conn, a.addr, 5, 2, table), MC_STORE_INVALID_PARAMS);
+	assert_int_equal(fix_seal(f.conn, a.addr, 7, 3, table), MC_STORE_REPLICA_IS_GONE);
+	assert_int_equal(fix_seal(f.conn, a.addr, 5, 3, table), 0);
+	assert_int_equal(fix_seal(f.conn, a.addr, 5, 3, table), 0);
+	fix_check(a.addr, "a", 5, 150000, 'x');
+	/* Large enough for the thread that counts. */
+	memset((uint8_t *)(uintptr_t)b.addr + 4096, 'y', 3u << 20);
+	assert_int_equal(fix_seal(f.conn, b.addr, 6, 0, NULL), 0);
+	fix_check(b.addr, "b", 6, 3u << 20, 'y');
+	fix_close(&f);
+	(void)state;
+}
+
+static void drop_gives_the_bytes_back(void **state)
+{
+	struct mc_owner_stats stats;
+	struct mc_st_granted a, b;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	assert_int_equal(fix_put_one(&f, "a", 5, 1000, NULL, &a), 0);
+	assert_int_equal(fix_put_one(&f, "b", 6, 1000, payload, &b), 0);
+	for (int round = 0; round < 2; round++) {
+		const struct mc_st_granted *g[] = {&a, &b};
+
+		for (unsigned i = 0; i < 2; i++) {
+			uint8_t buf[64];
+			struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+
+			mc_wr_u32(&w, 1);
+			mc_st_place_encode(&w,
+					   &(struct mc_st_place){.addr = g[i]->addr, .gen = 5 + i});
+			assert_int_equal(fix_status(f.conn, MC_ST_DROP, &w), 0);
+		}
+	}
+	assert_false(fix_is_readable(b.addr));
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.used == 0 && stats.drops == 2 && stats.granted == 0);
+	fix_close(&f);
+	(void)state;
+}
+
+static int32_t regen(struct fix *f, uint64_t addr, uint64_t gen, uint64_t new_gen)
+{
+	uint8_t buf[64];
+	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+
+	mc_wr_u32(&w, 1);
+	mc_st_regen_encode(&w, &(struct mc_st_regen){.addr = addr, .gen = gen, .new_gen = new_gen});
+	return fix_status(f->conn, MC_ST_REGEN, &w);
+}
+
+static void regen_keeps_the_bytes_and_what_is_wrong_with_them(void **state)
+{
+	struct mc_st_granted a, b;
+	struct mc_slot_info info;
+	struct fix f;
+	uint8_t *image;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	memset(payload, 'r', sizeof(payload));
+	assert_int_equal(fix_put_one(&f, "a", 5, 100000, payload, &a), 0);
+	assert_int_equal(fix_put_one(&f, "b", 6, 1000, payload, &b), 0);
+	assert_int_equal(regen(&f, a.addr, 5, 5), 0);
+	assert_int_equal(regen(&f, a.addr, 5, 4), MC_STORE_INVALID_VERSION);
+	assert_int_equal(regen(&f, a.addr, 5, 6), MC_STORE_INVALID_PARAMS);
+	assert_int_equal(regen(&f, a.addr, 5, 9), 0);
+	assert_int_equal(regen(&f, a.addr, 5, 9), 0);
+	assert_int_equal(regen(&f, a.addr, 5, 10), MC_STORE_REPLICA_IS_GONE);
+	fix_check(a.addr, "a", 9, 100000, 'r');
+	/* A bit that flipped before is found after it. */
+	image = (uint8_t *)(uintptr_t)b.addr;
+	assert_int_equal(mc_slot_decode(image, 4096, &info, NULL), 0);
+	image[info.payload_off + 7] ^= 1;
+	assert_int_equal(regen(&f, b.addr, 6, 12), 0);
+	assert_int_equal(mc_slot_decode(image, 4096, &info, NULL), 0);
+	assert_int_not_equal(mc_slot_chunk_crc(&info, 0, image + info.payload_off, 1000),
+			     mc_slot_table(image, &info, 0));
+	fix_close(&f);
+	(void)state;
+}
+
+static void what_no_slot_may_have_is_refused(void **state)
+{
+	static char long_key[MC_SLOT_KEY_MAX + 1];
+	struct mc_st_granted ret;
+	struct fix f;
+	uint8_t bytes[8] = {2, 0, 0, 0, 1, 2, 3, 4};
+	uint8_t many[4] = {255, 255, 255, 255};
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	memset(long_key, 'k', sizeof(long_key) - 1);
+	assert_int_equal(fix_put_one(&f, "a", 0, 10, NULL, &ret), MC_STORE_INVALID_PARAMS);
+	assert_int_equal(fix_put_one(&f, "a", 1, UINT64_MAX, NULL, &ret), MC_STORE_INVALID_PARAMS);
+	assert_int_equal(fix_put_one(&f, "a", 1, POOL, NULL, &ret), MC_STORE_NO_AVAILABLE_HANDLE);
+	assert_int_equal(fix_put_one(&f, long_key, 1, 10, NULL, &ret), 0);
+	for (uint16_t method = MC_ST_PUT; method <= MC_ST_REGEN; method++) {
+		uint8_t reply[64];
+
+		assert_int_equal(fix_call(f.conn, method, bytes, sizeof(bytes), reply,
+					  sizeof(reply), FIX_SOON_NS),
+				 -MC_E_PROTO);
+		assert_int_equal(
+		    fix_call(f.conn, method, bytes, 2, reply, sizeof(reply), FIX_SOON_NS),
+		    -MC_E_PROTO);
+		assert_int_equal(
+		    fix_call(f.conn, method, many, 4, reply, sizeof(reply), FIX_SOON_NS),
+		    -MC_E_TOO_BIG);
+	}
+	fix_close(&f);
+	(void)state;
+}
+
+static void full_pool_waits_until_the_deadline(void **state)
+{
+	const struct mc_st_grant g = fix_grant("b", 2, 5u << 20, NULL);
+	struct mc_owner_stats stats;
+	struct mc_st_granted a, b;
+	struct fix f;
+	uint64_t start;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	assert_int_equal(fix_put_one(&f, "a", 1, 5u << 20, NULL, &a), 0);
+	start = mc_now_ns();
+	assert_int_equal(fix_put(f.conn, &g, 1, false, 400 * MC_NS_PER_MS, &b), 0);
+	assert_int_equal(b.status, MC_STORE_NO_AVAILABLE_HANDLE);
+	assert_true(mc_now_ns() - start >= 250 * MC_NS_PER_MS);
+	assert_int_equal(mc_owner_grant(f.o, &g, mc_now_ns() + 100 * MC_NS_PER_MS, &b),
+			 MC_STORE_NO_AVAILABLE_HANDLE);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_WANT] > 0);
+	assert_true(f.m->want.want >= 5u << 20);
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.waiting == 0 && stats.refused == 2);
+	fix_close(&f);
+	(void)state;
+}
+
+struct putter {
+	struct mc_owner *o;
+	struct mc_rpc_conn *conn;
+	struct mc_st_grant g[2];
+	struct mc_st_granted ret[2];
+	int32_t status;
+};
+
+static void *put_by_rpc(void *arg)
+{
+	struct putter *p = arg;
+
+	p->status = fix_put(p->conn, p->g, 2, true, FIX_SOON_NS, p->ret);
+	return NULL;
+}
+
+static void *put_direct(void *arg)
+{
+	struct putter *p = arg;
+
+	p->status = mc_owner_put(p->o, &p->g[0], mc_now_ns() + FIX_SOON_NS, &p->ret[0]);
+	return NULL;
+}
+
+/* Two objects in one call and one of the process itself wait for one free. */
+static void full_pool_is_served_in_order_once_there_is_room(void **state)
+{
+	struct putter rpc = {0}, own = {0};
+	struct mc_st_granted a, b;
+	pthread_t t[2];
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = 1u << 20});
+	memset(payload, 'w', sizeof(payload));
+	assert_int_equal(fix_put_one(&f, "big", 1, 200000, payload, &a), 0);
+	assert_int_equal(fix_put_one(&f, "fill", 2, 800000, NULL, &b), 0);
+	rpc.conn = f.conn;
+	rpc.g[0] = fix_grant("r1", 10, 100000, payload);
+	rpc.g[1] = fix_grant("r2", 11, 100, payload);
+	own.o = f.o;
+	own.g[0] = fix_grant("own", 12, 50000, payload);
+	assert_int_equal(pthread_create(&t[0], NULL, put_by_rpc, &rpc), 0);
+	assert_int_equal(pthread_create(&t[1], NULL, put_direct, &own), 0);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_WANT] > 0 && f.m->want.want > 150000);
+	fix_say_free(f.m, a.addr, 1);
+	assert_int_equal(pthread_join(t[0], NULL), 0);
+	assert_int_equal(pthread_join(t[1], NULL), 0);
+	assert_int_equal(rpc.status, 0);
+	assert_int_equal(rpc.ret[0].status, 0);
+	assert_int_equal(rpc.ret[1].status, 0);
+	assert_int_equal(own.status, 0);
+	fix_check(rpc.ret[0].addr, "r1", 10, 100000, 'w');
+	fix_check(rpc.ret[1].addr, "r2", 11, 100, 'w');
+	fix_check(own.ret[0].addr, "own", 12, 50000, 'w');
+	fix_close(&f);
+	(void)state;
+}
+
+static void no_room_ends_a_call_at_once(void **state)
+{
+	struct putter own = {0};
+	struct mc_st_granted a;
+	struct fix f;
+	uint64_t start = mc_now_ns();
+	pthread_t t;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = 1u << 20});
+	assert_int_equal(fix_put_one(&f, "fill", 2, 1000000, NULL, &a), 0);
+	own.o = f.o;
+	own.g[0] = fix_grant("own", 12, 50000, payload);
+	assert_int_equal(pthread_create(&t, NULL, put_direct, &own), 0);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_WANT] > 0);
+	pthread_mutex_lock(&f.m->lock);
+	fix_say(f.m, MC_ST_NOTE_NO_ROOM, NULL, 0);
+	pthread_mutex_unlock(&f.m->lock);
+	assert_int_equal(pthread_join(t, NULL), 0);
+	assert_int_equal(own.status, MC_STORE_NO_AVAILABLE_HANDLE);
+	assert_true(mc_now_ns() - start < FIX_SOON_NS);
+	fix_close(&f);
+	(void)state;
+}
+
+static void pinned_bytes_stay_until_the_unpin(void **state)
+{
+	struct mc_owner_stats stats;
+	struct mc_owner_view view, other;
+	struct mc_st_granted a;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	memset(payload, 'v', sizeof(payload));
+	assert_int_equal(fix_put_one(&f, "a", 1, 1000, payload, &a), 0);
+	assert_int_equal(mc_owner_pin(f.o, a.addr, 2, &view), -MC_E_NOENT);
+	assert_int_equal(mc_owner_pin(f.o, a.addr, 1, &view), 0);
+	assert_int_equal(view.info.key_len, 1);
+	assert_int_equal(view.info.key[0], 'a');
+	fix_say_free(f.m, a.addr, 1);
+	fix_until(f.m, f.m->nfreed == 1);
+	assert_true(f.m->freed[0].addr == a.addr && f.m->freed[0].gen == 1);
+	assert_false(fix_is_readable(a.addr));
+	assert_int_equal(view.image[view.info.payload_off], 'v');
+	assert_int_equal(mc_owner_pin(f.o, a.addr, 1, &other), -MC_E_NOENT);
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.used > 0);
+	mc_owner_unpin(f.o, &view);
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.used == 0);
+	/* Freed twice: acknowledged twice. */
+	fix_say_free(f.m, a.addr, 1);
+	fix_until(f.m, f.m->nfreed == 2);
+	fix_close(&f);
+	(void)state;
+}
+
+/* ---- writers ---- */
+
+static int join(struct mc_rpc_conn *conn, uint64_t client, const char *segment)
+{
+	Mc__St__Writer v = MC__ST__WRITER__INIT;
+	uint8_t buf[512];
+	size_t len;
+
+	v.client = client;
+	v.segment = (char *)(uintptr_t)segment;
+	assert_int_equal(mc_pb_pack(&v.base, buf, sizeof(buf), &len), 0);
+	return fix_call(conn, MC_ST_WRITER, buf, len, NULL, 0, FIX_SOON_NS);
+}
+
+/* Another process, which takes a grant and stays. */
+_Noreturn static void writer_main(const char *address)
+{
+	const struct mc_st_grant g = fix_grant("orphan", 77, 1000, NULL);
+	struct mc_engine *eng = fix_engine();
+	struct mc_loop *loop;
+	struct mc_rpc_conn *conn;
+	struct mc_st_granted ret;
+	struct mc_addr at;
+
+	assert_int_equal(mc_addr_parse(address, 0, &at), 0);
+	assert_int_equal(mc_loop_open("client", &mc_clock_real, &loop), 0);
+	assert_int_equal(mc_loop_start(loop), 0);
+	assert_int_equal(mc_rpc_conn_open(&mc_env_real, loop, &at, NULL, &conn), 0);
+	assert_int_equal(join(conn, 4711, mc_engine_name(eng)), 0);
+	assert_int_equal(fix_put(conn, &g, 1, false, FIX_SOON_NS, &ret), 0);
+	(void)!write(STDOUT_FILENO, "g", 1);
+	for (;;)
+		(void)pause();
+}
+
+static bool is_granted(struct mc_owner *o)
+{
+	struct mc_owner_stats stats;
+
+	mc_owner_stats(o, &stats);
+	return stats.granted > 0;
+}
+
+static void grants_of_a_killed_writer_come_back(void **state)
+{
+	struct mc_owner_stats stats;
+	struct fix f;
+	int fds[2], status;
+	char byte;
+	pid_t pid;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	assert_int_equal(pipe(fds), 0);
+	pid = fork();
+	if (pid == 0) {
+		(void)dup2(fds[1], STDOUT_FILENO);
+		(void)execl("/proc/self/exe", "calls_test", "writer", mc_owner_address(f.o),
+			    (char *)NULL);
+		_exit(1);
+	}
+	(void)close(fds[1]);
+	assert_int_equal(read(fds[0], &byte, 1), 1);
+	assert_true(is_granted(f.o));
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	fix_until(f.m, !is_granted(f.o)); /* looked at with each note of the owner */
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.granted == 0 && stats.orphans == 1 && stats.used == 0);
+	(void)close(fds[0]);
+	fix_close(&f);
+	(void)state;
+}
+
+/* It does not say who it is, so nothing but time tells. */
+static void grants_of_a_lost_connection_come_back_after_a_while(void **state)
+{
+	const struct mc_st_grant g = fix_grant("a", 7, 1000, NULL);
+	struct mc_st_granted ret, again;
+	struct mc_rpc_conn *conn;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL, .grant_timeout_ms = 300});
+	assert_int_equal(fix_put_one(&f, "stays", 6, 1000, NULL, &again), 0);
+	conn = fix_connect(f.loop, f.o);
+	assert_int_equal(fix_put(conn, &g, 1, false, FIX_SOON_NS, &ret), 0);
+	mc_rpc_conn_close(conn);
+	fix_until(f.m,
+		  fix_seal(f.conn, ret.addr, 7, 0, (uint32_t[]){0}) == MC_STORE_REPLICA_IS_GONE);
+	assert_int_equal(fix_seal(f.conn, again.addr, 6, 0, NULL), 0);
+	fix_close(&f);
+	(void)state;
+}
+
+static void a_writer_that_comes_back_keeps_its_grants(void **state)
+{
+	const struct mc_st_grant g = fix_grant("a", 7, 1000, NULL);
+	struct mc_st_granted ret;
+	struct mc_rpc_conn *conn;
+	struct mc_owner_stats stats;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL, .grant_timeout_ms = 300});
+	conn = fix_connect(f.loop, f.o);
+	assert_int_equal(join(conn, 0, "x"), -MC_E_INVAL);
+	assert_int_equal(join(conn, 5, ""), 0);
+	assert_int_equal(join(conn, 5, ""), 0);
+	assert_int_equal(join(conn, 6, ""), -MC_E_INVAL);
+	assert_int_equal(join(f.conn, 5, ""), 0);
+	assert_int_equal(fix_put(conn, &g, 1, false, FIX_SOON_NS, &ret), 0);
+	mc_rpc_conn_close(conn);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_SPACE] > 3); /* more than half a second */
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.granted == 1);
+	fix_close(&f);
+	(void)state;
+}
+
+/* ---- many threads ---- */
+
+struct worker {
+	struct fix *f;
+	unsigned number;
+	unsigned puts;
+};
+
+static void *work(void *arg)
+{
+	struct worker *w = arg;
+	struct mc_rpc_conn *conn = fix_connect(w->f->loop, w->f->o);
+	struct mc_owner_view view;
+	struct mc_st_granted ret;
+	struct mc_st_grant g;
+	char key[32];
+
+	for (unsigned i = 0; i < 150; i++) {
+		uint64_t gen = 1 + i + ((uint64_t)w->number << 32);
+		int fill = 'a' + (int)(i % 20);
+		uint8_t bytes[3000];
+
+		(void)snprintf(key, sizeof(key), "k%u-%u", w->number, i);
+		memset(bytes, fill, sizeof(bytes));
+		g = fix_grant(key, gen, sizeof(bytes), bytes);
+		if (i % 2)
+			ret.status = mc_owner_put(w->f->o, &g, mc_now_ns() + FIX_SOON_NS, &ret);
+		else if (fix_put(conn, &g, 1, true, FIX_SOON_NS, &ret) < 0)
+			break;
+		if (ret.status < 0 || mc_owner_pin(w->f->o, ret.addr, gen, &view) < 0)
+			break;
+		if (view.image[view.info.payload_off] != fill)
+			break;
+		mc_owner_unpin(w->f->o, &view);
+		if (i % 3 == 0)
+			fix_say_free(w->f->m, ret.addr, gen);
+		else
+			(void)mc_owner_drop(w->f->o,
+					    &(struct mc_st_place){.addr = ret.addr, .gen = gen});
+		w->puts++;
+	}
+	mc_rpc_conn_close(conn);
+	return NULL;
+}
+
+/* The pool has room for some of what is under way only. */
+static void many_threads_put_pin_and_drop(void **state)
+{
+	struct mc_owner_stats stats;
+	struct worker w[4];
+	pthread_t t[4];
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = 12000, .check_after_ms = 1});
+	for (unsigned i = 0; i < 4; i++) {
+		w[i] = (struct worker){.f = &f, .number = i};
+		assert_int_equal(pthread_create(&t[i], NULL, work, &w[i]), 0);
+	}
+	for (unsigned i = 0; i < 4; i++) {
+		assert_int_equal(pthread_join(t[i], NULL), 0);
+		assert_int_equal(w[i].puts, 150);
+	}
+	fix_until(f.m, f.m->nfreed >= 200);
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.used == 0 && stats.waiting == 0 && stats.puts == 600);
+	fix_close(&f);
+	(void)state;
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(put_is_readable_and_repeats),
+	    cmocka_unit_test(grant_is_sealed_by_table_or_by_the_owner),
+	    cmocka_unit_test(drop_gives_the_bytes_back),
+	    cmocka_unit_test(regen_keeps_the_bytes_and_what_is_wrong_with_them),
+	    cmocka_unit_test(what_no_slot_may_have_is_refused),
+	    cmocka_unit_test(full_pool_waits_until_the_deadline),
+	    cmocka_unit_test(full_pool_is_served_in_order_once_there_is_room),
+	    cmocka_unit_test(no_room_ends_a_call_at_once),
+	    cmocka_unit_test(pinned_bytes_stay_until_the_unpin),
+	    cmocka_unit_test(grants_of_a_killed_writer_come_back),
+	    cmocka_unit_test(grants_of_a_lost_connection_come_back_after_a_while),
+	    cmocka_unit_test(a_writer_that_comes_back_keeps_its_grants),
+	    cmocka_unit_test(many_threads_put_pin_and_drop),
+	};
+
+	if (argc == 3 && strcmp(argv[1], "writer") == 0)
+		writer_main(argv[2]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
