@@ -21,6 +21,7 @@
 #define DEAD_SHARE 4u		    /* worth it from 1/4 dead on … */
 #define DEAD_SHARE_TIGHT 16u	    /* … or from 1/16, if room is short */
 #define SHARE_WHOLE 1024u
+#define PASSES_MAX 4u		/* that do not empty a segment */
 #define RECORDS_MAX (64u << 20) /* of a segment */
 
 struct key {
@@ -247,7 +248,12 @@ static void finish(struct mc_dlog *log)
 		c->seg->is_gone = true;
 		log->ngone++;
 		log->stats.compactions++;
-	} /* else something came in between: it is chosen again */
+	} else if (++c->seg->failures ==
+		   PASSES_MAX) { /* else something came in between: once more */
+		c->seg->is_doubtful = true;
+		mc_log_warn("a segment of the disk log cannot be emptied", "path=%s segment=%u",
+			    log->path, c->seg->id);
+	}
 	mc_dlog_compact_abort(log);
 }
 

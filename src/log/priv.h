@@ -37,6 +37,7 @@ struct mc_dlog_seg {
 	uint64_t tomb_bytes; /* of tombstones that it points to and that hide older records */
 	uint64_t idle_bytes; /* of those that hide nothing */
 	unsigned refs;	     /* gets under way */
+	unsigned failures;   /* passes of compaction that did not empty it */
 	bool is_direct;
 	bool is_gone;	  /* holds nothing any more; removed with the next checkpoint */
 	bool is_doubtful; /* parts could not be read: never removed, no tombstone dropped */

@@ -51,10 +51,10 @@ static int scan_seg(struct mc_dlog *log, struct mc_dlog_seg *seg, uint64_t from,
 
 	while (rc == 0 && mc_dlog_scan_next(&s, seg->tail, &rec, &head) == 1) {
 		n = rec.off < durable ? 1 : mc_dlog_scan_is_whole(&s, &rec);
-		if (n < 0)
+		if (n <= 0) {
 			rc = n;
-		if (n <= 0)
-			continue;
+			break; /* torn: nothing from here on was acknowledged */
+		}
 		end = s.at;
 		rc = mc_dlog_apply(log, seg, &rec);
 		rc = rc == -MC_E_STALE ? 0 : rc;
@@ -77,11 +77,13 @@ static int scan_last(struct mc_dlog *log, struct mc_dlog_seg *seg, uint64_t from
 		rc = scan_seg(log, seg, from, durable, &end);
 	if (rc < 0)
 		return rc;
-	end = mc_rec_round(end, MC_REC_BLOCK);
-	if (end != seg->tail) {
-		log->stats.torn_bytes = seg->tail > end ? seg->tail - end : 0;
+	log->stats.torn_bytes = seg->tail > end ? seg->tail - end : 0;
+	if (end < seg->tail)
 		rc = log->disk->truncate(seg->file, end);
-	}
+	/* Zeros up to the block's end, nothing of what was torn. */
+	if (rc == 0 && (end < seg->tail || end % MC_REC_BLOCK != 0))
+		rc = log->disk->truncate(seg->file, mc_rec_round(end, MC_REC_BLOCK));
+	end = mc_rec_round(end, MC_REC_BLOCK);
 	if (rc == 0)
 		rc = log->disk->sync(seg->file, false);
 	if (rc < 0) {
