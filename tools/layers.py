@@ -28,11 +28,11 @@ ARROWS = {
     "ep": ["coll"],
     "master": ["meta", "rpc"],
     "owner": ["meta", "engine"],
-    "node": ["owner", "log"],
+    "node": ["owner"],
     "client": ["owner"],
     "conductor": ["engine"],
     "capi": ["engine"],
-    "cli": ["engine", "master"],
+    "cli": ["engine", "master", "node"],
 }
 FACES = {"capi"}  # see the public API, not the engine's inside
 EVERYTHING = {"lib"}  # links the layers into the shared libraries

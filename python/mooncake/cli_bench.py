@@ -1,4 +1,4 @@
-"""Start the package's programs: console scripts transfer_engine_bench and mooncake_master."""
+"""Start the package's programs: console scripts transfer_engine_bench, mooncake_master and mooncake_client."""
 
 import os
 import sys
@@ -22,3 +22,7 @@ def main() -> None:
 
 def master() -> None:
     run_program("mooncake_master", sys.argv[1:])
+
+
+def client() -> None:
+    run_program("mooncake_client", sys.argv[1:])

@@ -1,0 +1,73 @@
+/*
+ * node_flags.c: options of mooncake_client.
+ */
+#include "cli/node_flags.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+#include "cli/args.h"
+
+#define FLAGS struct mc_node_flags
+#define SEGMENT_MIN (1 << 20)
+#define NO_SSD "this build keeps objects in memory only; leave it out"
+
+static const struct mc_opt table[] = {
+    MC_OPT_STR(FLAGS, host, "host", "0.0.0.0",
+	       "address of this host for peers, ip or ip:port; 0.0.0.0: the first of an interface "
+	       "that is up"),
+    MC_OPT_STR(FLAGS, master, "master_server_address", "127.0.0.1:50051", "host:port"),
+    MC_OPT_STR(FLAGS, metadata, "metadata_server", "P2PHANDSHAKE",
+	       "where the engine's peers are found: P2PHANDSHAKE, http://, etcd://, redis://"),
+    MC_OPT_STR(FLAGS, protocol, "protocol", "tcp", "tcp, rdma"),
+    MC_OPT_STR(FLAGS, devices, "device_names", "", "HCAs or addresses to use, with commas"),
+    MC_OPT_SIZE(FLAGS, segment_bytes, "global_segment_size", "4GB", SEGMENT_MIN, INT64_MAX,
+		"memory for the pool, as 512MB, 4GB"),
+    MC_OPT_SIZE(FLAGS, buffer_bytes, "local_buffer_size", "0", 0, INT64_MAX,
+		"taken for upstream's sake: a node needs no buffers"),
+    MC_OPT_BOOL(FLAGS, has_http, "enable_http_server", "0", "serve /health and /metrics"),
+    MC_OPT_STR(FLAGS, http_host, "http_host", "0.0.0.0", "their address"),
+    MC_OPT_INT(FLAGS, http_port, "http_port", "9300", 0, 65535, "their port; 0: any"),
+};
+
+/* Options of upstream's that nothing here needs, or that are refused. */
+static const struct mc_args_other others[] = {
+    {"port", false, NULL},
+    {"threads", false, NULL},
+    {"tenant_id", false, NULL},
+    {"start_offload_rpc_server", true, NULL},
+    {"use_mmap_arena_allocator", true, NULL},
+    {"mmap_arena_pool_size", false, NULL},
+    {"enable_offload", true, NO_SSD},
+    {"enable_ssd_offload", true, NO_SSD},
+    {"ssd_offload_path", false, NO_SSD},
+    {NULL, false, NULL},
+};
+
+int mc_node_flags_parse(int argc, char **argv, struct mc_node_flags *flags, struct mc_diag *diag)
+{
+	int rc = mc_args_parse(table, MC_ARRAY_LEN(table), others, argc, argv, flags, diag);
+	bool is_any;
+
+	if (rc > 0)
+		mc_args_help(table, MC_ARRAY_LEN(table),
+			     "usage: mooncake_client [--master_server_address HOST:PORT] "
+			     "[--global_segment_size SIZE]");
+	if (rc != 0)
+		return rc;
+	if (!flags->master[0]) {
+		mc_diag_set(diag, "option '--master_server_address' is empty: give host:port");
+		return -MC_E_INVAL;
+	}
+	is_any = strcmp(flags->host, "0.0.0.0") == 0 || strncmp(flags->host, "0.0.0.0:", 8) == 0;
+	flags->conf = (struct mc_node_conf){.name = is_any ? NULL : flags->host,
+					    .metadata = flags->metadata,
+					    .protocol = flags->protocol,
+					    .devices = flags->devices[0] ? flags->devices : NULL,
+					    .master = flags->master,
+					    .segment_bytes = flags->segment_bytes,
+					    .has_http = flags->has_http,
+					    .http_host = flags->http_host,
+					    .http_port = (uint16_t)flags->http_port};
+	return 0;
+}

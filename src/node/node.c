@@ -1,0 +1,167 @@
+/*
+ * node.c: engine, owner and HTTP of a node. HTTP has a loop of its own, so that no scrape delays
+ * the owner's calls.
+ */
+#include "node/node.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include <mooncake/engine.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "io/http_server.h"
+#include "owner/owner.h"
+
+#define TEXT_MAX (4u << 20)
+
+struct mc_node {
+	struct mc_engine *engine;
+	struct mc_owner *owner;
+	struct mc_loop *side;
+	struct mc_http_server *http;
+};
+
+static void metric(struct mc_str *out, const char *name, const char *type, const char *help,
+		   uint64_t value)
+{
+	(void)mc_str_appendf(out, "# HELP %s %s\n# TYPE %s %s\n%s %" PRIu64 "\n", name, help, name,
+			     type, name, value); /* errors stick */
+}
+
+char *mc_node_metrics(struct mc_node *node)
+{
+	struct mc_owner_stats s;
+	struct mc_str out;
+	char *engine = mc_metrics_text(node->engine);
+
+	mc_owner_stats(node->owner, &s);
+	mc_str_init(&out, TEXT_MAX);
+	if (engine)
+		(void)mc_str_puts(&out, engine);
+	mc_text_free(engine);
+	metric(&out, "mc_owner_capacity_bytes", "gauge", "Memory of the pool.", s.capacity);
+	metric(&out, "mc_owner_used_bytes", "gauge", "Memory of slots.", s.used);
+	metric(&out, "mc_owner_largest_free_bytes", "gauge", "Largest free range.", s.largest);
+	metric(&out, "mc_owner_slots", "gauge", "Sealed slots.", s.sealed);
+	metric(&out, "mc_owner_grants", "gauge", "Granted slots that are not sealed.", s.granted);
+	metric(&out, "mc_owner_waiting", "gauge", "Calls that wait for room.", s.waiting);
+	metric(&out, "mc_owner_adopted", "gauge", "The master knows all slots.", s.is_adopted);
+	metric(&out, "mc_owner_master_epoch", "gauge", "Highest epoch of a master.", s.epoch);
+	metric(&out, "mc_owner_puts_total", "counter", "Objects put inline.", s.puts);
+	metric(&out, "mc_owner_put_bytes_total", "counter", "Their bytes.", s.bytes_put);
+	metric(&out, "mc_owner_grants_total", "counter", "Slots granted.", s.grants);
+	metric(&out, "mc_owner_seals_total", "counter", "Slots sealed.", s.seals);
+	metric(&out, "mc_owner_frees_total", "counter", "Slots freed by the master.", s.frees);
+	metric(&out, "mc_owner_drops_total", "counter", "Slots given up by writers.", s.drops);
+	metric(&out, "mc_owner_refused_total", "counter", "Puts and grants refused.", s.refused);
+	metric(&out, "mc_owner_orphans_total", "counter", "Grants of writers that were gone.",
+	       s.orphans);
+	metric(&out, "mc_owner_orders_total", "counter", "Orders of the master.", s.orders);
+	metric(&out, "mc_owner_connects_total", "counter", "Times a master welcomed it.",
+	       s.connects);
+	return mc_str_take(&out);
+}
+
+static void on_get(void *user, const char *path, struct mc_http_answer *ret)
+{
+	struct mc_node *node = user;
+
+	ret->type = "text/plain; charset=utf-8";
+	if (strcmp(path, "/metrics") == 0) {
+		ret->body = mc_node_metrics(node);
+		ret->type = "text/plain; version=0.0.4; charset=utf-8";
+		ret->status = 200;
+	} else if (strcmp(path, "/health") == 0) {
+		bool is_adopted = mc_owner_is_adopted(node->owner);
+
+		ret->body = mc_strdup(is_adopted ? "OK\n" : "no master knows this node yet\n");
+		ret->status = is_adopted ? 200 : 503;
+	} else {
+		ret->body = mc_strdup("there are /metrics and /health here\n");
+		ret->status = 404;
+	}
+	if (!ret->body)
+		ret->status = 500;
+	ret->len = ret->body ? strlen(ret->body) : 0;
+}
+
+static int http_open(struct mc_node *node, const struct mc_node_conf *conf, struct mc_diag *diag)
+{
+	struct mc_addr at;
+	int rc = mc_addr_resolve(conf->http_host, conf->http_port, &at, diag);
+
+	if (rc == 0)
+		rc = mc_loop_open("mc-node-http", mc_env_real.clk, &node->side);
+	if (rc == 0)
+		rc = mc_loop_start(node->side);
+	if (rc == 0)
+		rc = mc_http_server_open(node->side, &at, on_get, node, &node->http, diag);
+	if (rc < 0)
+		mc_diag_wrap(diag, "HTTP at %s, port %u", conf->http_host, conf->http_port);
+	return rc;
+}
+
+int mc_node_open(const struct mc_node_conf *conf, struct mc_diag *diag, struct mc_node **ret)
+{
+	struct mc_node *node = mc_calloc(1, sizeof(*node));
+	const struct mc_engine_opts engine = {.size = sizeof(engine),
+					      .name = conf->name,
+					      .metadata = conf->metadata,
+					      .protocol = conf->protocol,
+					      .devices = conf->devices};
+	struct mc_owner_opts owner = {
+	    .bytes = conf->segment_bytes, .master = conf->master, .protocol = conf->protocol};
+	int rc;
+
+	if (!node)
+		return -MC_E_NOMEM;
+	rc = mc_engine_open(&engine, diag, &node->engine);
+	if (rc < 0)
+		goto fail;
+	owner.engine = node->engine;
+	rc = mc_owner_open(&owner, diag, &node->owner);
+	if (rc < 0)
+		goto fail;
+	if (conf->has_http)
+		rc = http_open(node, conf, diag);
+	if (rc < 0)
+		goto fail;
+	*ret = node;
+	return 0;
+fail:
+	mc_node_close(node);
+	return rc;
+}
+
+void mc_node_close(struct mc_node *node)
+{
+	if (!node)
+		return;
+	mc_http_server_close(node->http);
+	mc_loop_close(node->side);
+	mc_owner_close(node->owner);
+	mc_engine_close(node->engine);
+	mc_free(node);
+}
+
+const char *mc_node_segment(const struct mc_node *node)
+{
+	return mc_engine_name(node->engine);
+}
+
+const char *mc_node_address(const struct mc_node *node)
+{
+	return mc_owner_address(node->owner);
+}
+
+uint16_t mc_node_http_port(const struct mc_node *node)
+{
+	return node->http ? mc_http_server_port(node->http) : 0;
+}
+
+bool mc_node_is_adopted(struct mc_node *node)
+{
+	return mc_owner_is_adopted(node->owner);
+}
