@@ -17,6 +17,7 @@ MIB = 1 << 20
 
 # Shapes checked before anything is measured: (block, batch). Odd sizes, one byte, more items than an iovec call takes.
 VERIFY_SHAPES = ((1, 1), (4096, 1), (4096, 128), (65536, 33), (64, 2000), (MIB + 13, 3), (16 * MIB, 1))
+KILL_S = 20  # for a killed process to be gone
 GUARD = 4096  # bytes behind the range that must stay as they were
 
 # Upstream refuses ports from 32768 up, so everybody gets the range it likes.
@@ -118,7 +119,10 @@ class WorkerProcess:
     def kill(self) -> None:
         if self.is_running:
             self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(KILL_S)
+        except subprocess.TimeoutExpired:
+            pass  # the kernel does not let it go; nothing more can be done about it here
 
     def stop(self) -> None:
         self.signal(signal.SIGCONT)

@@ -62,7 +62,7 @@ class Machine:
             models = [line.split(":", 1)[1].strip() for line in f if line.startswith(("model name", "CPU implementer"))]
         return Machine(
             date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            commit=_commit(root),
+            commit=commit(root),
             cpu=models[0] if models else platform.machine(),
             cores=os.cpu_count() or 1,
             kernel=platform.release(),
@@ -77,7 +77,7 @@ class Machine:
         )
 
 
-def _commit(root: Path) -> str:
+def commit(root: Path) -> str:
     argv = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
         done = subprocess.run(argv, capture_output=True, text=True)
