@@ -165,7 +165,7 @@ RAIL_SILENT_MS = Bound("ours", "stall, ms (silent loss)", "<=", offset=1000)
 RAIL_MEANWHILE = Bound("ours", "share of the rails still up", ">=", offset=0.90)
 RAIL_RECOVERY_MS = Bound("ours", "repaired rail back after, ms", "<=", offset=1000)
 RDMA_GBPS = Bound("ours", GBPS, ">=", 0.92, ("perftest",))
-RDMA_P50 = Bound("ours", P50, "<=", 1.2, ("perftest",))  # for a write, of twice what ib_write_lat prints
+RDMA_P50 = Bound("ours", P50, "<=", 1.2, ("perftest",))  # of a write as rdma_inside.py says
 RDMA_SHARE = Bound("ours", "share of the NICs' sum", ">=", offset=0.92)
 RDMA_STALL = Bound("ours", "stall, s", "<=", offset=3)  # rxe's retries with our settings end after about 2 s
 RDMA_MEANWHILE = Bound("ours", "share of the sum meanwhile", ">=", offset=0.7)
