@@ -1,0 +1,127 @@
+/*
+ * get.c: whole objects and pieces of them, into the user's memory.
+ */
+#include "client/priv.h"
+
+/* The first code that is not success. */
+static int sum_up(const int64_t *ret, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (ret[i] < 0)
+			return (int)ret[i];
+	return 0;
+}
+
+static int fail_all(int64_t *ret, uint32_t n, int code)
+{
+	for (uint32_t i = 0; i < n; i++)
+		ret[i] = code;
+	return code;
+}
+
+static struct mc_cli_read *begin(struct mc_store *st, uint32_t n, struct mc_cli_op **ret_op,
+				 int *rc)
+{
+	struct mc_cli_read *reads;
+
+	if (n > MC_STORE_BATCH_MAX) {
+		*rc = MC_STORE_INVALID_PARAMS;
+		return NULL;
+	}
+	*rc = mc_cli_op_begin(st, ret_op);
+	if (*rc < 0)
+		return NULL;
+	reads = mc_cli_alloc(*ret_op, n, sizeof(*reads));
+	if (!reads) {
+		mc_cli_op_end(*ret_op);
+		*rc = MC_STORE_INTERNAL_ERROR;
+	}
+	return reads;
+}
+
+/* The object's bytes over the parts, in order. */
+static int fit_parts(struct mc_cli_op *op, struct mc_cli_read *r, void *user)
+{
+	const struct mc_store_item *items = user;
+	const struct mc_store_item *item = &items[r->index];
+	struct mc_store_range *ranges;
+	uint64_t at = 0;
+	uint32_t n = 0;
+
+	ranges = mc_cli_alloc(op, item->nparts, sizeof(*ranges));
+	if (!ranges)
+		return MC_STORE_INTERNAL_ERROR;
+	for (uint32_t i = 0; i < item->nparts && at < r->info.len; i++) {
+		size_t len = (size_t)mc_min((uint64_t)item->parts[i].len, r->info.len - at);
+
+		if (len == 0)
+			continue;
+		ranges[n++] = (struct mc_store_range){at, item->parts[i].addr, len};
+		at += len;
+	}
+	if (at < r->info.len)
+		return MC_STORE_INVALID_PARAMS;
+	r->ranges = ranges;
+	r->nranges = n;
+	return 0;
+}
+
+int mc_store_get(struct mc_store *store, const struct mc_store_item *items, uint32_t n,
+		 int64_t *ret)
+{
+	struct mc_cli_op *op;
+	struct mc_cli_read *reads;
+	int rc;
+
+	reads = begin(store, n, &op, &rc);
+	if (!reads)
+		return fail_all(ret, n, rc);
+	for (uint32_t i = 0; i < n; i++) {
+		reads[i].index = i;
+		reads[i].result = mc_cli_key_make(op, &items[i].key, &reads[i].look.key);
+		if (items[i].nparts > MC_STORE_PARTS_MAX)
+			reads[i].result = MC_STORE_INVALID_PARAMS;
+	}
+	mc_cli_read_run(op, reads, n, fit_parts, (void *)items);
+	for (uint32_t i = 0; i < n; i++)
+		ret[i] = reads[i].result;
+	mc_cli_op_end(op);
+	return sum_up(ret, n);
+}
+
+/* The user's ranges as they are. */
+static int fit_ranges(struct mc_cli_op *op, struct mc_cli_read *r, void *user)
+{
+	(void)op;
+	(void)user;
+	for (uint32_t i = 0; i < r->nranges; i++)
+		if (r->ranges[i].offset > r->info.len ||
+		    r->ranges[i].len > r->info.len - r->ranges[i].offset)
+			return MC_STORE_INVALID_PARAMS;
+	return 0;
+}
+
+int mc_store_get_ranges(struct mc_store *store, const struct mc_store_ranged *items, uint32_t n,
+			int64_t *ret)
+{
+	struct mc_cli_op *op;
+	struct mc_cli_read *reads;
+	int rc;
+
+	reads = begin(store, n, &op, &rc);
+	if (!reads)
+		return fail_all(ret, n, rc);
+	for (uint32_t i = 0; i < n; i++) {
+		reads[i].index = i;
+		reads[i].ranges = items[i].ranges;
+		reads[i].nranges = items[i].nranges;
+		reads[i].result = mc_cli_key_make(op, &items[i].key, &reads[i].look.key);
+		if (items[i].nranges > MC_STORE_PARTS_MAX)
+			reads[i].result = MC_STORE_INVALID_PARAMS;
+	}
+	mc_cli_read_run(op, reads, n, fit_ranges, NULL);
+	for (uint32_t i = 0; i < n; i++)
+		ret[i] = reads[i].result;
+	mc_cli_op_end(op);
+	return sum_up(ret, n);
+}

@@ -1,0 +1,210 @@
+/*
+ * seal.c: what owners are told of slots that were written: seal them, drop them, give them a newer
+ * generation.
+ */
+#include "client/priv.h"
+
+#define TRIES 2u /* a seal whose answer was lost with its connection may be repeated */
+
+/* Handle of a target in a call. */
+static uint32_t item_of(size_t i, unsigned t)
+{
+	return (uint32_t)(i * MC_CLI_TARGETS_MAX + t);
+}
+
+static struct mc_cli_target *target_of(struct mc_cli_write *writes, uint32_t item)
+{
+	return &writes[item / MC_CLI_TARGETS_MAX].targets[item % MC_CLI_TARGETS_MAX];
+}
+
+/* The open call to this owner, or a new one. */
+static struct mc_cli_call *call_for(struct mc_cli_op *op, size_t first, struct mc_cli_owner *o,
+				    uint16_t method, size_t len)
+{
+	for (size_t i = op->ncalls; i > first; i--) {
+		struct mc_cli_call *c = op->calls[i - 1];
+
+		if (c->end != &o->end)
+			continue;
+		if (mc_cli_call_has_room(c, len))
+			return c;
+		break;
+	}
+	return mc_cli_call_open(op, &o->end, method);
+}
+
+/* Run all calls; what lost its connection once more. */
+static void run_twice(struct mc_cli_op *op, size_t first, uint64_t deadline_ns)
+{
+	mc_cli_calls_run(op, first, deadline_ns);
+	for (unsigned i = 1; i < TRIES; i++)
+		mc_cli_calls_repeat(op, first, deadline_ns);
+}
+
+/* One status for each record, into the targets' word `ok` or FAILED. */
+static void statuses(struct mc_cli_write *writes, struct mc_cli_call *c,
+		     enum mc_cli_target_state ok)
+{
+	struct mc_rd r;
+	int rc = c->rc;
+
+	if (rc == 0)
+		rc = mc_cli_call_records(c, &r);
+	for (uint32_t i = 0; i < c->n; i++) {
+		struct mc_cli_target *t = target_of(writes, c->items[i]);
+		int32_t status = 0;
+
+		if (rc == 0) {
+			status = (int32_t)mc_rd_u32(&r);
+			if (r.is_bad)
+				rc = -MC_E_PROTO;
+		}
+		if (rc < 0) {
+			t->state = MC_CLI_TARGET_FAILED;
+			t->status = mc_cli_code_rpc(rc);
+			t->is_lost = true;
+		} else if (status != 0) {
+			t->state = MC_CLI_TARGET_FAILED;
+			t->status = status;
+		} else {
+			t->state = (uint8_t)ok;
+		}
+	}
+	if (rc < 0 && !c->rpc.is_answered && c->n > 0)
+		mc_cli_owner_bad(target_of(writes, c->items[0])->owner, rc);
+}
+
+/* ---- seal ---- */
+
+static uint32_t *table_make(struct mc_cli_op *op, const struct mc_cli_write *w,
+			    const struct mc_cli_target *t)
+{
+	uint32_t *table = mc_cli_alloc(op, w->info.nchunks, sizeof(*table)), range = 0;
+	struct mc_slot_info info = w->info;
+
+	if (!table)
+		return NULL;
+	info.incarnation = t->incarnation;
+	for (uint32_t i = 0; i < info.nchunks; i++)
+		table[i] = htole32(mc_cli_chunk_crc(&info, w->ranges, &range, i));
+	return table;
+}
+
+static int seal_add(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, uint32_t item,
+		    struct mc_cli_target *t)
+{
+	struct mc_st_seal s = {.addr = t->addr, .gen = w->gen};
+	struct mc_cli_call *c;
+	struct mc_wr wr;
+	size_t len;
+
+	if (w->ranges) {
+		uint32_t *table = table_make(op, w, t);
+
+		if (!table)
+			return -MC_E_NOMEM;
+		s.table = (const uint8_t *)table;
+		s.nchunks = w->info.nchunks;
+	} else {
+		s.flags = MC_ST_SEAL_COMPUTE;
+	}
+	len = sizeof(s) + (size_t)s.nchunks * sizeof(uint32_t);
+	c = call_for(op, first, t->owner, MC_ST_SEAL, len);
+	if (!c || mc_cli_call_add(c, len, item, &wr) < 0)
+		return -MC_E_NOMEM;
+	mc_st_seal_encode(&wr, &s);
+	mc_cli_call_added(c, &wr);
+	return 0;
+}
+
+void mc_cli_seal(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
+{
+	size_t first = op->ncalls;
+
+	for (size_t i = 0; i < n; i++)
+		for (unsigned t = 0; t < writes[i].ntargets; t++) {
+			struct mc_cli_target *x = &writes[i].targets[t];
+
+			if (x->state != MC_CLI_TARGET_WRITTEN)
+				continue;
+			if (seal_add(op, first, &writes[i], item_of(i, t), x) < 0) {
+				x->state = MC_CLI_TARGET_FAILED;
+				x->status = MC_STORE_INTERNAL_ERROR;
+				x->is_lost = true;
+			}
+		}
+	run_twice(op, first, mc_cli_attempt_ns(op));
+	for (size_t i = first; i < op->ncalls; i++)
+		statuses(writes, op->calls[i], MC_CLI_TARGET_SEALED);
+	op->ncalls = first;
+}
+
+/* ---- drop ---- */
+
+static bool is_left(const struct mc_cli_write *w, const struct mc_cli_target *t)
+{
+	if (t->addr == 0 || t->is_unfenced)
+		return false;
+	if (t->state == MC_CLI_TARGET_FAILED)
+		return t->is_lost;
+	return w->status < 0; /* granted, written or sealed for nothing */
+}
+
+void mc_cli_drop(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
+{
+	size_t first = op->ncalls;
+
+	for (size_t i = 0; i < n; i++)
+		for (unsigned t = 0; t < writes[i].ntargets; t++) {
+			struct mc_cli_target *x = &writes[i].targets[t];
+			struct mc_st_place p = {.addr = x->addr, .gen = writes[i].gen};
+			struct mc_cli_call *c;
+			struct mc_wr wr;
+
+			if (!is_left(&writes[i], x))
+				continue;
+			c = call_for(op, first, x->owner, MC_ST_DROP, sizeof(p));
+			if (!c || mc_cli_call_add(c, sizeof(p), item_of(i, t), &wr) < 0)
+				break; /* the owner finds it by itself, later */
+			mc_st_place_encode(&wr, &p);
+			mc_cli_call_added(c, &wr);
+			x->is_lost = false;
+		}
+	run_twice(op, first, op->deadline_ns);
+	op->ncalls = first;
+}
+
+/* ---- a newer generation ---- */
+
+void mc_cli_regen(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
+		  const uint64_t *new_gens)
+{
+	size_t first = op->ncalls;
+
+	for (size_t i = 0; i < n; i++)
+		for (unsigned t = 0; t < writes[i].ntargets && new_gens[i]; t++) {
+			struct mc_cli_target *x = &writes[i].targets[t];
+			struct mc_st_regen g = {
+			    .addr = x->addr, .gen = writes[i].gen, .new_gen = new_gens[i]};
+			struct mc_cli_call *c;
+			struct mc_wr wr;
+
+			if (x->state != MC_CLI_TARGET_SEALED)
+				continue;
+			c = call_for(op, first, x->owner, MC_ST_REGEN, sizeof(g));
+			if (!c || mc_cli_call_add(c, sizeof(g), item_of(i, t), &wr) < 0) {
+				x->state = MC_CLI_TARGET_FAILED;
+				x->status = MC_STORE_INTERNAL_ERROR;
+				continue;
+			}
+			mc_st_regen_encode(&wr, &g);
+			mc_cli_call_added(c, &wr);
+		}
+	run_twice(op, first, mc_cli_attempt_ns(op));
+	for (size_t i = first; i < op->ncalls; i++)
+		statuses(writes, op->calls[i], MC_CLI_TARGET_SEALED);
+	op->ncalls = first;
+	for (size_t i = 0; i < n; i++)
+		if (new_gens[i])
+			writes[i].gen = writes[i].info.gen = new_gens[i];
+}

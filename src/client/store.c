@@ -1,0 +1,266 @@
+/*
+ * store.c: a process's connection to a cluster, from open to close.
+ *
+ * Opening talks to the master once (JOIN, View), so a wrong address is an error within seconds.
+ * Close waits for calls under way, then takes the process's own segment out of the pool.
+ */
+#include <stdio.h>
+#include <time.h>
+
+#include "base/fork.h"
+#include "base/log.h"
+#include "base/rand.h"
+#include "base/str.h"
+#include "base/upstream.h"
+#include "client/link.h"
+#include "owner/owner.h"
+
+#define MASTER_DEFAULT "127.0.0.1:50051"
+#define MASTER_PORT 50051
+#define TIMEOUT_MS 30000u
+#define OPEN_NS (3 * MC_NS_PER_S)
+#define HEALTH_NS MC_NS_PER_S
+
+static int tenant_set(struct mc_store *st, const char *tenant, struct mc_diag *diag)
+{
+	size_t len = tenant && strcmp(tenant, "default") != 0 ? strlen(tenant) : 0;
+
+	if (len > UINT8_MAX - 1) {
+		mc_diag_set(diag, "tenant: its name has %zu bytes, more than %d", len,
+			    UINT8_MAX - 1);
+		return MC_STORE_INVALID_PARAMS;
+	}
+	st->tenant[0] = (uint8_t)len;
+	if (len)
+		memcpy(st->tenant + 1, tenant, len);
+	st->tenant_len = 1 + len;
+	return 0;
+}
+
+static int engine_set(struct mc_store *st, const struct mc_store_opts *o, struct mc_diag *diag)
+{
+	struct mc_engine_opts opts = {.size = sizeof(opts),
+				      .name = o->name,
+				      .metadata = o->metadata,
+				      .protocol = o->protocol,
+				      .devices = o->devices};
+	int rc;
+
+	if (o->engine) {
+		st->eng = mc_engine_ref(o->engine);
+		return 0;
+	}
+	rc = mc_engine_open(&opts, diag, &st->eng);
+	if (rc == 0)
+		return 0;
+	mc_diag_wrap(diag, "transfer engine");
+	return rc == -MC_E_NOMEM || rc == -MC_E_LIMIT || rc == -MC_E_FORKED
+		   ? MC_STORE_INTERNAL_ERROR
+		   : MC_STORE_INVALID_PARAMS;
+}
+
+/* "host:port" with the port said. */
+static int master_set(struct mc_store *st, const char *master, struct mc_diag *diag)
+{
+	struct mc_addr addr;
+	char text[MC_CLI_TEXT_MAX];
+	int rc;
+
+	if (!master || !*master)
+		master = MASTER_DEFAULT;
+	rc = mc_addr_resolve(master, MASTER_PORT, &addr, diag);
+	if (rc < 0) {
+		mc_diag_set(diag, "master \"%s\": %s", master, mc_err_text(rc));
+		return MC_STORE_INVALID_PARAMS;
+	}
+	if (mc_addr_port(&addr) == MASTER_PORT && mc_addr_resolve(master, 0, &addr, NULL) == 0 &&
+	    mc_addr_port(&addr) == 0)
+		(void)snprintf(text, sizeof(text), "%s:%u", master, MASTER_PORT);
+	else
+		(void)snprintf(text, sizeof(text), "%s", master);
+	mc_cli_end_set(&st->master, text);
+	return 0;
+}
+
+/* A master that just starts is waited for; one that nobody hears of is named. */
+static int master_meet(struct mc_store *st, struct mc_diag *diag)
+{
+	struct mc_cli_link *link;
+	struct mc_cli_op *op;
+	int rc = mc_cli_op_begin(st, &op), code = 0;
+
+	if (rc < 0)
+		return rc;
+	op->deadline_ns = mc_time_after(mc_now_ns(), OPEN_NS);
+	do {
+		rc = mc_cli_link_get(&st->master, op->deadline_ns, &link);
+	} while (rc < 0 && rc != -MC_E_VERSION && rc != -MC_E_STALE && rc != -MC_E_INVAL &&
+		 mc_cli_backoff(op));
+	if (rc == 0) {
+		mc_cli_link_put(link);
+		rc = mc_cli_view_refresh(op, 0);
+	}
+	if (rc < 0) {
+		code = mc_cli_code_rpc(rc);
+		code = code == MC_STORE_RPC_TIMEOUT ? MC_STORE_RPC_FAIL : code;
+		mc_diag_set(diag,
+			    "master %s: %s. Is mooncake_master running there, and is it the "
+			    "address that this process was given?",
+			    st->master.text, mc_err_text(rc));
+	}
+	mc_cli_op_end(op);
+	return code;
+}
+
+static int segment_give(struct mc_store *st, const struct mc_store_opts *o, struct mc_diag *diag)
+{
+	struct mc_owner_opts opts = {.engine = st->eng,
+				     .bytes = o->segment_bytes,
+				     .master = st->master.text,
+				     .protocol = o->protocol};
+	int rc;
+
+	if (o->segment_bytes == 0)
+		return 0;
+	rc = mc_owner_open(&opts, diag, &st->owner);
+	if (rc < 0) {
+		mc_diag_wrap(diag, "segment of %llu bytes", (unsigned long long)o->segment_bytes);
+		return rc == -MC_E_INVAL ? MC_STORE_INVALID_PARAMS : MC_STORE_INTERNAL_ERROR;
+	}
+	st->owner_id = mc_owner_id(st->owner);
+	return 0;
+}
+
+static void host_set(struct mc_store *st)
+{
+	const char *name = mc_engine_name(st->eng), *colon = strrchr(name, ':');
+	size_t len = colon ? (size_t)(colon - name) : strlen(name);
+
+	len = mc_min(len, sizeof(st->host) - 1);
+	memcpy(st->host, name, len);
+}
+
+static int parts_open(struct mc_store *st, const struct mc_store_opts *o)
+{
+	int rc = mc_rand_bytes(&st->client_id, sizeof(st->client_id));
+
+	if (rc == 0)
+		rc = mc_loop_open("mc-store", &mc_clock_real, &st->loop);
+	if (rc == 0)
+		rc = mc_loop_start(st->loop);
+	if (rc == 0)
+		rc = mc_cli_cache_open(&st->cache);
+	if (rc == 0)
+		rc = mc_cli_sessions_open(&st->sessions);
+	if (rc == 0)
+		rc = mc_cli_memory_open(st->eng, o->buffer_bytes, &st->memory);
+	return rc;
+}
+
+static int store_open(struct mc_store *st, const struct mc_store_opts *o, struct mc_diag *diag)
+{
+	int rc = tenant_set(st, o->tenant, diag);
+
+	if (rc == 0)
+		rc = master_set(st, o->master, diag);
+	if (rc == 0)
+		rc = engine_set(st, o, diag);
+	if (rc < 0)
+		return rc;
+	host_set(st);
+	rc = parts_open(st, o);
+	if (rc < 0) {
+		mc_diag_set(diag, "opening: %s", mc_err_text(rc));
+		return MC_STORE_INTERNAL_ERROR;
+	}
+	rc = master_meet(st, diag);
+	return rc < 0 ? rc : segment_give(st, o, diag);
+}
+
+int mc_store_open(const struct mc_store_opts *opts, struct mc_diag *diag,
+		  struct mc_store **ret_store)
+{
+	struct mc_store_opts o = {0};
+	struct mc_store *st = mc_calloc(1, sizeof(*st));
+	int rc;
+
+	if (!st) {
+		mc_diag_set(diag, "%s", mc_err_text(MC_E_NOMEM));
+		return MC_STORE_INTERNAL_ERROR;
+	}
+	if (opts)
+		memcpy(&o, opts, mc_min((size_t)opts->size, sizeof(o)));
+	st->fork_gen = mc_fork_gen();
+	st->timeout_ms = o.timeout_ms ? o.timeout_ms : TIMEOUT_MS;
+	pthread_mutex_init(&st->gens_mu, NULL);
+	pthread_mutex_init(&st->ops_mu, NULL);
+	mc_list_init(&st->ops_idle);
+	mc_cli_end_init(&st->master, st, true);
+	mc_cli_view_init(&st->view);
+	rc = store_open(st, &o, diag);
+	if (rc < 0) {
+		mc_store_close(st);
+		return rc;
+	}
+	*ret_store = st;
+	return 0;
+}
+
+/* No new calls; those under way end at their next step, or by their deadline. */
+static void calls_end(struct mc_store *st)
+{
+	pthread_mutex_lock(&st->ops_mu);
+	st->is_closing = true;
+	pthread_mutex_unlock(&st->ops_mu);
+	/* acquire: pairs with the release in mc_cli_op_end() */
+	while (atomic_load_explicit(&st->nusers, memory_order_acquire) > 0) {
+		struct timespec ts = {.tv_nsec = (long)MC_NS_PER_MS};
+
+		(void)nanosleep(&ts, NULL);
+	}
+}
+
+void mc_store_close(struct mc_store *store)
+{
+	struct mc_list *node;
+
+	if (!store || mc_fork_is_child(store->fork_gen))
+		return; /* a child has none of the threads that would have to end */
+	calls_end(store);
+	mc_owner_close(store->owner);
+	mc_cli_sessions_close(store->sessions);
+	mc_cli_view_fini(&store->view);
+	mc_cli_end_fini(&store->master);
+	while ((node = mc_list_pop_front(&store->ops_idle)))
+		mc_cli_op_free(mc_list_entry(node, struct mc_cli_op, link));
+	mc_cli_memory_close(store->memory);
+	mc_cli_cache_close(store->cache);
+	mc_loop_close(store->loop);
+	mc_engine_close(store->eng);
+	pthread_mutex_destroy(&store->ops_mu);
+	pthread_mutex_destroy(&store->gens_mu);
+	mc_free(store);
+}
+
+const char *mc_store_hostname(const struct mc_store *store)
+{
+	return mc_engine_name(store->eng);
+}
+
+struct mc_engine *mc_store_engine(struct mc_store *store)
+{
+	return store->eng;
+}
+
+int mc_store_health(struct mc_store *store)
+{
+	struct mc_cli_op *op;
+	int rc;
+
+	if (mc_cli_op_begin(store, &op) < 0)
+		return 2;
+	op->deadline_ns = mc_min(op->deadline_ns, mc_time_after(mc_now_ns(), HEALTH_NS));
+	rc = mc_cli_view_refresh(op, 0);
+	mc_cli_op_end(op);
+	return rc < 0 ? 2 : 0;
+}
