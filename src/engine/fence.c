@@ -3,7 +3,8 @@
  * neither failed nor sent again until the target has said that nothing of the old lane lands any
  * more, or its incarnation is gone.
  *
- * A synchronous pump fences in its caller's thread, a loop's pump through a worker. What cannot be
+ * A synchronous pump fences in its caller's thread, but for RDMA, whose other lanes have to be fed
+ * meanwhile; that and a loop's pump do it through a worker. What cannot be
  * fenced by the group's deadline ends as MC_E_UNFENCED, and its range is kept in the engine's
  * quarantine: no new write goes there before the fence has succeeded, whatever becomes of the
  * session.
@@ -350,8 +351,7 @@ static uint64_t deadline_of(struct mc_list *maybe, unsigned *ret_n)
 
 struct fence_job {
 	struct mc_worker_job job;
-	struct mc_task back;
-	struct mc_pump *pump;
+	struct mc_return back;
 	struct mc_list maybe;
 	struct mc_fence_token token;
 	uint64_t deadline_ns;
@@ -360,38 +360,35 @@ struct fence_job {
 	struct fence_word word;
 };
 
-/* To a worker; the pump's session stays referenced meanwhile. */
+/* To a worker; the pump's session stays referenced until it is back. */
 static void job_post(struct fence_job *j)
 {
+	struct mc_pump *p = j->back.pump;
+
 	j->deadline_ns = deadline_of(&j->maybe, &j->n);
-	j->pump->nfencing += j->n;
-	mc_work_post(j->pump->session->eng, &j->job);
+	p->nfencing += j->n;
+	mc_session_ref(p->session);
+	mc_work_post(p->session->eng, &j->job);
 }
 
-static void job_back(struct mc_task *task)
+static void job_back(struct mc_return *r)
 {
-	struct fence_job *j = mc_container_of(task, struct fence_job, back);
-	struct mc_pump *p = j->pump;
-	struct mc_session *s = p->session;
+	struct fence_job *j = mc_container_of(r, struct fence_job, back);
 
-	p->nfencing -= j->n;
-	decide(p, &j->maybe, j->word, j->cause, &j->token);
-	if (!mc_list_is_empty(&j->maybe)) {
+	r->pump->nfencing -= j->n;
+	decide(r->pump, &j->maybe, j->word, j->cause, &j->token);
+	if (mc_list_is_empty(&j->maybe))
+		mc_free(j);
+	else
 		job_post(j);
-		mc_async_kick(p);
-		return;
-	}
-	mc_free(j);
-	mc_async_kick(p);
-	mc_session_put(s);
 }
 
 static void job_run(struct mc_worker_job *job)
 {
 	struct fence_job *j = mc_container_of(job, struct fence_job, job);
 
-	j->word = fence_run(j->pump->session, &j->token, j->deadline_ns);
-	mc_loop_post(j->pump->loop, &j->back);
+	j->word = fence_run(j->back.pump->session, &j->token, j->deadline_ns);
+	mc_pump_return(&j->back);
 }
 
 /* In the caller's own thread. */
@@ -418,7 +415,8 @@ void mc_fence(struct mc_pump *p, struct mc_list *maybe, const struct mc_fence_to
 		       token);
 		return;
 	}
-	if (!p->loop) {
+	/* A caller of one connection has nothing else to do meanwhile. */
+	if (!p->loop && token->route != MC_ROUTE_RDMA) {
 		fence_here(p, maybe, token, cause);
 		return;
 	}
@@ -428,12 +426,10 @@ void mc_fence(struct mc_pump *p, struct mc_list *maybe, const struct mc_fence_to
 		return;
 	}
 	j->job.run = job_run;
-	j->back.run = job_back;
-	j->pump = p;
+	j->back = (struct mc_return){.pump = p, .run = job_back};
 	j->cause = cause;
 	j->token = *token;
 	mc_list_init(&j->maybe);
 	mc_list_splice_back(&j->maybe, maybe);
-	mc_session_ref(p->session);
 	job_post(j);
 }

@@ -100,21 +100,6 @@ static unsigned count(struct mc_session *s, enum mc_route route, unsigned rail)
 	return n;
 }
 
-/* An idle lane that is over, or not wanted any more. Where the peer holds an end of it, the peer is
- * told. */
-static void retire(struct mc_elane *lane)
-{
-	struct mc_fence_token token = {.route = lane->route};
-	struct mc_list none;
-
-	if (mc_route_is_offered(lane->session, lane->route)) {
-		mc_list_init(&none);
-		token.len = lane->x->ops->abort(lane->x, &none, token.bytes);
-		mc_offer_retire(lane->session, &token);
-	}
-	mc_lane_drop(lane);
-}
-
 int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint64_t now_ns,
 		  struct mc_elane **ret_lane)
 {
@@ -134,7 +119,7 @@ int mc_lane_claim(struct mc_session *s, enum mc_route route, unsigned rail, uint
 			*ret_lane = lane;
 			return 0;
 		}
-		retire(lane);
+		mc_lane_part(lane);
 	}
 	if (n >= MC_LANES_MAX)
 		return -MC_E_AGAIN;
@@ -226,7 +211,7 @@ unsigned mc_lane_retire_idle(struct mc_session *s, enum mc_route route, uint64_t
 	unsigned n = 0;
 
 	for (; (lane = take_unused(s, route, before_ns)); n++)
-		retire(lane);
+		mc_lane_part(lane);
 	return n;
 }
 

@@ -162,6 +162,21 @@ struct mc_gop {
 	struct mc_loop *loop;
 };
 
+/** What the target must be asked for: a lane of one transport to be retired. len 0: no fence. */
+struct mc_fence_token {
+	enum mc_route route;
+	size_t len;
+	uint8_t bytes[MC_XPORT_TOKEN_MAX];
+};
+
+/** What a worker did for a pump, on its way back to the pump's owner. */
+struct mc_return {
+	struct mc_list link; /* mc_pump.returns */
+	struct mc_task task;
+	struct mc_pump *pump; /* its session is referenced meanwhile */
+	void (*run)(struct mc_return *r);
+};
+
 struct mc_elane {
 	struct mc_list link; /* mc_session.lanes, under its mu */
 	struct mc_session *session;
@@ -187,6 +202,13 @@ struct mc_elane {
 	struct mc_rail_stats *stats;
 	struct mc_watch watch; /* loop pumps only */
 	bool is_watched;
+	/* once it is being ended by a worker: break.c */
+	struct mc_worker_job end_job;
+	struct mc_return back;
+	struct mc_list left; /* mc_slice.link */
+	struct mc_fence_token token;
+	unsigned nleft;
+	int cause;
 };
 
 struct mc_rail {
@@ -207,13 +229,6 @@ struct mc_rail {
 struct mc_rail_set {
 	struct mc_rail v[MC_RAILS_MAX];
 	unsigned n;
-};
-
-/** What the target must be asked for: a lane of one transport to be retired. len 0: no fence. */
-struct mc_fence_token {
-	enum mc_route route;
-	size_t len;
-	uint8_t bytes[MC_XPORT_TOKEN_MAX];
 };
 
 /** A write that could not be fenced: no new write there until it is. */
@@ -326,8 +341,11 @@ struct mc_pump {
 	unsigned ntodo;
 	struct mc_elane *lanes[MC_PUMP_LANES_MAX];
 	unsigned nlanes;
-	unsigned nflying;	/* slices posted */
-	unsigned nfencing;	/* slices at a worker: being fenced, or their regions looked up */
+	unsigned nflying; /* slices posted */
+	/* slices at a worker: their lane is being ended, or they are fenced, or looked up anew */
+	unsigned nfencing;
+	struct mc_list returns; /* mc_return.link, under session.mu; of a caller's pump */
+	_Atomic unsigned nreturns;
 	unsigned lanes_max;	/* on one rail that a core limits; see climb.h */
 	uint64_t now_ns;	/* of the last round: near enough for lanes' idle times */
 	uint64_t wait_until_ns; /* back-off of retries */
@@ -539,10 +557,19 @@ static inline bool mc_pump_is_idle(const struct mc_pump *p)
 }
 /** All lanes back to the session. */
 void mc_pump_release(struct mc_pump *p);
-/** Break a lane: its slices are requeued, failed or fenced. */
-void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t now_ns);
 /** A slice left a lane without an outcome: again, or fail with rc. */
 void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now_ns);
+
+/* ---- break.c ---- */
+/** Break a lane: its slices are requeued, failed or fenced, now or once a worker has ended it. */
+void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t now_ns);
+/** End an idle lane that the caller owns; where a peer holds an end of it, it is told. Does not
+ * wait. */
+void mc_lane_part(struct mc_elane *lane);
+/** A worker is through with it: the pump's owner goes on with run(). */
+void mc_pump_return(struct mc_return *r);
+/** Run what has come back. Owner's thread, of a caller's pump. @return there was something */
+bool mc_pump_take_returns(struct mc_pump *p);
 
 /* ---- fence.c ---- */
 /** Fence the writes in `maybe` (mc_slice.link) whose lane's token this is; the pump gets them back

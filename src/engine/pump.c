@@ -14,7 +14,6 @@
 
 #include "base/log.h"
 #include "base/sync.h"
-#include "engine/classic.h"
 #include "engine/rails.h"
 #include "engine/staged.h"
 
@@ -30,6 +29,8 @@ void mc_pump_init(struct mc_pump *p, struct mc_session *s, struct mc_loop *loop,
 	for (int i = 0; i < MC_PRIO_COUNT; i++)
 		mc_list_init(&p->todo[i]);
 	p->ntodo = p->nlanes = p->nflying = p->nfencing = 0;
+	mc_list_init(&p->returns);
+	atomic_init(&p->nreturns, 0);
 	p->wait_until_ns = 0;
 	p->todo_bytes = 0;
 	p->now_ns = 0;
@@ -85,16 +86,11 @@ static void rail_worked(struct mc_pump *p, struct mc_elane *lane, uint64_t bytes
 
 /* ---- lanes ---- */
 
-static void unwatch(struct mc_pump *p, struct mc_elane *lane)
+void mc_pump_forget(struct mc_pump *p, struct mc_elane *lane)
 {
 	if (lane->is_watched)
 		mc_loop_unwatch(p->loop, &lane->watch);
 	lane->is_watched = false;
-}
-
-static void lane_forget(struct mc_pump *p, struct mc_elane *lane)
-{
-	unwatch(p, lane);
 	for (unsigned i = 0; i < p->nlanes; i++)
 		if (p->lanes[i] == lane) {
 			p->lanes[i] = p->lanes[--p->nlanes];
@@ -109,7 +105,7 @@ void mc_pump_release(struct mc_pump *p)
 
 		if (lane->flying_n > 0)
 			continue;
-		lane_forget(p, lane);
+		mc_pump_forget(p, lane);
 		mc_lane_release(lane, p->now_ns);
 	}
 }
@@ -133,7 +129,7 @@ static void flying_add(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 	es->posted_ns = now_ns;
 }
 
-static void flying_del(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es)
+void mc_pump_landed(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es)
 {
 	mc_list_del(&es->flying);
 	lane->flying_n--;
@@ -259,7 +255,7 @@ static int post_batch(struct mc_pump *p, struct mc_elane *lane, uint64_t now_ns)
 		rc = lane_error(lane->route, rc);
 	memcpy(batch, lane->batch, sizeof(batch));
 	for (unsigned i = taken; i < n; i++) {
-		flying_del(p, lane, mc_eslice_of(batch[i]));
+		mc_pump_landed(p, lane, mc_eslice_of(batch[i]));
 		mc_eslice_of(batch[i])->lane = NULL;
 	}
 	if (rc < 0)
@@ -317,11 +313,8 @@ static int over(const struct mc_eslice *es, uint64_t now_ns)
 }
 
 /* What the lane has to do with a slice's end; afterwards the lane may be another's. */
-static void slice_left(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
-		       uint64_t now_ns)
+void mc_pump_count(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es, uint64_t now_ns)
 {
-	flying_del(p, lane, es);
-	es->lane = NULL;
 	if (es->s.status < 0)
 		return;
 	es->op->end_ns = now_ns;
@@ -331,7 +324,7 @@ static void slice_left(struct mc_pump *p, struct mc_elane *lane, struct mc_eslic
 	mc_hist_add(&lane->stats->latency[es->s.op], now_ns - es->posted_ns);
 }
 
-static void slice_done(struct mc_pump *p, struct mc_eslice *es)
+void mc_pump_done(struct mc_pump *p, struct mc_eslice *es)
 {
 	int status = es->s.status;
 
@@ -370,53 +363,6 @@ void mc_pump_again(struct mc_pump *p, struct mc_eslice *es, int rc, uint64_t now
 	mc_gop_slice_end(es, rc, mc_route_name(es->route));
 }
 
-void mc_pump_break(struct mc_pump *p, struct mc_elane *lane, int rc, uint64_t now_ns)
-{
-	struct mc_fence_token token = {.route = lane->route};
-	struct mc_list left, maybe;
-	struct mc_slice *s;
-
-	mc_list_init(&left);
-	mc_list_init(&maybe);
-	/* While its descriptor is open: a copy in a forked child would keep the watch alive. */
-	unwatch(p, lane);
-	token.len = lane->x->ops->abort(lane->x, &left, token.bytes);
-	if (p->session->classic)
-		token.len = mc_classic_token(lane, token.bytes);
-	mc_log_info("lane broke", "peer=%s transport=%s cause=\"%s\" slices=%u",
-		    p->session->peer->name, mc_route_name(lane->route), mc_err_text(rc),
-		    lane->flying_n);
-	if (lane->rails && mc_err_scope(rc) != MC_SCOPE_OP)
-		mc_rails_failed(&lane->rails->v[lane->rail], now_ns);
-	mc_counter_add(&lane->stats->broken, 1);
-	mc_list_each (s, &left, link) {
-		struct mc_eslice *es = mc_eslice_of(s);
-
-		mc_list_del(&s->link);
-		if (s->verdict == MC_SLICE_DONE) {
-			slice_left(p, lane, es, now_ns);
-			slice_done(p, es);
-			continue;
-		}
-		flying_del(p, lane, es);
-		es->lane = NULL;
-		mc_counter_add(&lane->stats->retries, 1);
-		if (s->verdict == MC_SLICE_MAYBE)
-			mc_list_push_back(&maybe, &s->link);
-		else
-			mc_pump_again(p, es, rc, now_ns);
-	}
-	mc_assert(lane->flying_n == 0);
-	lane_forget(p, lane);
-	mc_lane_drop(lane);
-	if (rc == -MC_E_PEER_RESTARTED)
-		mc_session_gone(p->session);
-	if (!mc_list_is_empty(&maybe))
-		mc_fence(p, &maybe, &token, rc);
-	else if (token.route == MC_ROUTE_RDMA)
-		mc_offer_retire(p->session, &token);
-}
-
 /* ---- progress ---- */
 
 static int poll_lane(struct mc_pump *p, struct mc_elane *lane, uint64_t block_ns)
@@ -432,13 +378,16 @@ static int poll_lane(struct mc_pump *p, struct mc_elane *lane, uint64_t block_ns
 		mc_pump_break(p, lane, lane_error(lane->route, n), now_ns);
 		return 1;
 	}
-	for (int i = 0; i < n; i++)
-		slice_left(p, lane, mc_eslice_of(done[i]), now_ns);
+	for (int i = 0; i < n; i++) {
+		mc_pump_landed(p, lane, mc_eslice_of(done[i]));
+		mc_eslice_of(done[i])->lane = NULL;
+		mc_pump_count(p, lane, mc_eslice_of(done[i]), now_ns);
+	}
 	/* Before anybody hears of the end: who hears of it goes on with the lane that is warm. */
 	if (mc_pump_is_idle(p))
 		mc_pump_release(p);
 	for (int i = 0; i < n; i++)
-		slice_done(p, mc_eslice_of(done[i]));
+		mc_pump_done(p, mc_eslice_of(done[i]));
 	return n;
 }
 
@@ -464,8 +413,9 @@ static void wait_lanes(struct mc_pump *p, uint64_t block_ns)
 	(void)ppoll(fds, n, &ts, NULL);
 }
 
-/* Every lane of this session is in use by others: wait until one comes back. */
-static void wait_free_lane(struct mc_pump *p, uint64_t block_ns)
+/* Every lane of this session is in use by others, or workers have all the slices: wait until one
+ * comes back. */
+static void wait_news(struct mc_pump *p, uint64_t block_ns)
 {
 	struct mc_session *s = p->session;
 	uint32_t seq;
@@ -473,7 +423,7 @@ static void wait_free_lane(struct mc_pump *p, uint64_t block_ns)
 	atomic_fetch_add_explicit(&s->lane_waiters, 1, memory_order_seq_cst);
 	seq = atomic_load_explicit(&s->lane_seq, memory_order_acquire);
 	mc_pump_feed(p, mc_now_ns());
-	if (p->nflying == 0 && p->ntodo > 0)
+	if (p->nflying == 0 && p->ntodo + p->nfencing > 0 && !mc_pump_take_returns(p))
 		/* Woken or not, the caller looks again. */
 		if (mc_futex_wait(&s->lane_seq, seq, mc_time_after(mc_now_ns(), block_ns)) < 0)
 			mc_cpu_relax();
@@ -485,9 +435,11 @@ void mc_pump_poll(struct mc_pump *p, uint64_t block_ns)
 	unsigned busy = 0;
 	int n = 0;
 
+	if (mc_pump_take_returns(p))
+		return;
 	if (p->nflying == 0) {
-		if (block_ns > 0 && p->ntodo > 0)
-			wait_free_lane(p, block_ns);
+		if (block_ns > 0 && p->ntodo + p->nfencing > 0)
+			wait_news(p, block_ns);
 		return;
 	}
 	for (unsigned i = 0; i < p->nlanes; i++)

@@ -44,6 +44,16 @@ static inline bool mc_lane_is_measured(const struct mc_elane *lane)
 	return lane->rails && (lane->rails->n > 1 || lane->route == MC_ROUTE_RDMA);
 }
 
+/* ---- pump.c, for break.c ---- */
+/** The pump has nothing to do with this lane any more. */
+void mc_pump_forget(struct mc_pump *p, struct mc_elane *lane);
+/** The slice is not on the lane any more. */
+void mc_pump_landed(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es);
+/** A slice that the lane has ended, in its numbers. */
+void mc_pump_count(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es, uint64_t now_ns);
+/** And in its group. */
+void mc_pump_done(struct mc_pump *p, struct mc_eslice *es);
+
 /** How often mc_pump_check() is to be called while anything is under way. */
 static inline uint64_t mc_pump_check_ns(const struct mc_pump *p)
 {

@@ -48,6 +48,8 @@ static bool fails_now(enum verbs_fake_call call)
 int fake_enter(enum verbs_fake_call call, const struct ibv_context *ctx)
 {
 	mc_assert(fab.is_open);
+	while (fab.block_call == call)
+		(void)pthread_cond_wait(&fab.acked, &fab.lock); /* woken or not: looks again */
 	fab.calls[call]++;
 	fab.calls[VERBS_FAKE_ANY]++;
 	if (fails_now(call))
@@ -70,6 +72,14 @@ void verbs_fake_fail(enum verbs_fake_call call, unsigned index, int err)
 	fab.fail_in = index;
 	fab.fail_err = err;
 	fab.has_failed = false;
+	pthread_mutex_unlock(&fab.lock);
+}
+
+void verbs_fake_block(enum verbs_fake_call call)
+{
+	pthread_mutex_lock(&fab.lock);
+	fab.block_call = call;
+	pthread_cond_broadcast(&fab.acked);
 	pthread_mutex_unlock(&fab.lock);
 }
 
@@ -702,6 +712,7 @@ const struct mc_verbs *verbs_fake_open(const struct verbs_fake_conf *conf)
 	fab.rand = fab.conf.seed;
 	fab.fail_in = fab.fail_wr_in = -1;
 	fab.has_failed = false;
+	fab.block_call = VERBS_FAKE_ANY;
 	for (unsigned i = 0; i < fab.conf.ndevs; i++)
 		dev_init(&fab.dev[i], i);
 	fab.is_open = true;

@@ -111,6 +111,9 @@ enum verbs_fake_call {
  * with any other code it stays.
  */
 void verbs_fake_fail(enum verbs_fake_call call, unsigned index, int err);
+/** This verb does not return, whoever calls it, until ANY is given: as a driver that waits for the
+ * last packet of a queue pair. */
+void verbs_fake_block(enum verbs_fake_call call);
 /** No failure any more. @return true: the one that was set has happened */
 bool verbs_fake_fail_clear(void);
 /** Calls since the fabric was opened; VERBS_FAKE_ANY: of all. */

@@ -135,6 +135,7 @@ struct fake_fabric {
 	int64_t fail_in; /* calls until it fails; -1: never */
 	int fail_err;
 	bool has_failed;
+	enum verbs_fake_call block_call; /* ANY: none */
 	int64_t fail_wr_in;
 	enum ibv_wc_status fail_wr_status;
 };

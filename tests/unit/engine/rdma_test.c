@@ -668,6 +668,62 @@ static void a_lid_that_changes_costs_no_error(void **state)
 	EVENTUALLY(write_all() == 0 && rdma_bytes() >= before + BYTES);
 }
 
+struct writing {
+	pthread_t thread;
+	int rc;
+};
+
+static void *write_main(void *arg)
+{
+	((struct writing *)arg)->rc = move(MC_WRITE, local, 0, BYTES, 0);
+	return NULL;
+}
+
+/* A driver keeps a queue pair until its last packet is gone, which may take a second. */
+static void others_go_on_while_the_lane_of_a_lost_rail_ends(void **state)
+{
+	struct writing w = {.rc = 1};
+	uint64_t before[4];
+
+	(void)state;
+	assert_int_equal(move(MC_WRITE, local, 0, 4096, 0), 0);
+	EVENTUALLY(lanes_ready() == 4); /* no rate is known yet: all get the same */
+	for (unsigned i = 0; i < 4; i++)
+		before[i] = rail_bytes(&session()->rdma.v[i]);
+	memset(remote, 0, BYTES);
+	verbs_fake_hold(VERBS_FAKE_HOLD_REQUESTS);
+	assert_int_equal(pthread_create(&w.thread, NULL, write_main, &w), 0);
+	EVENTUALLY(verbs_fake_pending() == BYTES / 65536);
+	verbs_fake_block(VERBS_FAKE_DESTROY_QP);
+	verbs_fake_link(1, 1, VERBS_FAKE_DOWN);
+	EVENTUALLY(mc_counter_read(&session()->rdma.v[1].stats->broken) > 0);
+	verbs_fake_hold(VERBS_FAKE_PROMPT);
+	for (unsigned i = 0; i < 4; i++)
+		if (i != 1)
+			EVENTUALLY(rail_bytes(&session()->rdma.v[i]) >= before[i] + BYTES / 8);
+	verbs_fake_block(VERBS_FAKE_ANY);
+	assert_int_equal(pthread_join(w.thread, NULL), 0);
+	assert_int_equal(w.rc, 0);
+	assert_memory_equal(local, remote, BYTES);
+	assert_int_equal(tcp_bytes(), 0);
+}
+
+/* Nor does a lane that was lost while it lay idle cost its next user anything. */
+static void an_idle_lane_that_was_lost_ends_without_its_next_user(void **state)
+{
+	(void)state;
+	assert_int_equal(write_all(), 0);
+	EVENTUALLY(write_all() == 0 && lanes_ready() == 4);
+	lanes_age();
+	verbs_fake_block(VERBS_FAKE_DESTROY_QP);
+	verbs_fake_link(1, 1, VERBS_FAKE_DOWN);
+	EVENTUALLY(!mc_rdma_port_is_up(a->rdma, 1));
+	assert_int_equal(write_all(), 0);
+	assert_memory_equal(local, remote, BYTES);
+	verbs_fake_block(VERBS_FAKE_ANY);
+	assert_int_equal(tcp_bytes(), 0);
+}
+
 static unsigned probes_of(struct mc_rail *rail)
 {
 	unsigned n;
@@ -802,6 +858,8 @@ int main(void)
 	    T(an_address_that_moves_costs_no_error),
 	    cmocka_unit_test_setup_teardown(a_lid_that_changes_costs_no_error, setup_infiniband,
 					    teardown),
+	    T4(others_go_on_while_the_lane_of_a_lost_rail_ends),
+	    T4(an_idle_lane_that_was_lost_ends_without_its_next_user),
 	    T4(a_rail_that_loses_all_in_silence_gets_no_slice_until_bytes_cross_it),
 	    T(writes_whose_outcome_is_unknown_are_fenced_before_they_go_elsewhere),
 	    T(what_a_dead_peer_left_is_freed_after_a_while),
