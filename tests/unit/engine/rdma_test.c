@@ -69,6 +69,12 @@ static int setup(void **state)
 	return setup_with(1, NULL);
 }
 
+static int setup_eight(void **state)
+{
+	(void)state;
+	return setup_with(8, NULL);
+}
+
 /* Lanes that lie idle for a second are closed. */
 static int setup_impatient(void **state)
 {
@@ -363,6 +369,33 @@ static void one_request_uses_all_rails(void **state)
 	for (unsigned i = 0; i < 4; i++)
 		assert_true(rail_bytes(&session()->rdma.v[i]) >= BYTES / 4);
 	assert_int_equal(tcp_bytes(), 0);
+}
+
+/* However many rails share the work: each has sixteen slices at a time while there are as many. */
+static void eight_rails_at_work_have_one_completion_for_sixteen_slices(void **state)
+{
+	const uint64_t len = 8ull * BYTES;
+	struct mc_rdma_stats before, st;
+	uint8_t *big = mc_aligned_alloc(4096, len), *there = mc_aligned_alloc(4096, len);
+	uint8_t *far = remote;
+
+	(void)state;
+	assert_true(big && there);
+	assert_int_equal(move(MC_WRITE, local, 0, 4096, 0), 0);
+	EVENTUALLY(lanes_ready() == 8);
+	assert_int_equal(mc_mem_reg(a, big, len, NULL, 3), 0);
+	assert_int_equal(mc_mem_reg(b, there, len, NULL, 3), 0);
+	stats_of(a, &before);
+	remote = there;
+	assert_int_equal(move(MC_WRITE, big, 0, len, 0), 0);
+	remote = far;
+	stats_of(a, &st);
+	assert_true(st.signaled - before.signaled <= len / 65536 / 16 + 8);
+	assert_int_equal(tcp_bytes(), 0);
+	assert_int_equal(mc_mem_unreg(a, big), 0);
+	assert_int_equal(mc_mem_unreg(b, there), 0);
+	mc_free(big);
+	mc_free(there);
 }
 
 /* Lanes of rails that are not used are not opened. */
@@ -836,6 +869,8 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(a_lane_that_nobody_uses_is_closed_and_its_target_told,
 					    setup_impatient, teardown),
 	    T4(one_request_uses_all_rails),
+	    cmocka_unit_test_setup_teardown(
+		eight_rails_at_work_have_one_completion_for_sixteen_slices, setup_eight, teardown),
 	    cmocka_unit_test_setup_teardown(ports_close_to_the_memory_are_taken_while_one_is_up,
 					    setup_places, teardown),
 	    T(memory_that_no_hca_knows_goes_over_tcp),
