@@ -137,7 +137,7 @@ class Columns:
     """One pair an implementation, all open at once and stopped while another one is measured; a context manager."""
 
     def __init__(self, impls: list[Impl], nics: int, logs: Path, failed: dict[str, str]) -> None:
-        self.failed = failed
+        self.failed, self.where = failed, "one NIC" if nics == 1 else f"{nics} NICs"
         self.pairs: dict[str, Pair] = {}
         for impl in impls:
             try:
@@ -145,7 +145,7 @@ class Columns:
                 self.pairs[impl.name] = pair
                 pair.pause()
             except BenchError as error:
-                failed[f"{impl.name}, {nics} NICs"] = str(error)
+                failed[f"{impl.name}, {self.where}"] = str(error)
 
     def __enter__(self) -> Columns:
         return self
@@ -175,7 +175,7 @@ class Columns:
         return row
 
     def drop(self, name: str, why: str) -> None:
-        self.failed[name] = why
+        self.failed[f"{name}, {self.where}"] = why
         print(f"  {name}: {why}", file=sys.stderr, flush=True)
         pair = self.pairs.pop(name)
         pair.resume()
