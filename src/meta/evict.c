@@ -553,11 +553,13 @@ void mc_evict_lease(struct mc_evict *e, uint32_t node, uint64_t until_ms)
 	if (!n->group || until_ms <= e->now_ms)
 		return;
 	g = group_at(e, n->group);
-	mc_assert(until_ms - g->at_ms <= UINT32_MAX);
+	if (until_ms - g->at_ms > UINT32_MAX) /* months old are as good as years */
+		g->at_ms = until_ms - UINT32_MAX;
+	if (g->where != OPEN)
+		group_unplace(e, e->pools[n->pool], g);
 	g->lease_ms = (uint32_t)(until_ms - g->at_ms);
-	if (g->where == OPEN || g->where == LEASED)
+	if (g->where == OPEN)
 		return;
-	group_unplace(e, e->pools[n->pool], g);
 	group_place(e, e->pools[n->pool], n->group);
 }
 

@@ -88,7 +88,8 @@ enum mc_index_owner_state {
 	MC_INDEX_OWNER_AWAY,	/* dropped; may come back */
 };
 
-/** It is there (new, back, or no longer suspect). What it held before a drop stays dropped.
+/** It is there (new, back, or no longer suspect). What it held before a drop stays dropped. A new
+ * one counts as away for tombstones until it has announced.
  * @return 0; -MC_E_LIMIT; -MC_E_NOMEM */
 MC_MUST_CHECK int mc_index_owner_join(struct mc_index *ix, uint64_t owner);
 void mc_index_owner_suspect(struct mc_index *ix, uint64_t owner);
@@ -246,7 +247,8 @@ MC_MUST_CHECK int mc_index_list_open(struct mc_index *ix, const struct mc_st_key
 				     const struct mc_st_key *after, uint32_t max,
 				     struct mc_index_list **ret);
 void mc_index_list_close(struct mc_index_list *l);
-/** Look at some more of the index. @return 1: more to do; 0: the page is complete; -MC_E_NOMEM */
+/** Look at some more of the index. @return 1: more to do; 0: the page is complete; -MC_E_NOMEM: the
+ * page is lost */
 MC_MUST_CHECK int mc_index_list_step(struct mc_index_list *l, uint32_t budget);
 /** Of a complete page, in order; they may have gone since. @return how many; ret_keys lives as long
  * as the list */

@@ -35,7 +35,8 @@ struct mc_place_owner {
 
 struct mc_place {
 	struct mc_place_node *v; /* by id */
-	size_t n, cap;
+	size_t n;
+	bool has_view;
 	struct mc_rand rand;
 };
 

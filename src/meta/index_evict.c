@@ -1,0 +1,154 @@
+/*
+ * index_evict.c: who leaves a full pool; see index.h.
+ */
+#include "meta/index_priv.h"
+
+#define SOFT_LOOK 64u	/* soft-pinned ones looked at for one without children */
+#define HIDDEN_MS 1000u /* what is not published yet is looked at again after that */
+#define COST_MIN 64u	/* bytes that an object is taken for at least: its slot */
+
+struct press {
+	struct mc_index *ix;
+	struct mc_index_frees *frees;
+	uint64_t now_ms;
+	uint16_t pool;
+	uint64_t got;
+	uint32_t n;
+};
+
+/* @return -MC_E_NOMEM: nothing happened */
+static int replica_evict(struct press *p, uint32_t h, uint32_t r)
+{
+	struct mc_index *ix = p->ix;
+	uint64_t len = object_at(ix, h)->len;
+
+	if (mc_ix_frees_reserve(ix, p->frees) < 0)
+		return -MC_E_NOMEM;
+	if (mc_ix_replica_at(ix, r)->node.pool == p->pool)
+		p->got += mc_max(len, (uint64_t)COST_MIN);
+	p->n++;
+	ix->stats.evicted_objects++;
+	ix->stats.evicted_bytes += len;
+	mc_ix_free_replica_only(ix, p->frees, h, r);
+	return 0;
+}
+
+/* A member's replicas of this kind, wherever they are. */
+static int member_evict(struct press *p, uint32_t h, uint8_t kind)
+{
+	struct mc_index *ix = p->ix;
+
+	for (;;) {
+		uint32_t r = 0;
+		bool is_last;
+		int rc;
+
+		while ((r = mc_ix_replica_next(ix, h, r)))
+			if (ix->pools[mc_ix_replica_at(ix, r)->node.pool].kind == kind)
+				break;
+		if (!r)
+			return 0;
+		is_last = object_at(ix, h)->nreplicas == 1;
+		rc = replica_evict(p, h, r);
+		if (rc < 0 || is_last)
+			return rc;
+	}
+}
+
+/* The object, and its group. */
+static int object_evict(struct press *p, uint32_t h, uint32_t r)
+{
+	struct mc_index *ix = p->ix;
+	const struct member *m = mc_ix_object_member(object_at(ix, h));
+	uint8_t kind = ix->pools[p->pool].kind;
+	uint32_t at;
+	int rc = 0;
+
+	if (!m || !m->group)
+		return replica_evict(p, h, r);
+	at = ((struct ixgroup *)mc_slab_at(&ix->slab, m->group))->first;
+	while (at && rc == 0) {
+		uint32_t next = mc_ix_object_member(object_at(ix, at))->next;
+
+		if (!(object_at(ix, at)->flags & (OBJECT_HARD | OBJECT_HIDDEN)))
+			rc = member_evict(p, at, kind);
+		at = next;
+	}
+	return rc;
+}
+
+/* Until when nothing of the object's group may go; 0: it may. */
+static uint64_t kept_until(struct mc_index *ix, uint32_t h, uint64_t now_ms)
+{
+	struct object *o = object_at(ix, h);
+	uint64_t until = mc_ix_object_lease_ms(ix, o, now_ms);
+
+	if (o->flags & OBJECT_HIDDEN)
+		until = mc_max(until, now_ms + HIDDEN_MS);
+	return until;
+}
+
+/* The last resort; without children if there is one among the first. */
+static uint32_t soft_victim(struct press *p, uint64_t *ret_retry_ms)
+{
+	struct mc_index *ix = p->ix;
+	uint32_t best = 0, n = 0;
+
+	if (!ix->conf.may_evict_soft_pinned)
+		return 0;
+	for (uint32_t r = ix->pools[p->pool].soft_first; r && n < SOFT_LOOK;
+	     r = mc_ix_replica_at(ix, r)->node.next, n++) {
+		uint64_t until = kept_until(ix, mc_ix_replica_object(ix, r), p->now_ms);
+
+		if (until) {
+			*ret_retry_ms = mc_min(*ret_retry_ms, until);
+			continue;
+		}
+		if (!mc_ix_replica_at(ix, r)->node.is_parent)
+			return r;
+		if (!best)
+			best = r;
+	}
+	return best;
+}
+
+uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, unsigned kind,
+			uint64_t bytes, uint32_t max, struct mc_index_frees *frees,
+			uint64_t *ret_retry_ms)
+{
+	struct owner *who = mc_ix_owner_find(ix, owner);
+	struct press p = {.ix = ix, .frees = frees, .now_ms = now_ms};
+
+	mc_assert(kind < MC_ST_KIND_COUNT);
+	*ret_retry_ms = UINT64_MAX;
+	if (!who || !who->pool[kind])
+		return 0;
+	p.pool = (uint16_t)(who->pool[kind] - 1);
+	mc_ix_soft_expire(ix, now_ms, max);
+	while (p.got < bytes) {
+		uint64_t retry_ms = UINT64_MAX, until;
+		uint32_t r;
+
+		if (p.n >= max) {
+			*ret_retry_ms = now_ms;
+			break;
+		}
+		r = mc_evict_victim(ix->evict, p.pool, now_ms, &retry_ms);
+		if (!r)
+			r = soft_victim(&p, &retry_ms);
+		if (!r) {
+			*ret_retry_ms = retry_ms;
+			break;
+		}
+		until = kept_until(ix, mc_ix_replica_object(ix, r), now_ms);
+		if (until) {
+			mc_evict_lease(ix->evict, r, until);
+			continue;
+		}
+		if (object_evict(&p, mc_ix_replica_object(ix, r), r) < 0) {
+			*ret_retry_ms = now_ms;
+			break;
+		}
+	}
+	return p.got;
+}
