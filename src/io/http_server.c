@@ -25,6 +25,8 @@ struct mhd_api {
 	enum MHD_Result (*header)(struct MHD_Response *r, const char *name, const char *value);
 	enum MHD_Result (*queue)(struct MHD_Connection *c, unsigned status, struct MHD_Response *r);
 	void (*destroy)(struct MHD_Response *r);
+	enum MHD_Result (*arg)(struct MHD_Connection *c, enum MHD_ValueKind kind, const char *key,
+			       size_t key_len, const char **value, size_t *value_len);
 };
 
 static const struct mc_dl_sym mhd_syms[] = {
@@ -37,6 +39,7 @@ static const struct mc_dl_sym mhd_syms[] = {
     MC_DL_SYM(struct mhd_api, header, "MHD_add_response_header"),
     MC_DL_SYM(struct mhd_api, queue, "MHD_queue_response"),
     MC_DL_SYM(struct mhd_api, destroy, "MHD_destroy_response"),
+    MC_DL_SYM(struct mhd_api, arg, "MHD_lookup_connection_value_n"),
 };
 
 /* Loaded once for the process; constant after that. */
@@ -66,12 +69,25 @@ static void load(void)
 	mhd.rc = mc_dl_load(names, mhd_syms, MC_ARRAY_LEN(mhd_syms), &mhd.api, NULL, &mhd.diag);
 }
 
+const char *mc_http_arg(const struct mc_http_answer *answer, const char *name)
+{
+	const char *value = NULL;
+	size_t len;
+
+	if (mhd.api.arg(answer->conn, MHD_GET_ARGUMENT_KIND, name, strlen(name), &value, &len) !=
+	    MHD_YES)
+		return NULL;
+	if (!value)
+		return "";
+	return strlen(value) == len ? value : NULL; /* no text that ends early */
+}
+
 static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const char *url,
 				  const char *method, const char *version, const char *upload,
 				  size_t *upload_len, void **con_cls)
 {
 	static const char refusal[] = "only GET is served here\n";
-	struct mc_http_answer a = {.status = 404, .type = "text/plain"};
+	struct mc_http_answer a = {.status = 404, .type = "text/plain", .conn = conn};
 	struct mc_http_server *srv = cls;
 	struct MHD_Response *r;
 	enum MHD_Result rc;

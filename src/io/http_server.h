@@ -20,11 +20,17 @@ struct mc_http_answer {
 	const char *type; /* Content-Type, static text */
 	char *body;	  /* mc_calloc and the like; becomes the server's */
 	size_t len;
+	void *conn; /* the server's: of the request that is answered */
 };
 
 /** Fill in the answer for GET `path` (without query). Called on the loop; should take milliseconds
  * at most. */
 typedef void (*mc_http_handler)(void *user, const char *path, struct mc_http_answer *ret_answer);
+
+/** The argument `name` (in any case) of the query of the request that is answered, decoded; ""
+ * without a value;
+ * NULL without the argument, or with a NUL in it. For handlers; lives until the handler returns. */
+const char *mc_http_arg(const struct mc_http_answer *answer, const char *name);
 
 /**
  * Listen on `at` and serve on `loop` until closed.

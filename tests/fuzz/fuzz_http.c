@@ -25,10 +25,13 @@ static struct mc_http_server *server;
 static struct mc_loop *loop;
 static struct mc_addr at;
 
-/* The path comes from the stranger: say it back, so that each byte of it is read. */
+/* Path and query come from the stranger: say one back, so that each byte of it is read. */
 static void handler(void *user, const char *path, struct mc_http_answer *ret)
 {
+	const char *arg = mc_http_arg(ret, "keys");
+
 	(void)user;
+	path = arg ? arg : path;
 	ret->status = path[0] == '/' ? 200 : 404;
 	ret->type = "text/plain";
 	ret->body = mc_strdup(path);

@@ -27,9 +27,11 @@ struct fixture {
 	char base[64];
 };
 
-/* Says back the path; "/gone" has no answer, "/large" a large one. */
+/* Says back the path; "/gone" has no answer, "/large" a large one, "/arg" that of `key`. */
 static void echo(void *user, const char *path, struct mc_http_answer *ret)
 {
+	const char *arg = mc_http_arg(ret, "key");
+
 	(void)user;
 	if (strcmp(path, "/gone") == 0)
 		return;
@@ -40,6 +42,8 @@ static void echo(void *user, const char *path, struct mc_http_answer *ret)
 		memset(ret->body, 'x', ret->len);
 		return;
 	}
+	if (strcmp(path, "/arg") == 0)
+		path = arg ? arg : "(none)";
 	ret->body = mc_strdup(path);
 	ret->len = strlen(path);
 }
@@ -105,6 +109,11 @@ static void server_answers_get_and_nothing_else(void **state)
 	} rows[] = {
 	    {"GET", "/x", NULL, 200, "/x"},
 	    {"GET", "/x?a=1&b", NULL, 200, "/x"},
+	    {"GET", "/arg?a=1&key=m%2F%25%40x,y+z&key2=3", NULL, 200, "m/%@x,y z"},
+	    {"GET", "/arg?key", NULL, 200, ""},
+	    {"GET", "/arg?key=", NULL, 200, ""},
+	    {"GET", "/arg?key=m%00x", NULL, 200, "(none)"},
+	    {"GET", "/arg?ke=2&key2=1", NULL, 200, "(none)"},
 	    {"GET", "/gone", NULL, 404, ""},
 	    {"PUT", "/x", "body", 405, "only GET is served here\n"},
 	    {"DELETE", "/x", NULL, 405, "only GET is served here\n"},
