@@ -28,8 +28,8 @@ struct mc_http_answer {
 typedef void (*mc_http_handler)(void *user, const char *path, struct mc_http_answer *ret_answer);
 
 /** The argument `name` (in any case) of the query of the request that is answered, decoded; ""
- * without a value;
- * NULL without the argument, or with a NUL in it. For handlers; lives until the handler returns. */
+ * without a value; NULL without the argument, or with a NUL in it. For handlers; lives until the
+ * handler returns. */
 const char *mc_http_arg(const struct mc_http_answer *answer, const char *name);
 
 /**
