@@ -1,10 +1,10 @@
 /*
- * module.c: mooncake._mooncake, the extension behind mooncake.engine.
+ * module.c: mooncake._mooncake, the extension behind mooncake.engine and mooncake.store.
  *
  * mooncake.engine holds what is better said in Python (the enum, the message class, logging) and
  * hands it over with _bind().
  */
-#include "ext.h"
+#include "store_ext.h"
 
 #include <structmember.h>
 
@@ -60,8 +60,11 @@ static PyMethodDef module_methods[] = {
 };
 
 static struct PyModuleDef module_def = {
-    PyModuleDef_HEAD_INIT, .m_name = "_mooncake",	.m_doc = "The engine, for mooncake.engine.",
-    .m_size = -1,	   .m_methods = module_methods,
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_mooncake",
+    .m_doc = "For mooncake.engine and mooncake.store.",
+    .m_size = -1,
+    .m_methods = module_methods,
 };
 
 static void methods_join(const PyMethodDef *table, size_t *n)
@@ -72,9 +75,21 @@ static void methods_join(const PyMethodDef *table, size_t *n)
 
 PyMODINIT_FUNC PyInit__mooncake(void); /* the interpreter finds it by name */
 
+/* Make a type and put it into the module. @return the type, borrowed from the module; NULL with an
+ * exception */
+static PyObject *type_add(PyObject *module, const char *name, PyType_Spec *spec)
+{
+	PyObject *type = PyType_FromSpec(spec);
+
+	if (type && PyModule_AddObjectRef(module, name, type) < 0)
+		Py_CLEAR(type);
+	Py_XDECREF(type);
+	return type;
+}
+
 PyMODINIT_FUNC PyInit__mooncake(void)
 {
-	PyObject *module, *engine = NULL;
+	PyObject *module;
 	size_t n = 0;
 
 	if (mc_py_object_ready() < 0 || mc_py_memory_ready() < 0 || mc_py_transfer_ready() < 0)
@@ -82,15 +97,15 @@ PyMODINIT_FUNC PyInit__mooncake(void)
 	methods_join(mc_py_object_methods, &n);
 	methods_join(mc_py_memory_methods, &n);
 	methods_join(mc_py_transfer_methods, &n);
+	mc_py_store_ready();
 	module = PyModule_Create(&module_def);
 	if (!module)
 		return NULL;
-	engine = PyType_FromSpec(&engine_spec);
-	mc_py_inner_type = PyType_FromSpec(&mc_py_inner_spec);
-	if (!engine || !mc_py_inner_type ||
-	    PyModule_AddObjectRef(module, "TransferEngine", engine) < 0 ||
-	    PyModule_AddObjectRef(module, "InnerTransferEngine", mc_py_inner_type) < 0)
+	mc_py_inner_type = type_add(module, "InnerTransferEngine", &mc_py_inner_spec);
+	mc_py_handle_type = type_add(module, "BufferHandle", &mc_py_handle_spec);
+	if (!mc_py_inner_type || !mc_py_handle_type ||
+	    !type_add(module, "TransferEngine", &engine_spec) ||
+	    !type_add(module, "Store", &mc_py_store_spec))
 		Py_CLEAR(module);
-	Py_XDECREF(engine);
 	return module;
 }

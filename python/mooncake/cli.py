@@ -1,4 +1,4 @@
-"""The `mooncake` command: benchmark, topology, doctor, version."""
+"""The `mooncake` command: benchmark, topology, doctor, version; the Store's part is in cli_store.py."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mooncake import cli_store
 from mooncake.cli_bench import run_program
 
 app = typer.Typer(
     name="mooncake",
-    help="Mooncake in C: move tensors between processes and machines.",
+    help="Mooncake in C: move tensors between processes and machines, keep them in a pool.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
 bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+cli_store.add_to(app)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 

@@ -1,0 +1,249 @@
+/*
+ * store.c: _mooncake.Store: life, memory, health.
+ */
+#include "store_ext.h"
+
+#include <structmember.h>
+
+/* ---- who is inside ---- */
+
+struct mc_py_store_uses *mc_py_store_use(struct mc_py_store *self)
+{
+	if (self->uses)
+		self->uses->n++;
+	return self->uses;
+}
+
+void mc_py_store_unuse(struct mc_py_store_uses *uses)
+{
+	if (--uses->n > 0)
+		return;
+	Py_BEGIN_ALLOW_THREADS
+	mc_store_close(uses->store);
+	Py_END_ALLOW_THREADS
+	PyMem_Free(uses);
+}
+
+/* ---- life ---- */
+
+static PyObject *py_open(PyObject *obj, PyObject *args)
+{
+	struct mc_py_store *self = (struct mc_py_store *)obj;
+	struct mc_store_opts opts = {.size = sizeof(opts)};
+	struct mc_py_store_uses *uses;
+	struct mc_diag diag = {.text = ""};
+	unsigned long long segment, buffer, engine;
+	struct mc_store *store = NULL;
+	int rc;
+
+	if (!PyArg_ParseTuple(args, "ssssssKKIK", &opts.name, &opts.metadata, &opts.protocol,
+			      &opts.devices, &opts.master, &opts.tenant, &segment, &buffer,
+			      &opts.timeout_ms, &engine))
+		return NULL;
+	opts.segment_bytes = segment;
+	opts.buffer_bytes = buffer;
+	opts.engine = (struct mc_engine *)(uintptr_t)engine;
+	uses = PyMem_Calloc(1, sizeof(*uses));
+	if (!uses)
+		return PyErr_NoMemory();
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_store_open(&opts, &diag, &store);
+	Py_END_ALLOW_THREADS
+	if (rc == 0 && self->uses) { /* another thread was faster */
+		Py_BEGIN_ALLOW_THREADS
+		mc_store_close(store);
+		Py_END_ALLOW_THREADS
+		store = NULL;
+	}
+	if (!store) {
+		PyMem_Free(uses);
+		return Py_BuildValue("(is)", rc, diag.text);
+	}
+	*uses = (struct mc_py_store_uses){.store = store, .n = 1};
+	self->uses = uses;
+	return Py_BuildValue("(is)", 0, "");
+}
+
+static PyObject *py_shut(PyObject *obj, PyObject *none)
+{
+	struct mc_py_store *self = (struct mc_py_store *)obj;
+	struct mc_py_store_uses *uses = self->uses;
+
+	(void)none;
+	self->uses = NULL;
+	if (uses)
+		mc_py_store_unuse(uses);
+	return Py_NewRef(Py_None);
+}
+
+static void store_dealloc(PyObject *obj)
+{
+	struct mc_py_store *self = (struct mc_py_store *)obj;
+	PyTypeObject *type = Py_TYPE(obj);
+	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+	if (self->weakrefs)
+		PyObject_ClearWeakRefs(obj);
+	if (self->uses)
+		mc_py_store_unuse(self->uses);
+	release(obj);
+	Py_DECREF(type);
+}
+
+static PyObject *py_is_open(PyObject *obj, PyObject *none)
+{
+	(void)none;
+	return PyBool_FromLong(((struct mc_py_store *)obj)->uses != NULL);
+}
+
+/* ---- memory ---- */
+
+static PyObject *py_reg(PyObject *obj, PyObject *args)
+{
+	struct mc_py_store_uses *uses;
+	unsigned long long addr, len;
+	int rc;
+
+	if (!PyArg_ParseTuple(args, "KK", &addr, &len))
+		return NULL;
+	uses = mc_py_store_use((struct mc_py_store *)obj);
+	if (!uses)
+		return PyLong_FromLong(MC_STORE_INTERNAL_ERROR);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_store_register(uses->store, (void *)(uintptr_t)addr, (size_t)len);
+	Py_END_ALLOW_THREADS
+	mc_py_store_unuse(uses);
+	return PyLong_FromLong(rc);
+}
+
+static PyObject *py_unreg(PyObject *obj, PyObject *args)
+{
+	struct mc_py_store_uses *uses;
+	unsigned long long addr;
+	int rc;
+
+	if (!PyArg_ParseTuple(args, "K", &addr))
+		return NULL;
+	uses = mc_py_store_use((struct mc_py_store *)obj);
+	if (!uses)
+		return PyLong_FromLong(MC_STORE_INTERNAL_ERROR);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_store_unregister(uses->store, (void *)(uintptr_t)addr);
+	Py_END_ALLOW_THREADS
+	mc_py_store_unuse(uses);
+	return PyLong_FromLong(rc);
+}
+
+static PyObject *py_alloc(PyObject *obj, PyObject *args)
+{
+	struct mc_py_store_uses *uses;
+	unsigned long long len;
+	void *mem;
+
+	if (!PyArg_ParseTuple(args, "K", &len))
+		return NULL;
+	uses = mc_py_store_use((struct mc_py_store *)obj);
+	if (!uses)
+		return PyLong_FromLong(0);
+	Py_BEGIN_ALLOW_THREADS
+	mem = mc_store_alloc(uses->store, (size_t)len);
+	Py_END_ALLOW_THREADS
+	mc_py_store_unuse(uses);
+	return PyLong_FromVoidPtr(mem);
+}
+
+static PyObject *py_release(PyObject *obj, PyObject *args)
+{
+	struct mc_py_store_uses *uses;
+	unsigned long long addr;
+	int rc;
+
+	if (!PyArg_ParseTuple(args, "K", &addr))
+		return NULL;
+	uses = mc_py_store_use((struct mc_py_store *)obj);
+	if (!uses)
+		return PyLong_FromLong(MC_STORE_INTERNAL_ERROR);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_store_free(uses->store, (void *)(uintptr_t)addr);
+	Py_END_ALLOW_THREADS
+	mc_py_store_unuse(uses);
+	return PyLong_FromLong(rc);
+}
+
+/* ---- state ---- */
+
+static PyObject *py_hostname(PyObject *obj, PyObject *none)
+{
+	struct mc_py_store_uses *uses = mc_py_store_use((struct mc_py_store *)obj);
+	PyObject *ret;
+
+	(void)none;
+	if (!uses)
+		return PyUnicode_FromString("");
+	ret = PyUnicode_FromString(mc_store_hostname(uses->store));
+	mc_py_store_unuse(uses);
+	return ret;
+}
+
+static PyObject *py_health(PyObject *obj, PyObject *none)
+{
+	struct mc_py_store_uses *uses = mc_py_store_use((struct mc_py_store *)obj);
+	int rc;
+
+	(void)none;
+	if (!uses)
+		return PyLong_FromLong(1);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_store_health(uses->store);
+	Py_END_ALLOW_THREADS
+	mc_py_store_unuse(uses);
+	return PyLong_FromLong(rc);
+}
+
+static PyMethodDef life_methods[] = {
+    {"open", py_open, METH_VARARGS,
+     "open(name, metadata, protocol, devices, master, tenant, segment_bytes, buffer_bytes, "
+     "timeout_ms, engine_address) -> (code, why)"},
+    {"shut", py_shut, METH_NOARGS, "Close, once the calls under way have ended."},
+    {"is_open", py_is_open, METH_NOARGS, "is_open() -> bool"},
+    {"reg", py_reg, METH_VARARGS, "reg(address, bytes) -> code"},
+    {"unreg", py_unreg, METH_VARARGS, "unreg(address) -> code"},
+    {"alloc", py_alloc, METH_VARARGS, "alloc(bytes) -> address or 0"},
+    {"release", py_release, METH_VARARGS, "release(address) -> code"},
+    {"hostname", py_hostname, METH_NOARGS, "hostname() -> str"},
+    {"health", py_health, METH_NOARGS, "health() -> 0, 1 not open, 2 no master"},
+    {NULL, NULL, 0, NULL},
+};
+
+#define METHODS_MAX 32
+static PyMethodDef store_methods[METHODS_MAX];
+
+static PyMemberDef store_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct mc_py_store, weakrefs), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot store_slots[] = {
+    {Py_tp_doc, "The thin half of mooncake.store.MooncakeDistributedStore: batches, by position."},
+    {Py_tp_dealloc, store_dealloc},
+    {Py_tp_methods, store_methods},
+    {Py_tp_members, store_members},
+    {0, NULL},
+};
+
+PyType_Spec mc_py_store_spec = {
+    .name = "mooncake._mooncake.Store",
+    .basicsize = sizeof(struct mc_py_store),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = store_slots,
+};
+
+void mc_py_store_ready(void)
+{
+	const PyMethodDef *tables[] = {life_methods, mc_py_store_data_methods};
+	size_t n = 0;
+
+	for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++)
+		for (const PyMethodDef *m = tables[t]; m->ml_name && n < METHODS_MAX - 1; m++)
+			store_methods[n++] = *m;
+}

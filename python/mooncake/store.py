@@ -1,0 +1,357 @@
+"""The Store, with the names, arguments and results of upstream's `mooncake.store`.
+
+    store = MooncakeDistributedStore()
+    store.setup("10.0.0.1", "P2PHANDSHAKE", 1 << 30, 64 << 20, "tcp", "", "10.0.0.9:50051")
+    store.put("key", b"value")
+    store.get("key")
+
+A call that fails at run time answers with upstream's code; why `setup()` failed is a warning of the logger "mooncake". An
+argument of a wrong type is an exception. Every method may be called from any thread; none holds the GIL while it waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from mooncake import _mooncake
+from mooncake._mooncake import BufferHandle
+from mooncake._store_host import (
+    MooncakeHostMemAllocator,
+    bind_to_numa_node,
+    get_alloc_func_addr,
+    get_free_func_addr,
+)
+from mooncake._store_tensors import Tensors, _deserialize_tensor, _serialize_tensor, _tensor_metadata_size  # noqa: F401
+from mooncake._store_types import (
+    Descriptor,
+    DiskDescriptor,
+    MemoryDescriptor,
+    ObjectDataType,
+    ReplicaDescriptor,
+    ReplicaStatus,
+    ReplicateConfig,
+    SoftPinAction,
+    TaskStatus,
+    TaskType,
+)
+from mooncake.mooncake_config import parse_size
+
+__all__ = [
+    "BufferHandle",
+    "Descriptor",
+    "DiskDescriptor",
+    "MemoryDescriptor",
+    "MooncakeDistributedStore",
+    "MooncakeHostMemAllocator",
+    "ObjectDataType",
+    "ReplicaDescriptor",
+    "ReplicaStatus",
+    "ReplicateConfig",
+    "SoftPinAction",
+    "TaskStatus",
+    "TaskType",
+    "bind_to_numa_node",
+    "get_alloc_func_addr",
+    "get_free_func_addr",
+]
+
+# Members of the enums, as upstream exports them at module level.
+for _kind in (ObjectDataType, ReplicaStatus, SoftPinAction, TaskStatus, TaskType):
+    globals().update(_kind.__members__)
+    __all__ += _kind.__members__
+FAILED = TaskStatus.FAILED  # two enums have one; upstream's is this
+
+_log = logging.getLogger("mooncake")
+
+OK = 0
+INTERNAL_ERROR = -1
+INVALID_PARAMS = -600
+NOT_SUPPORTED = -1012
+UPSERT = 1
+DEFAULT_BYTES = 16 << 20
+DEFAULT_MASTER = "127.0.0.1:50051"
+DEFAULT = ReplicateConfig()
+
+# What setup(dict) takes, with the other spellings that clients use.
+CONFIG_KEYS = {
+    "local_hostname": "local_hostname",
+    "metadata_server": "metadata_server",
+    "global_segment_size": "global_segment_size",
+    "local_buffer_size": "local_buffer_size",
+    "protocol": "protocol",
+    "rdma_devices": "rdma_devices",
+    "device_name": "rdma_devices",
+    "master_server_addr": "master_server_addr",
+    "master_server_address": "master_server_addr",
+    "ipc_socket_path": "ipc_socket_path",
+    "enable_ssd_offload": "enable_ssd_offload",
+    "ssd_offload_path": "ssd_offload_path",
+    "tenant_id": "tenant_id",
+    "enable_client_http_server": "enable_client_http_server",
+    "client_http_port": "client_http_port",
+}
+
+
+class MooncakeDistributedStore(_mooncake.Store, Tensors):
+    """A process's connection to the Store: its objects, and the memory it gives to the pool."""
+
+    # ---- life ----
+
+    def setup(
+        self,
+        local_hostname: str | dict = None,
+        metadata_server: str = None,
+        global_segment_size: int = DEFAULT_BYTES,
+        local_buffer_size: int = DEFAULT_BYTES,
+        protocol: str = "tcp",
+        rdma_devices: str = "",
+        master_server_addr: str = DEFAULT_MASTER,
+        engine: object = None,
+        enable_ssd_offload: bool = False,
+        ssd_offload_path: str = "",
+        tenant_id: str = "default",
+        enable_client_http_server: bool = False,
+        client_http_port: int = 9300,
+        config: dict | None = None,
+    ) -> int:
+        """Connect to the master and give `global_segment_size` bytes to the pool; or `setup(dict)`.
+
+        `enable_ssd_offload`, `ssd_offload_path` and `enable_client_http_server` belong to a node (mooncake_client).
+        """
+        if isinstance(local_hostname, dict):
+            config, local_hostname = local_hostname, None
+        if config is not None:
+            return self._setup_dict(config)
+        if local_hostname is None or metadata_server is None:
+            raise TypeError("setup() needs local_hostname and metadata_server, or one dict")
+        for name, value in (
+            ("enable_ssd_offload", enable_ssd_offload), ("enable_client_http_server", enable_client_http_server),
+        ):  # fmt: skip
+            if value:
+                _log.warning("setup(): %s is not supported in an embedded client; start mooncake_client with it", name)
+                return NOT_SUPPORTED
+        return self._open(
+            local_hostname, metadata_server, protocol, rdma_devices, master_server_addr, tenant_id, int(global_segment_size),
+            int(local_buffer_size), engine,
+        )  # fmt: skip
+
+    def _setup_dict(self, config: dict) -> int:
+        known = {}
+        for key, value in config.items():
+            if key in CONFIG_KEYS:
+                known[CONFIG_KEYS[key]] = value
+            else:
+                _log.warning("setup(): %r is not an option; those there are: %s", key, ", ".join(CONFIG_KEYS))
+        for key in ("local_hostname", "metadata_server"):
+            if not known.get(key):
+                _log.warning("setup(): %r is missing", key)
+                return INVALID_PARAMS
+        if known.pop("ipc_socket_path", ""):
+            _log.warning("setup(): ipc_socket_path is not supported; use setup_dummy() beside a mooncake_client")
+            return NOT_SUPPORTED
+        try:
+            for key in ("global_segment_size", "local_buffer_size"):
+                known[key] = parse_size(known.get(key, DEFAULT_BYTES))
+            for key in ("enable_ssd_offload", "enable_client_http_server"):
+                known[key] = str(known.get(key, False)).lower() in ("1", "true", "yes", "on")
+            known["client_http_port"] = int(known.get("client_http_port", 9300))
+        except (TypeError, ValueError) as why:
+            _log.warning("setup(): %s", why)
+            return INVALID_PARAMS
+        return self.setup(**known)
+
+    def setup_dummy(self, mem_pool_size: int, local_buffer_size: int, server_address: str) -> int:
+        """Connect through the master of the node at `server_address`, without memory of one's own in the pool."""
+        _log.warning("setup_dummy(): not supported yet; use setup() with global_segment_size=0")
+        return NOT_SUPPORTED
+
+    def _open(self, name, metadata, protocol, devices, master, tenant, segment, buffer, engine) -> int:
+        if self.is_open():
+            return OK
+        if protocol == "rpc_only":
+            protocol, segment, buffer = "tcp", 0, 0
+        timeout_ms = int(os.environ.get("MC_RPC_TIMEOUT_MS", "30000"))
+        address = engine.get_engine_ptr() if engine is not None else 0
+        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, timeout_ms, address)
+        if code != OK:
+            _log.warning("setup(): %s", why or f"code {code}")
+        return code
+
+    def close(self) -> int:
+        """Leave the cluster; the process's own memory leaves the pool with its objects. Again is allowed."""
+        self.shut()
+        return OK
+
+    def health_check(self) -> int:
+        """0 healthy, 1 not set up, 2 the master does not answer."""
+        return self.health()
+
+    def get_hostname(self) -> str:
+        return self.hostname()
+
+    # ---- memory ----
+
+    def register_buffer(self, buffer_ptr: int, size: int) -> int:
+        return self.reg(buffer_ptr, size)
+
+    def unregister_buffer(self, buffer_ptr: int) -> int:
+        return self.unreg(buffer_ptr)
+
+    def alloc_from_mem_pool(self, arg0: int) -> int:
+        return self.alloc(arg0)
+
+    # ---- objects as bytes ----
+
+    def put(self, key: str, value, config: ReplicateConfig = DEFAULT) -> int:
+        return self.put_values((key,), (value,), config.packed(), 0)[0]
+
+    def upsert(self, key: str, value, config: ReplicateConfig = DEFAULT) -> int:
+        return self.put_values((key,), (value,), config.packed(), UPSERT)[0]
+
+    def put_parts(self, key: str, *args, config: ReplicateConfig = DEFAULT) -> int:
+        return self.put_values((key,), (args,), config.packed(), 0)[0] if args else OK
+
+    def upsert_parts(self, key: str, *args, config: ReplicateConfig = DEFAULT) -> int:
+        return self.put_values((key,), (args,), config.packed(), UPSERT)[0] if args else OK
+
+    def put_batch(self, keys: list[str], values: list, config: ReplicateConfig = DEFAULT) -> int:
+        return _first(self.put_values(keys, values, config.packed(), 0))
+
+    def upsert_batch(self, keys: list[str], values: list, config: ReplicateConfig = DEFAULT) -> int:
+        return _first(self.put_values(keys, values, config.packed(), UPSERT))
+
+    def get(self, arg0: str) -> bytes:
+        return self.get_bytes((arg0,))[0] or b""
+
+    def get_batch(self, arg0: list[str]) -> list[bytes]:
+        return [found or b"" for found in self.get_bytes(arg0)] if arg0 else [b""]
+
+    def get_buffer(self, arg0: str) -> BufferHandle | None:
+        return self.get_handles((arg0,))[0]
+
+    def batch_get_buffer(self, arg0: list[str]) -> list[BufferHandle | None]:
+        return self.get_handles(arg0)
+
+    # ---- objects in memory ----
+
+    def put_from(self, key: str, buffer_ptr: int, size: int, config: ReplicateConfig = DEFAULT) -> int:
+        return self.put_memory((key,), (buffer_ptr,), (size,), config.packed(), 0)[0]
+
+    def upsert_from(self, key: str, buffer_ptr: int, size: int, config: ReplicateConfig = DEFAULT) -> int:
+        return self.put_memory((key,), (buffer_ptr,), (size,), config.packed(), UPSERT)[0]
+
+    def put_from_with_metadata(
+        self, key: str, buffer_ptr: int, metadata_buffer_ptr: int, size: int, metadata_size: int,
+        config: ReplicateConfig = DEFAULT,
+    ) -> int:  # fmt: skip
+        """One object: the metadata, then the data."""
+        pieces = ([metadata_buffer_ptr, buffer_ptr],), ([metadata_size, size],)
+        return self.put_memory((key,), *pieces, config.packed(), 0)[0]
+
+    def batch_put_from(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int], config: ReplicateConfig = DEFAULT
+    ) -> list[int]:
+        return self.put_memory(keys, buffer_ptrs, sizes, config.packed(), 0)
+
+    def batch_upsert_from(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int], config: ReplicateConfig = DEFAULT
+    ) -> list[int]:
+        return self.put_memory(keys, buffer_ptrs, sizes, config.packed(), UPSERT)
+
+    def batch_put_from_multi_buffers(
+        self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]], config: ReplicateConfig = DEFAULT
+    ) -> list[int]:
+        return self.put_memory(keys, all_buffer_ptrs, all_sizes, config.packed(), 0)
+
+    def get_into(self, key: str, buffer_ptr: int, size: int) -> int:
+        return self.get_memory((key,), (buffer_ptr,), (size,))[0]
+
+    def batch_get_into(self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]) -> list[int]:
+        return self.get_memory(keys, buffer_ptrs, sizes)
+
+    def batch_get_into_multi_buffers(
+        self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]],
+        prefer_alloc_in_same_node: bool = False,
+    ) -> list[int]:  # fmt: skip
+        return self.get_memory(keys, all_buffer_ptrs, all_sizes)
+
+    def get_into_ranges(self, buffer_ptrs, all_keys, all_dst_offsets, all_src_offsets, all_sizes) -> list[list[list[int]]]:
+        """Pieces of objects into pieces of buffers; bytes or a code of each piece."""
+        keys, ptrs, sizes, offsets = [], [], [], []
+        if len({len(x) for x in (buffer_ptrs, all_keys, all_dst_offsets, all_src_offsets, all_sizes)}) > 1:
+            return [[[INVALID_PARAMS]]]
+        for base, names, to, fro, lens in zip(buffer_ptrs, all_keys, all_dst_offsets, all_src_offsets, all_sizes):
+            for name, dst, src, size in zip(names, to, fro, lens, strict=True):
+                keys += [name] * len(size)
+                ptrs += [[base + offset] for offset in dst]
+                sizes += [[n] for n in size]
+                offsets += [[offset] for offset in src]
+        moved = iter(self.ranges(False, keys, ptrs, sizes, offsets))
+        return [[[next(moved) for _ in size] for size in lens] for lens in all_sizes]
+
+    # ---- sessions: objects read or written piece by piece ----
+
+    def batch_get_session_start(self, keys: list[str]) -> list[int]:
+        return [min(size, 0) for size in self.sizes(keys)]
+
+    def batch_get_into_multi_buffer_ranges(
+        self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]], all_src_offsets: list[list[int]]
+    ) -> list[int]:
+        return self.ranges(False, keys, all_buffer_ptrs, all_sizes, all_src_offsets)
+
+    def batch_get_session_end(self, keys: list[str]) -> int:
+        return OK
+
+    def batch_put_session_start(self, keys: list[str], sizes: list[int], config: ReplicateConfig = DEFAULT) -> list[int]:
+        return self.put_begin(keys, sizes, config.packed())
+
+    def batch_put_from_multi_buffer_ranges(
+        self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]], all_dst_offsets: list[list[int]]
+    ) -> list[int]:
+        return self.ranges(True, keys, all_buffer_ptrs, all_sizes, all_dst_offsets)
+
+    def batch_put_session_end(self, keys: list[str]) -> list[int]:
+        return self.put_end(keys, False)
+
+    def batch_put_session_revoke(self, keys: list[str]) -> list[int]:
+        return self.put_end(keys, True)
+
+    # ---- keys ----
+
+    def is_exist(self, arg0: str) -> int:
+        return self.exist((arg0,))[0]
+
+    def batch_is_exist(self, keys: list[str]) -> list[int]:
+        return self.exist(keys)
+
+    def get_size(self, arg0: str) -> int:
+        return self.sizes((arg0,))[0]
+
+    def remove(self, key: str, force: bool = False) -> int:
+        return self.remove_keys((key,), force)[0]
+
+    def batch_remove(self, keys: list[str], force: bool = False) -> list[int]:
+        return self.remove_keys(keys, force)
+
+    def remove_by_regex(self, regex_pattern: str, force: bool = False) -> int:
+        return self.remove_like(regex_pattern, force)
+
+    def remove_all(self, force: bool = False) -> int:
+        return self.remove_like(None, force)
+
+    def get_replica_desc(self, key: str) -> list[ReplicaDescriptor]:
+        return _described(self.replicas((key,)))[0]
+
+    def batch_get_replica_desc(self, keys: list[str]) -> dict[str, list[ReplicaDescriptor]]:
+        return {key: found for key, found in zip(keys, _described(self.replicas(keys))) if found}
+
+
+def _first(codes: list[int]) -> int:
+    """The first code that is not 0."""
+    return next((code for code in codes if code != OK), OK)
+
+
+def _described(found: list) -> list[list[ReplicaDescriptor]]:
+    """A store that is not open answers with codes instead of lists."""
+    return [[ReplicaDescriptor(*replica) for replica in one] if isinstance(one, list) else [] for one in found] or [[]]
