@@ -19,7 +19,9 @@ int mc_dlog_scan_init(struct mc_dlog_scan *s, struct mc_dlog *log, struct mc_dlo
 {
 	*s = (struct mc_dlog_scan){.log = log, .seg = seg, .at = from, .end = end};
 	s->last_end = from;
-	s->buf = mc_aligned_alloc(MC_REC_BLOCK, MC_DLOG_IO + 2 * MC_REC_BLOCK);
+	s->buf = mc_aligned_alloc(MC_REC_BLOCK,
+				  mc_min(mc_rec_round(end, MC_REC_BLOCK), (uint64_t)MC_DLOG_IO) +
+				      2 * MC_REC_BLOCK);
 	return s->buf ? 0 : -MC_E_NOMEM;
 }
 
