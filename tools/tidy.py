@@ -32,7 +32,7 @@ PRINTING = {"printf", "fprintf", "vprintf", "vfprintf", "puts", "putchar", "perr
 SLEEPING = {"sleep", "usleep", "nanosleep", "clock_nanosleep"}
 LABELS = {"fail", "out", "retry"}
 PROGRAMS = ("examples/", "src/cli/", "bench/", "tests/", "tools/")  # may print: they are not libraries
-UPSTREAM_ABI = ("transfer_engine_c.h", "src/capi/")  # upstream's names and typedefs
+UPSTREAM_ABI = ("transfer_engine_c.h", "store_c.h", "src/capi/")  # upstream's names and typedefs
 ENTRY_POINTS = re.compile(r"^(main|LLVMFuzzer\w+|PyInit_\w+|__\w+)$")
 
 CONTROL = re.compile(r"\b(if|for|while|switch|else|do|mc_\w+_each\w*)\b")

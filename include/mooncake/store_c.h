@@ -24,13 +24,14 @@ extern "C" {
 
 typedef void *mooncake_store_t;
 
-typedef struct mooncake_replicate_config {
+struct mooncake_replicate_config {
 	size_t replica_num; /* 0: 1 */
 	int with_soft_pin;
 	int with_hard_pin;
 	const char **preferred_segments;
 	size_t preferred_segments_count;
-} mooncake_replicate_config_t;
+};
+typedef struct mooncake_replicate_config mooncake_replicate_config_t;
 
 /** @return a store without connection; NULL: out of memory */
 MC_STORE_C_API mooncake_store_t mooncake_store_create(void);

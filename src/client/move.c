@@ -67,12 +67,13 @@ static void group_wait(struct mc_store *st, struct group *g)
 /* A range that the owner does not have fails its whole group: ask one by one. */
 static void group_end(struct mc_store *st, struct group *g, uint64_t deadline_ns)
 {
-	bool is_one_by_one = g->rc < 0 && g->n > 1 && mc_err_scope(g->rc) == MC_SCOPE_OP &&
-			     g->rc != -MC_E_TIMEDOUT && g->rc != -MC_E_CANCELED;
+	bool is_one_by_one = g->rc < 0 && g->n > 1 && g->segment >= 0 &&
+			     mc_err_scope(g->rc) == MC_SCOPE_OP && g->rc != -MC_E_TIMEDOUT &&
+			     g->rc != -MC_E_CANCELED;
 
 	for (uint32_t i = 0; i < g->n; i++)
 		g->moves[i]->rc = is_one_by_one ? sync_run(st, &g->x[i], 1, deadline_ns) : g->rc;
-	if (!is_one_by_one && g->rc < 0)
+	if (!is_one_by_one && g->rc < 0 && g->segment >= 0)
 		mc_cli_owner_bad(g->owner, g->rc);
 }
 
@@ -92,6 +93,7 @@ static int group_next(struct mc_cli_op *op, struct mc_cli_move *moves, size_t n,
 	if (count == 0)
 		return 1;
 	*ret = (struct group){.owner = owner,
+			      .segment = -1, /* not opened */
 			      .x = mc_cli_alloc(op, count, sizeof(*ret->x)),
 			      .moves = mc_cli_alloc(op, count, sizeof(struct mc_cli_move *))};
 	if (!ret->x || !ret->moves)

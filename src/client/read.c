@@ -292,9 +292,10 @@ static void report(struct mc_cli_op *op, struct mc_cli_read *const *bad, size_t 
 		size_t len = sizeof(b) + b.key_len;
 		struct mc_wr w;
 
-		mc_log_warn("replica did not pass its check", "owner=%s addr=0x%llx gen=%llu",
-			    r->owner->segment_name, (unsigned long long)b.replica.addr,
-			    (unsigned long long)b.gen);
+		if (r->outcome == OUTCOME_BAD)
+			mc_log_warn("replica did not pass its check",
+				    "owner=%s addr=0x%llx gen=%llu", r->owner->segment_name,
+				    (unsigned long long)b.replica.addr, (unsigned long long)b.gen);
 		if (!c || !mc_cli_call_has_room(c, len))
 			c = mc_cli_call_open(op, &op->st->master, MC_ST_BAD);
 		if (!c || mc_cli_call_add(c, len, (uint32_t)i, &w) < 0)
