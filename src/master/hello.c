@@ -5,17 +5,16 @@
 #include "master/priv.h"
 
 #define GENS_MAX (1u << 20) /* of one call */
-#define GEN_BITS 40
 
 /* A block of generations. */
 static void gens_take(struct mc_master *m, uint32_t want, uint64_t *ret_first, uint32_t *ret_n)
 {
-	uint64_t left = (1ull << GEN_BITS) - m->gen_next;
+	uint64_t left = (1ull << MC_MST_GEN_BITS) - m->gen_next;
 
 	want = mc_min(want, GENS_MAX);
 	*ret_n = (uint32_t)mc_min((uint64_t)want, left);
 	*ret_first =
-	    atomic_load_explicit(&m->epoch, memory_order_relaxed) << GEN_BITS | m->gen_next;
+	    atomic_load_explicit(&m->epoch, memory_order_relaxed) << MC_MST_GEN_BITS | m->gen_next;
 	m->gen_next += *ret_n;
 }
 

@@ -4,7 +4,7 @@
 #include "master/master.h"
 
 #include "base/hash.h"
-#include "base/log.h"
+#include "base/rand.h"
 #include "master/priv.h"
 
 #define CONNS_DEFAULT 16384u
@@ -19,6 +19,29 @@ uint8_t *mc_mst_buf(struct mc_master *m, size_t len)
 	if (mc_array_grow((void **)&m->buf, &m->buf_cap, len, BUF_MAX, 1) < 0)
 		return NULL;
 	return m->buf;
+}
+
+struct mc_st_key *mc_mst_keys(struct mc_master *m, uint32_t n)
+{
+	if (mc_array_grow((void **)&m->keys, &m->keys_cap, n, MC_ST_RECORDS_MAX + 1,
+			  sizeof(*m->keys)) < 0)
+		return NULL;
+	return m->keys;
+}
+
+void *mc_mst_rows(struct mc_master *m, size_t n, size_t size)
+{
+	size_t len;
+
+	if (__builtin_mul_overflow(n, size, &len) ||
+	    mc_array_grow((void **)&m->rows, &m->rows_cap, len, BUF_MAX, 1) < 0)
+		return NULL;
+	return m->rows;
+}
+
+uint64_t mc_mst_now_ms(const struct mc_master *m)
+{
+	return mc_clock_now(m->env.clk) / MC_NS_PER_MS;
 }
 
 void mc_mst_reply_pb(struct mc_master *m, struct mc_rpc_req *req, const ProtobufCMessage *msg)
@@ -62,7 +85,25 @@ static const struct {
     {MC_ST_JOIN, "join", mc_mst_join},
     {MC_ST_VIEW, "view", mc_mst_view},
     {MC_ST_GENS, "gens", mc_mst_gens},
+    {MC_ST_EXIST, "exist", mc_mst_exist},
+    {MC_ST_LOOKUP, "lookup", mc_mst_lookup},
+    {MC_ST_COMMIT, "commit", mc_mst_commit},
+    {MC_ST_REMOVE, "remove", mc_mst_remove},
+    {MC_ST_BAD, "bad", mc_mst_bad},
+    {MC_ST_LIST, "list", mc_mst_list},
+    {MC_ST_REMOVE_LIKE, "remove_like", mc_mst_remove_like},
+    {MC_ST_SEGMENTS, "segments", mc_mst_segments},
+    {MC_ST_OWNER, "owner", mc_mst_stream},
 };
+
+struct mc_mst_method *mc_mst_method(struct mc_master *m, uint16_t number)
+{
+	size_t i = 0;
+
+	while (methods[i].number != number)
+		i++;
+	return &m->methods[i];
+}
 
 static int serve(struct mc_master *m)
 {
@@ -120,29 +161,69 @@ static int epoch_begin(struct mc_master *m)
 	 * same generations must not be given out twice.
 	 */
 	m->gen_next = 1;
-	if (!found.is_there) {
-		uint64_t seed = mc_clock_now(m->env.clk);
-
-		m->gen_next += mc_hash64(&seed, sizeof(seed), 0) >> (64 - GEN_START_BITS);
-	}
+	if (!found.is_there)
+		m->gen_next +=
+		    mc_hash64(&m->start_ns, sizeof(m->start_ns), 0) >> (64 - GEN_START_BITS);
+	rc = mc_mst_roster_load(m, &found);
 	mc_state_found_fini(&found);
-	return 0;
+	return rc;
 }
 
-static void detach(void *arg)
+static int index_open(struct mc_master *m)
+{
+	struct mc_index_conf conf = {
+	    .lease_ttl_ms = (uint32_t)mc_min(m->conf.lease_ms, (uint64_t)UINT32_MAX),
+	    .soft_pin_ttl_ms = m->conf.soft_pin_ms,
+	    .soft_pin_ttl_max_ms = m->conf.soft_pin_max_ms,
+	    .may_evict_soft_pinned = m->conf.may_evict_soft_pins,
+	    .quota = UINT64_MAX,
+	    .tombs_max = MC_STATE_TOMBS_MAX / 2,
+	};
+	int rc = m->conf.seed ? 0 : mc_rand_bytes(&conf.seed, sizeof(conf.seed));
+
+	if (m->conf.seed)
+		conf.seed = m->conf.seed;
+	return rc < 0 ? rc : mc_index_open(&conf, &m->index);
+}
+
+/* On the loop, which has nothing else to do yet. */
+static void begin(void *arg)
 {
 	struct mc_master *m = arg;
 
+	m->begin_rc = epoch_begin(m);
+}
+
+static void close_begin(void *arg)
+{
+	struct mc_master *m = arg;
+
+	m->is_closing = true;
+}
+
+static void close_end(void *arg)
+{
+	struct mc_master *m = arg;
+
+	mc_mst_ops_drop(m);
+	mc_mst_leaving_drop(m);
+	mc_mst_walks_drop(m);
+	mc_mst_owners_fini(m);
 	mc_state_close(m->state);
-	m->state = NULL;
 }
 
 void mc_master_close(struct mc_master *master)
 {
 	if (!master)
 		return;
+	mc_loop_call(master->loop, close_begin, master);
 	mc_rpc_server_close(master->server);
-	mc_loop_call(master->loop, detach, master);
+	mc_loop_call(master->loop, close_end, master);
+	mc_index_close(master->index);
+	mc_mst_frees_fini(master);
+	mc_free(master->killed);
+	mc_free(master->keys);
+	mc_free(master->rows);
 	mc_free(master->buf);
 	mc_free(master->arena_mem);
 	mc_free(master);
@@ -162,12 +243,20 @@ int mc_master_open(const struct mc_env *env, struct mc_loop *loop, struct mc_loo
 	m->side = side;
 	m->conf = *conf;
 	m->view_version = 1;
-	mc_list_init(&m->owners);
+	m->start_ns = mc_clock_now(env->clk);
+	mc_mst_owners_init(m);
+	mc_mst_frees_init(m);
 	m->arena_mem = mc_aligned_alloc(MC_CACHELINE, ARENA_LEN);
-	if (!m->arena_mem)
+	m->killed = mc_calloc(MC_MST_KILLED, sizeof(*m->killed));
+	m->waits = mc_calloc(MC_MST_WAIT_BUCKETS, sizeof(struct mc_mst_wait *));
+	if (!m->arena_mem || !m->killed || !m->waits)
 		goto fail;
 	mc_pb_arena_init(&m->arena, m->arena_mem, ARENA_LEN);
-	rc = epoch_begin(m);
+	rc = index_open(m);
+	if (rc < 0)
+		goto fail;
+	mc_loop_call(loop, begin, m);
+	rc = m->begin_rc;
 	if (rc < 0)
 		goto fail;
 	rc = serve(m);

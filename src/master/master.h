@@ -29,6 +29,7 @@ struct mc_master_conf {
 	double eviction_ratio; /* evicted at once above the watermark */
 	double watermark;
 	uint32_t conns_max; /* 0: 16384 */
+	uint64_t seed;	    /* of the index; 0: random */
 };
 
 void mc_master_conf_defaults(struct mc_master_conf *conf);

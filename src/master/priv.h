@@ -1,30 +1,45 @@
 /*
  * priv.h: what the files of the master share. Everything here is the index loop's but for what says
  * otherwise.
+ *
+ *   hello.c   clients: join, view, generations
+ *   keys.c    what is there: exist, lookup, bad
+ *   change.c  commit and remove, and those of them that wait for owners
+ *   list.c    what goes over all objects, piece by piece: list, remove by pattern; segments
+ *   frees.c   what owners have to free, tombstones, who waits for that
+ *   owner.c   the owners there are; suspect, away, back; the roster
+ *   stream.c  what an owner and the master say to each other
  */
 #ifndef MC_MASTER_PRIV_H
 #define MC_MASTER_PRIV_H
+
+#include <mooncake/store.h>
 
 #include "base/list.h"
 #include "base/stats.h"
 #include "base/str.h"
 #include "master/master.h"
 #include "master/state.h"
+#include "meta/index.h"
 #include "rpc/rpc.h"
 #include "wire/pb.h"
 #include "wire/store.h"
 #include "wire/store.pb-c.h"
 
-#define MC_MST_OWNERS_MAX 4096u
-#define MC_MST_TEXT_MAX 128u /* names of owners, with NUL */
+#define MC_MST_OWNERS_MAX MC_STATE_OWNERS_MAX
+#define MC_MST_TEXT_MAX MC_STATE_NAME_MAX /* names of owners, with NUL */
 #define MC_MST_METHODS_MAX 32u
+#define MC_MST_WAIT_BUCKETS 4096u
+#define MC_MST_KILLED 65536u
+#define MC_MST_GEN_BITS 40u /* of a generation: its counter; above them its epoch */
+#define MC_MST_EPOCH_MAX ((1ull << (64 - MC_MST_GEN_BITS)) - 2)
 
 enum mc_mst_owner_state {
 	MC_MST_ABSENT,	 /* of the roster; not seen in this life of the master, or dropped */
 	MC_MST_SHAKING,	 /* its stream waits for the welcome */
 	MC_MST_ANNOUNCE, /* says what it has */
 	MC_MST_OK,
-	MC_MST_SUSPECT, /* lost or silent, its replicas still stand in the index */
+	MC_MST_SUSPECT, /* lost or silent; its replicas still stand in the index */
 	MC_MST_OWNER_STATE_COUNT,
 };
 
@@ -36,19 +51,61 @@ struct mc_mst_owner {
 	char segment[MC_MST_TEXT_MAX], address[MC_MST_TEXT_MAX], host[MC_MST_TEXT_MAX];
 	char protocol[32];
 	enum mc_mst_owner_state state;
+	bool is_joined;	   /* the index has it, not as away */
+	bool is_announced; /* in this life of the master, since the last welcome with from 0 */
+	bool is_awaited;   /* the master recovers until it has announced */
+	bool is_buried;	   /* frees of it became tombstones: it has to announce again */
+	bool is_resuming;  /* the welcome will say where it left off */
+	bool is_saving;	   /* `saved` is under way */
+	bool must_save;	   /* once more after that */
+	bool is_left;	   /* for good, while is_saving */
+	struct mc_state_wait saved;
 	struct mc_st_space space[MC_ST_KIND_COUNT];
-	uint64_t heard_ns;
-	uint64_t told_free; /* memory free as the last view had it */
+	struct mc_st_space want[MC_ST_KIND_COUNT]; /* room not found yet: tried again at want_ms */
+	uint64_t want_ms[MC_ST_KIND_COUNT];	   /* UINT64_MAX: nothing wanted */
+	uint64_t disk_capacity;
+	uint64_t heard_ns, lost_ns; /* lost or silent since */
+	uint64_t told_free;	    /* memory free as the view has it */
+	uint64_t seen_s;	    /* wall clock */
+
+	/* the stream */
+	struct mc_rpc_req *req; /* NULL: there is none */
+	uint64_t welcome_epoch;
+	uint64_t rx_number, tx_number; /* of the last note */
+	uint8_t *rx;		       /* the beginning of a note */
+	size_t rx_len, rx_cap;
+	uint8_t *tx; /* [tx_at, tx_len): not sent yet */
+	size_t tx_at, tx_len, tx_cap;
+	struct mc_st_place *frees; /* not yet in a note */
+	size_t nfrees, frees_cap;
+	struct mc_list freeing_link; /* mc_master.freeing */
 };
 
 /** One kind of call. */
 struct mc_mst_method {
 	struct mc_master *master;
 	const char *name;
-	/** @return true: answered; false: it will be, by mc_mst_answer() */
+	/** @return true: answered; false: it will be, by an operation (change.c) */
 	bool (*handle)(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
-	struct mc_counter calls, failures;
+	struct mc_counter calls, failures, items, failed_items;
 	struct mc_hist latency; /* ns */
+};
+
+/** Somebody who waits until nothing is pending of a key. */
+struct mc_mst_wait {
+	struct mc_mst_wait *next; /* in its bucket, oldest first */
+	uint64_t key_hash;
+	/** The wait is over; unlinked. May fill m->frees and wait again. */
+	void (*wake)(struct mc_master *m, struct mc_mst_wait *w);
+	void *owner; /* whose it is */
+	uint32_t i;  /* place there */
+};
+
+/** Frees that become tombstones: durable, then mc_index_freed(). */
+struct mc_mst_bury {
+	struct mc_state_wait wait;
+	bool is_running;
+	struct mc_index_frees now, next;
 };
 
 struct mc_master {
@@ -58,22 +115,52 @@ struct mc_master {
 	struct mc_rpc_server *server;
 	struct mc_mst_method methods[MC_MST_METHODS_MAX];
 	struct mc_state *state;
+	struct mc_index *index;
 	_Atomic uint64_t epoch; /* written on the loop */
+	uint64_t epoch_next;	/* once it is durable; below epoch: none */
 	uint64_t gen_next;	/* counter within the epoch */
 	uint64_t view_version;
+	uint64_t start_ns;
+	bool is_recovering;
+	bool is_closing;
+	int begin_rc; /* of opening */
+
 	struct mc_list owners;
 	struct mc_mst_owner *owner_buckets[256];
 	uint32_t nowners;
+	struct mc_timer tick;
+
+	struct mc_index_frees frees; /* out of calls of the index, for mc_mst_frees_send() */
+	struct mc_list freeing;	     /* owners with frees not yet in a note */
+	struct mc_mst_bury bury;
+	struct mc_mst_wait **waits; /* buckets */
+	struct mc_mst_wait *woken;  /* to be looked at by mc_mst_frees_send() */
+	struct mc_list walks;	    /* over all objects, see list.c */
+	uint32_t nwalks;
+	struct mc_list ops;	/* not answered yet */
+	struct mc_list leaving; /* owners, see stream.c */
+	uint64_t *killed;	/* generations freed as never committed; see change.c */
+
+	/* scratch of one call */
 	uint8_t *buf; /* for answers; grows */
 	size_t buf_cap;
+	struct mc_st_key *keys;
+	size_t keys_cap;
+	uint8_t *rows; /* of whatever the call needs */
+	size_t rows_cap;
 	void *arena_mem; /* of `arena` */
 	struct mc_pb_arena arena;
 };
 
 /* ---- master.c ---- */
 
+uint64_t mc_mst_now_ms(const struct mc_master *m);
 /** Room for an answer of `len` bytes, until the next call of it. NULL: out of memory. */
 uint8_t *mc_mst_buf(struct mc_master *m, size_t len);
+/** Room for n keys, until the next call of it. NULL: out of memory. */
+struct mc_st_key *mc_mst_keys(struct mc_master *m, uint32_t n);
+/** As mc_mst_buf(), for records of the call. */
+void *mc_mst_rows(struct mc_master *m, size_t n, size_t size);
 /** Answer with a message of store.proto. */
 void mc_mst_reply_pb(struct mc_master *m, struct mc_rpc_req *req, const ProtobufCMessage *msg);
 /** Decode a message of store.proto; lives until the next one. Else the request is answered with an
@@ -81,11 +168,95 @@ void mc_mst_reply_pb(struct mc_master *m, struct mc_rpc_req *req, const Protobuf
 ProtobufCMessage *mc_mst_unpack(struct mc_master *m, struct mc_rpc_req *req,
 				const ProtobufCMessageDescriptor *type,
 				const struct mc_rpc_msg *msg);
+/** A call as in answering, by its number. */
+struct mc_mst_method *mc_mst_method(struct mc_master *m, uint16_t number);
 
-/* ---- hello.c ---- */
+/* ---- calls: as mc_mst_method.handle ---- */
 
 bool mc_mst_join(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
 bool mc_mst_view(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
 bool mc_mst_gens(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_exist(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_lookup(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_bad(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_commit(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_remove(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_list(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_remove_like(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_segments(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_stream(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+
+/* ---- keys.c ---- */
+
+/** Keys of a message of `r`, in m->keys. @return how many; < 0: not such a message */
+int mc_mst_keys_decode(struct mc_master *m, struct mc_rd *r);
+
+/* ---- change.c ---- */
+
+/** At the end of the master: nobody is told. */
+void mc_mst_ops_drop(struct mc_master *m);
+/** This generation was freed as one that nobody committed: it never will be. */
+void mc_mst_kill(struct mc_master *m, uint64_t gen);
+
+/* ---- list.c ---- */
+
+/** At the end of the master: nobody is told. */
+void mc_mst_walks_drop(struct mc_master *m);
+
+/* ---- frees.c ---- */
+
+/** What calls of the index have left in m->frees goes to owners, or becomes tombstones; those who
+ * are woken run. At the end of whatever may have freed. */
+void mc_mst_frees_send(struct mc_master *m);
+/** All that is pending of an owner goes to it once more, or becomes tombstones. */
+void mc_mst_frees_again(struct mc_master *m, struct mc_mst_owner *o, bool is_buried);
+/** An owner has freed it. mc_mst_frees_send() is to follow. */
+void mc_mst_freed(struct mc_master *m, uint64_t owner, uint64_t addr, uint64_t gen);
+/** Wait for a key of which something is pending. The caller's memory until it is woken. */
+void mc_mst_wait(struct mc_master *m, struct mc_mst_wait *w);
+void mc_mst_frees_init(struct mc_master *m);
+void mc_mst_frees_fini(struct mc_master *m);
+/** Write the tombstones anew. */
+void mc_mst_tombs_save(struct mc_master *m);
+
+/* ---- owner.c ---- */
+
+struct mc_mst_owner *mc_mst_owner_find(struct mc_master *m, uint64_t id);
+/** NULL: too many, or out of memory. */
+struct mc_mst_owner *mc_mst_owner_add(struct mc_master *m, uint64_t id);
+/** Out of the roster; what is pending of it is done. The object ends, maybe later. */
+void mc_mst_owner_forget(struct mc_master *m, struct mc_mst_owner *o);
+/** Its stream is over. */
+void mc_mst_owner_lost(struct mc_master *m, struct mc_mst_owner *o);
+/** It has told all it has. */
+void mc_mst_owner_announced(struct mc_master *m, struct mc_mst_owner *o);
+/** It is heard of. */
+void mc_mst_owner_heard(struct mc_master *m, struct mc_mst_owner *o);
+/** It is away, dropped from the index, until it comes back. */
+void mc_mst_owner_away(struct mc_master *m, struct mc_mst_owner *o);
+void mc_mst_owner_free(struct mc_mst_owner *o);
+void mc_mst_roster_save(struct mc_master *m);
+/** What the last mc_mst_roster_save() wrote is durable, the next epoch, too. */
+void mc_mst_epoch_saved(struct mc_master *m);
+/** Owners of the last life, and its tombstones. @return 0; -MC_E_NOMEM */
+int mc_mst_roster_load(struct mc_master *m, const struct mc_state_found *found);
+void mc_mst_owners_init(struct mc_master *m);
+void mc_mst_owners_fini(struct mc_master *m);
+void mc_mst_view_changed(struct mc_master *m);
+
+/* ---- stream.c ---- */
+
+/** Queue a note to an owner with a stream. */
+void mc_mst_note(struct mc_mst_owner *o, uint8_t type, const void *data, size_t len);
+/** Frees that were queued go into notes. */
+void mc_mst_note_frees(struct mc_mst_owner *o);
+/** The roster is durable: welcome. */
+void mc_mst_welcome(struct mc_mst_owner *o);
+/** End its stream with this answer. */
+void mc_mst_stream_end(struct mc_mst_owner *o, int rc);
+/** At the end of the master. */
+void mc_mst_leaving_drop(struct mc_master *m);
+/** Look for room again that was not found, and evict ahead. */
+void mc_mst_room(struct mc_master *m, struct mc_mst_owner *o, unsigned kind);
 
 #endif

@@ -225,7 +225,7 @@ static int text_make(struct mc_str *t, uint64_t epoch, const struct mc_state_own
 	(void)mc_str_appendf(t, "epoch %" PRIu64 "\n", epoch);
 	for (size_t i = 0; i < n; i++)
 		(void)mc_str_appendf(t, "owner %016" PRIx64 " %016" PRIx64 " %d %" PRIu64 " %s\n",
-				     owners[i].id, owners[i].incarnation, owners[i].comes_empty,
+				     owners[i].id, owners[i].incarnation, owners[i].is_away,
 				     owners[i].seen_s, owners[i].segment);
 	(void)mc_str_appendf(t, CHECK "%016" PRIx64 "\n",
 			     t->rc < 0 ? 0 : mc_hash64(t->text, t->len, 0));
@@ -369,7 +369,7 @@ static bool owner_parse(const char *line, struct mc_state_owner *o)
 		   &o->incarnation, &flags, &o->seen_s, &at) != 4 ||
 	    at == 0)
 		return false;
-	o->comes_empty = flags & 1;
+	o->is_away = flags & 1;
 	return mc_strlcpy(o->segment, sizeof(o->segment), line + at) == 0;
 }
 

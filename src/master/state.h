@@ -27,12 +27,12 @@ struct mc_state;
 
 struct mc_state_owner {
 	uint64_t id, incarnation;
-	uint64_t seen_s;  /* wall clock, when it was last there */
-	bool comes_empty; /* too much was removed while it was away: nothing of it is adopted */
+	uint64_t seen_s; /* wall clock, when it was last there */
+	bool is_away;	 /* nobody waits for it any more */
 	char segment[MC_STATE_NAME_MAX];
 };
 
-/** An object of this key with at most this generation was removed while the owner was away. */
+/** See mc_index_tomb in meta/index.h. */
 struct mc_state_tomb {
 	uint64_t owner, key_hash, gen;
 };
@@ -54,7 +54,7 @@ struct mc_state_wait {
 };
 
 /**
- * Read the directory, and make the epoch after the one found durable. Any thread but the loops'.
+ * Read the directory, and make the epoch after the one found durable. Blocks.
  * @param dir  NULL: nothing is kept
  * @return 0; -MC_E_NOMEM. Files that are damaged count as missing from there on, and are told.
  */

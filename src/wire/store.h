@@ -27,13 +27,14 @@
 /* Method numbers do not meet those of control.h. */
 enum mc_st_method {
 	/* client -> master */
-	MC_ST_JOIN = 64,   /* Join -> JoinReply */
-	MC_ST_VIEW,	   /* View -> ViewReply */
-	MC_ST_GENS,	   /* Gens -> GensReply */
-	MC_ST_EXIST,	   /* keys -> mc_st_status */
-	MC_ST_LOOKUP,	   /* keys -> mc_st_object; grants leases */
-	MC_ST_COMMIT,	   /* mc_st_commit -> mc_st_committed */
-	MC_ST_REMOVE,	   /* u32 flags, keys -> mc_st_status; answered when the owners freed */
+	MC_ST_JOIN = 64, /* Join -> JoinReply */
+	MC_ST_VIEW,	 /* View -> ViewReply */
+	MC_ST_GENS,	 /* Gens -> GensReply */
+	MC_ST_EXIST,	 /* keys -> mc_st_status */
+	MC_ST_LOOKUP,	 /* keys -> mc_st_object; grants leases */
+	MC_ST_COMMIT,	 /* mc_st_commit -> mc_st_committed */
+	MC_ST_REMOVE, /* u32 enum mc_st_remove_flag, keys -> mc_st_status; answered when the owners
+			 freed */
 	MC_ST_REMOVE_LIKE, /* RemoveLike -> RemoveLikeReply */
 	MC_ST_LIST,	   /* List -> ListReply */
 	MC_ST_BAD,	   /* mc_st_bad -> mc_st_status: these replicas did not pass their check */
@@ -84,6 +85,10 @@ struct mc_st_object {
 	uint8_t nreplicas;
 	uint8_t flags; /* 0 */
 	struct mc_st_replica replicas[MC_ST_REPLICAS_MAX];
+};
+
+enum mc_st_remove_flag {
+	MC_ST_REMOVE_FORCE = 1, /* whatever its leases */
 };
 
 enum mc_st_commit_flag {

@@ -1,0 +1,361 @@
+/*
+ * change.c: commit and remove. What cannot be answered before owners have acknowledged frees
+ * becomes an operation: it keeps the call, its message and the answers so far; each record that
+ * waits runs again, or is done, when nothing is pending of its key any more.
+ *
+ * A put that comes too late waits, too: once it is told so its bytes are gone, and no later master
+ * can take them for the object's.
+ *
+ * A slot that nobody committed is freed when its owner asks (Check), and its generation is
+ * remembered: a commit that comes even later must not publish bytes that are gone.
+ */
+#include <string.h>
+
+#include "base/hash.h"
+#include "base/log.h"
+#include "master/priv.h"
+
+struct mc_mst_op {
+	struct mc_list link; /* mc_master.ops */
+	struct mc_rpc_req *req;
+	struct mc_mst_method *method;
+	uint64_t start_ns;
+	uint32_t n, nleft; /* records; those that wait */
+	bool is_commit;
+	uint8_t *msg;		      /* commit: a copy, the records of those that wait are in it */
+	struct mc_st_committed *done; /* [n] */
+	size_t *at;		      /* [n], commit: where records begin */
+	struct mc_mst_wait waits[];   /* [n] */
+};
+
+/* ---- generations that will never be committed ---- */
+
+static uint64_t *killed_at(struct mc_master *m, uint64_t gen)
+{
+	return &m->killed[mc_hash64(&gen, sizeof(gen), 0) % MC_MST_KILLED];
+}
+
+void mc_mst_kill(struct mc_master *m, uint64_t gen)
+{
+	*killed_at(m, gen) = gen;
+}
+
+/* ---- one record ---- */
+
+/* Owners that are away, or have begun another life, do not have it any more. @return some do */
+static bool replicas_check(struct mc_master *m, struct mc_st_commit *c)
+{
+	uint8_t n = 0;
+
+	for (unsigned i = 0; i < c->nreplicas; i++) {
+		const struct mc_st_replica *r = &c->replicas[i];
+		const struct mc_mst_owner *o = mc_mst_owner_find(m, r->owner);
+
+		if (!o || !o->is_joined ||
+		    (r->kind == MC_ST_MEMORY && r->life && r->life != (uint32_t)o->incarnation))
+			continue;
+		c->replicas[n++] = *r;
+	}
+	c->nreplicas = n;
+	return n > 0;
+}
+
+/* @return true: done; false: it waits for its key */
+static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t i,
+		       struct mc_st_commit *c, struct mc_st_committed *ret)
+{
+	struct mc_index_view view;
+	int rc;
+
+	*ret = (struct mc_st_committed){0};
+	if (*killed_at(m, c->gen) == c->gen || !replicas_check(m, c)) {
+		ret->status = MC_STORE_REPLICA_IS_GONE;
+		return true;
+	}
+	/* Who was first is known when all owners have announced. */
+	if (m->is_recovering &&
+	    mc_index_view(q, i, &view) == MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS) {
+		ret->status = MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
+		return true;
+	}
+	rc = mc_index_commit(q, i, c, &m->frees, &ret->gen);
+	if (rc == MC_INDEX_WAIT)
+		return false;
+	ret->status = rc == MC_STORE_INVALID_REPLICA ? MC_STORE_REPLICA_IS_GONE : rc;
+	return rc != MC_STORE_OBJECT_ALREADY_EXISTS || !mc_index_is_pending(m->index, q->hashes[i]);
+}
+
+static void record_decode(const uint8_t *msg, size_t len, size_t at, struct mc_st_commit *c)
+{
+	struct mc_rd r = mc_rd_make(msg + at, len - at);
+
+	mc_st_commit_decode(&r, c); /* was checked before */
+}
+
+/* ---- operations ---- */
+
+static void op_free(struct mc_mst_op *op)
+{
+	mc_list_del(&op->link);
+	mc_free(op->msg);
+	mc_free(op->done);
+	mc_free(op->at);
+	mc_free(op);
+}
+
+static void answer(struct mc_master *m, struct mc_rpc_req *req, struct mc_mst_method *method,
+		   const struct mc_st_committed *done, uint32_t n, bool is_commit)
+{
+	size_t len = 4 + (size_t)n * (is_commit ? 12 : 4);
+	uint8_t *buf = mc_mst_buf(m, len);
+	struct mc_wr w = mc_wr_make(buf, buf ? len : 0);
+	uint32_t failed = 0;
+
+	mc_wr_u32(&w, n);
+	for (uint32_t i = 0; i < n; i++) {
+		failed += done[i].status != 0;
+		if (is_commit)
+			mc_st_committed_encode(&w, &done[i]);
+		else
+			mc_wr_u32(&w, (uint32_t)done[i].status);
+	}
+	mc_counter_add(&method->items, n);
+	if (failed)
+		mc_counter_add(&method->failed_items, failed);
+	(void)mc_rpc_reply(req, w.is_bad ? -MC_E_NOMEM : 0, buf, mc_wr_len(&w), NULL, 0);
+}
+
+static void op_done(struct mc_master *m, struct mc_mst_op *op)
+{
+	answer(m, op->req, op->method, op->done, op->n, op->is_commit);
+	mc_hist_add(&op->method->latency, mc_clock_now(m->env.clk) - op->start_ns);
+	op_free(op);
+}
+
+void mc_mst_ops_drop(struct mc_master *m)
+{
+	struct mc_mst_op *op;
+
+	mc_list_each (op, &m->ops, link) {
+		(void)mc_rpc_reply(op->req, -MC_E_CLOSED, NULL, 0, NULL, 0);
+		op_free(op);
+	}
+}
+
+/* Commit the record again. @return true: done */
+static bool op_retry(struct mc_master *m, struct mc_mst_op *op, uint32_t i)
+{
+	struct mc_index_request q;
+	struct mc_st_commit c;
+	struct mc_st_key key;
+	bool is_done;
+
+	if (!op->is_commit || op->done[i].status == MC_STORE_OBJECT_ALREADY_EXISTS)
+		return true; /* it only waited for the frees */
+	record_decode(op->msg, op->at[op->n], op->at[i], &c);
+	key = (struct mc_st_key){c.key_len, c.key};
+	if (mc_index_begin(m->index, &q, mc_mst_now_ms(m), &key, 1) < 0) {
+		op->done[i].status = MC_STORE_INTERNAL_ERROR;
+		return true;
+	}
+	is_done = commit_one(m, &q, 0, &c, &op->done[i]);
+	mc_index_end(&q);
+	return is_done;
+}
+
+static void op_wake(struct mc_master *m, struct mc_mst_wait *w)
+{
+	struct mc_mst_op *op = w->owner;
+
+	if (!op_retry(m, op, w->i)) {
+		mc_mst_wait(m, w);
+		return;
+	}
+	if (--op->nleft == 0)
+		op_done(m, op);
+}
+
+/* The call goes on without its message. NULL: out of memory. */
+static struct mc_mst_op *op_new(struct mc_master *m, struct mc_rpc_req *req, uint16_t method,
+				const struct mc_st_committed *done, uint32_t n)
+{
+	struct mc_mst_op *op = mc_calloc(1, sizeof(*op) + n * sizeof(op->waits[0]));
+
+	if (!op)
+		return NULL;
+	mc_list_init(&op->link);
+	op->done = mc_calloc(n, sizeof(*op->done));
+	if (!op->done) {
+		op_free(op);
+		return NULL;
+	}
+	memcpy(op->done, done, n * sizeof(*done));
+	op->n = n;
+	op->req = req;
+	op->method = mc_mst_method(m, method);
+	op->start_ns = mc_clock_now(m->env.clk);
+	mc_list_push_back(&m->ops, &op->link);
+	return op;
+}
+
+static void op_wait(struct mc_master *m, struct mc_mst_op *op, uint32_t i, uint64_t key_hash)
+{
+	op->waits[i] =
+	    (struct mc_mst_wait){.key_hash = key_hash, .wake = op_wake, .owner = op, .i = i};
+	op->nleft++;
+	mc_mst_wait(m, &op->waits[i]);
+}
+
+static void fail(struct mc_rpc_req *req, int rc)
+{
+	(void)mc_rpc_reply(req, rc, NULL, 0, NULL, 0);
+}
+
+/* ---- commit ---- */
+
+struct commit_row {
+	size_t at;
+	struct mc_st_committed done;
+	bool is_waiting;
+};
+
+/* Check the whole message. Keys go to m->keys, the rest to m->rows. @return how many; < 0 */
+static int commits_decode(struct mc_master *m, const struct mc_rpc_msg *msg)
+{
+	struct mc_rd r = mc_rd_make(msg->data, msg->len);
+	int n = mc_st_count_decode(&r);
+	struct commit_row *rows;
+	struct mc_st_commit c;
+
+	if (n < 0)
+		return n;
+	if ((size_t)n > mc_rd_left(&r) / 48) /* a record has more */
+		return -MC_E_PROTO;
+	rows = mc_mst_rows(m, (size_t)n + 1, sizeof(*rows));
+	if (!rows || !mc_mst_keys(m, (uint32_t)n))
+		return -MC_E_NOMEM;
+	for (int i = 0; i < n; i++) {
+		rows[i] = (struct commit_row){.at = msg->len - mc_rd_left(&r)};
+		mc_st_commit_decode(&r, &c);
+		if (c.gen == 0)
+			r.is_bad = true;
+		m->keys[i] = (struct mc_st_key){c.key_len, c.key};
+	}
+	return mc_rd_is_done(&r) ? n : -MC_E_PROTO;
+}
+
+/* Some wait: keep what is needed. @return false: out of memory */
+static bool commit_defer(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg,
+			 const struct mc_st_committed *done, uint32_t n)
+{
+	const struct commit_row *rows = (const struct commit_row *)m->rows;
+	struct mc_mst_op *op = op_new(m, req, MC_ST_COMMIT, done, n);
+
+	if (!op)
+		return false;
+	op->is_commit = true;
+	op->msg = mc_calloc(1, msg->len);
+	op->at = mc_calloc((size_t)n + 1, sizeof(*op->at));
+	if (!op->msg || !op->at) {
+		op_free(op);
+		return false;
+	}
+	memcpy(op->msg, msg->data, msg->len);
+	op->at[n] = msg->len;
+	for (uint32_t i = 0; i < n; i++) {
+		op->at[i] = rows[i].at;
+		if (rows[i].is_waiting)
+			op_wait(m, op, i, mc_hash64(m->keys[i].bytes, m->keys[i].len, 0));
+	}
+	return true;
+}
+
+bool mc_mst_commit(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg)
+{
+	int n = commits_decode(m, msg), rc = n;
+	struct commit_row *rows = (struct commit_row *)m->rows;
+	struct mc_st_committed *done = NULL;
+	struct mc_index_request q;
+	struct mc_st_commit c;
+	bool is_answered = true, has_waits = false;
+
+	if (n > 0)
+		rc = mc_index_begin(m->index, &q, mc_mst_now_ms(m), m->keys, (uint32_t)n);
+	if (rc < 0) {
+		fail(req, rc);
+		return true;
+	}
+	done = mc_calloc((size_t)n + 1, sizeof(*done));
+	for (uint32_t i = 0; done && i < (uint32_t)n; i++) {
+		record_decode(msg->data, msg->len, rows[i].at, &c);
+		rows[i].is_waiting = !commit_one(m, &q, i, &c, &done[i]);
+		has_waits |= rows[i].is_waiting;
+	}
+	if (n > 0)
+		mc_index_end(&q);
+	if (done && has_waits)
+		is_answered = !commit_defer(m, req, msg, done, (uint32_t)n);
+	if (is_answered && (!done || has_waits))
+		fail(req, -MC_E_NOMEM); /* asked again it finds what it did */
+	else if (is_answered)
+		answer(m, req, mc_mst_method(m, MC_ST_COMMIT), done, (uint32_t)n, true);
+	mc_free(done);
+	mc_mst_frees_send(m);
+	return is_answered;
+}
+
+/* ---- remove ---- */
+
+/* Keys are removed; rows say who waits. @return some do */
+static bool remove_all(struct mc_master *m, struct mc_index_request *q, uint32_t n, unsigned flags,
+		       struct mc_st_committed *done)
+{
+	bool has_waits = false;
+
+	for (uint32_t i = 0; i < n; i++) {
+		done[i] =
+		    (struct mc_st_committed){.status = mc_index_remove(q, i, flags, &m->frees)};
+		/* gen is not told by a remove: here it marks those that wait. */
+		done[i].gen = done[i].status == 0 && mc_index_is_pending(m->index, q->hashes[i]);
+		has_waits |= done[i].gen != 0;
+	}
+	return has_waits;
+}
+
+bool mc_mst_remove(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg)
+{
+	struct mc_rd r = mc_rd_make(msg->data, msg->len);
+	uint32_t flags = mc_rd_u32(&r);
+	int n = mc_mst_keys_decode(m, &r), rc = n;
+	struct mc_st_committed *done;
+	struct mc_index_request q;
+	struct mc_mst_op *op = NULL;
+	bool has_waits = false;
+
+	done = n < 0 ? NULL : mc_mst_rows(m, (size_t)n + 1, sizeof(*done));
+	if (n >= 0 && !done)
+		rc = -MC_E_NOMEM;
+	if (rc > 0)
+		rc = mc_index_begin(m->index, &q, mc_mst_now_ms(m), m->keys, (uint32_t)n);
+	if (rc < 0) {
+		fail(req, rc);
+		return true;
+	}
+	if (n > 0) {
+		has_waits = remove_all(m, &q, (uint32_t)n,
+				       flags & MC_ST_REMOVE_FORCE ? MC_INDEX_FORCE : 0, done);
+		mc_index_end(&q);
+	}
+	if (has_waits)
+		op = op_new(m, req, MC_ST_REMOVE, done, (uint32_t)n);
+	for (uint32_t i = 0; op && i < (uint32_t)n; i++) {
+		if (done[i].gen)
+			op_wait(m, op, i, mc_hash64(m->keys[i].bytes, m->keys[i].len, 0));
+	}
+	if (has_waits && !op)
+		fail(req, -MC_E_NOMEM);
+	else if (!op)
+		answer(m, req, mc_mst_method(m, MC_ST_REMOVE), done, (uint32_t)n, false);
+	mc_mst_frees_send(m);
+	return op == NULL;
+}

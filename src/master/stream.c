@@ -1,0 +1,594 @@
+/*
+ * stream.c: what an owner and the master say to each other, for as long as the owner's one call
+ * lasts.
+ */
+#include <string.h>
+
+#include "base/log.h"
+#include "master/priv.h"
+
+#define RX_MAX (MC_ST_NOTE_MAX + MC_FRAME_CREDIT_MAX)
+#define TX_MAX (64u << 20)
+#define TX_PIECE (64u << 10)
+#define PLACE_LEN 16u
+#define HAS_FIX 32u /* of a HAS without key and TLV */
+#define FREES_A_NOTE 4096u
+#define VICTIMS_MAX 4096u /* of one look for room */
+#define VIEW_SHARE 16u	  /* free bytes in the view are right up to this part of all */
+
+/* ---- to the owner ---- */
+
+static void pump(struct mc_mst_owner *o)
+{
+	while (o->req && o->tx_at < o->tx_len) {
+		size_t n = mc_min(o->tx_len - o->tx_at, (size_t)TX_PIECE);
+		int rc = mc_rpc_req_send(o->req, o->tx + o->tx_at, n, false);
+
+		if (rc < 0)
+			return; /* full: on_room() goes on; over: on_cancel() follows */
+		o->tx_at += n;
+	}
+	o->tx_at = o->tx_len = 0;
+}
+
+void mc_mst_note(struct mc_mst_owner *o, uint8_t type, const void *data, size_t len)
+{
+	struct mc_st_note_head head = {.len = (uint32_t)len, .type = type};
+	size_t want = o->tx_len + MC_ST_NOTE_HEAD_LEN + len;
+
+	if (!o->req)
+		return;
+	if (o->tx_at > TX_MAX / 2) {
+		memmove(o->tx, o->tx + o->tx_at, o->tx_len - o->tx_at);
+		want -= o->tx_at;
+		o->tx_len -= o->tx_at;
+		o->tx_at = 0;
+	}
+	if (mc_array_grow((void **)&o->tx, &o->tx_cap, want, TX_MAX, 1) < 0) {
+		mc_log_warn("owner does not read what it is told", "segment=%s", o->segment);
+		mc_mst_stream_end(o, -MC_E_TOO_BIG);
+		return;
+	}
+	head.number = ++o->tx_number;
+	mc_st_note_head_encode(&head, o->tx + o->tx_len);
+	if (len)
+		memcpy(o->tx + o->tx_len + MC_ST_NOTE_HEAD_LEN, data, len);
+	o->tx_len = want;
+	pump(o);
+}
+
+void mc_mst_note_frees(struct mc_mst_owner *o)
+{
+	uint8_t *buf = mc_mst_buf(o->master, FREES_A_NOTE * PLACE_LEN);
+	size_t at = 0;
+
+	while (o->req && at < o->nfrees) {
+		size_t n = mc_min(o->nfrees - at, (size_t)FREES_A_NOTE);
+		struct mc_wr w = mc_wr_make(buf, buf ? n * PLACE_LEN : 0);
+
+		for (size_t i = 0; i < n; i++)
+			mc_st_place_encode(&w, &o->frees[at + i]);
+		if (w.is_bad) {
+			mc_mst_stream_end(o, -MC_E_NOMEM); /* pending: with the next stream */
+			return;
+		}
+		mc_mst_note(o, MC_ST_NOTE_FREE, buf, mc_wr_len(&w));
+		at += n;
+	}
+	o->nfrees = 0;
+}
+
+static void note_u64(struct mc_mst_owner *o, uint8_t type, uint64_t v)
+{
+	uint8_t buf[8];
+	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+
+	mc_wr_u64(&w, v);
+	mc_mst_note(o, type, buf, sizeof(buf));
+}
+
+/* ---- room ---- */
+
+static void no_room(struct mc_mst_owner *o, unsigned kind)
+{
+	uint8_t buf[64];
+	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+
+	mc_st_space_encode(&w, &o->want[kind]);
+	mc_mst_note(o, MC_ST_NOTE_NO_ROOM, buf, mc_wr_len(&w));
+}
+
+/* Bytes to evict so that the pool is below its watermark. */
+static uint64_t ahead(const struct mc_master *m, const struct mc_st_space *s)
+{
+	uint64_t high = (uint64_t)((double)s->capacity * m->conf.watermark);
+	uint64_t least = (uint64_t)((double)s->capacity * m->conf.eviction_ratio);
+
+	return s->used > high ? mc_max(s->used - high, least) : 0;
+}
+
+static void evict(struct mc_master *m, struct mc_mst_owner *o, unsigned kind, uint64_t bytes,
+		  uint64_t *ret_got, uint64_t *ret_retry_ms)
+{
+	struct mc_index_pool pool;
+
+	mc_index_pool(m->index, o->id, kind, &pool);
+	*ret_retry_ms = UINT64_MAX;
+	*ret_got = pool.freeing;
+	if (pool.freeing < bytes)
+		*ret_got +=
+		    mc_index_evict(m->index, mc_mst_now_ms(m), o->id, kind, bytes - pool.freeing,
+				   VICTIMS_MAX, &m->frees, ret_retry_ms);
+}
+
+void mc_mst_room(struct mc_master *m, struct mc_mst_owner *o, unsigned kind)
+{
+	uint64_t got, retry_ms, want = ahead(m, &o->space[kind]);
+
+	if (o->want_ms[kind] <= mc_mst_now_ms(m)) {
+		evict(m, o, kind, o->want[kind].want, &got, &retry_ms);
+		o->want_ms[kind] = got ? UINT64_MAX : retry_ms;
+		if (got == 0 && retry_ms == UINT64_MAX)
+			no_room(o, kind);
+	} else if (want > 0 && o->want_ms[kind] == UINT64_MAX) {
+		evict(m, o, kind, want, &got, &retry_ms);
+	}
+}
+
+/* ---- from the owner ---- */
+
+static void on_space(struct mc_mst_owner *o, struct mc_rd *r, bool is_want)
+{
+	struct mc_master *m = o->master;
+	struct mc_st_space s;
+	uint64_t left, told;
+
+	mc_st_space_decode(r, &s);
+	if (r->is_bad)
+		return;
+	s.used = mc_min(s.used, s.capacity);
+	o->space[s.kind] = s;
+	if (is_want) {
+		o->want[s.kind] = s;
+		o->want_ms[s.kind] = 0;
+	}
+	mc_mst_room(m, o, s.kind);
+	if (s.kind != MC_ST_MEMORY)
+		return;
+	left = s.capacity - s.used;
+	told = o->told_free;
+	if ((left > told ? left - told : told - left) > s.capacity / VIEW_SHARE) {
+		o->told_free = left;
+		mc_mst_view_changed(m);
+	}
+}
+
+/* All keys of a note of mc_st_has, and the records in m->rows. @return how many; < 0 */
+static int has_decode(struct mc_master *m, struct mc_rd *r)
+{
+	size_t most = mc_rd_left(r) / (HAS_FIX + 1);
+	struct mc_st_key *keys = mc_mst_keys(m, (uint32_t)most + 1);
+	struct mc_st_has *rows = mc_mst_rows(m, most + 1, sizeof(*rows));
+	int n = 0;
+
+	if (!keys || !rows)
+		return -MC_E_NOMEM;
+	for (; mc_rd_left(r) > 0 && !r->is_bad && (size_t)n <= most; n++) {
+		mc_st_has_decode(r, &rows[n]);
+		keys[n] = (struct mc_st_key){rows[n].key_len, rows[n].key};
+		if (rows[n].gen == 0)
+			r->is_bad = true;
+	}
+	return r->is_bad ? -MC_E_PROTO : n;
+}
+
+/*
+ * Put anew while its owner was away. The index knows what was committed last, but while the master
+ * recovers: then it is the highest generation.
+ */
+static bool is_replaced(struct mc_master *m, struct mc_index_request *q, uint32_t i,
+			const struct mc_st_has *h)
+{
+	struct mc_index_view v;
+
+	return !m->is_recovering && mc_index_view(q, i, &v) == 0 && v.object.gen != h->gen;
+}
+
+/* @return 0 or < 0 */
+static int on_has(struct mc_mst_owner *o, struct mc_rd *r, bool is_check)
+{
+	struct mc_master *m = o->master;
+	struct mc_index_request q;
+	int n = has_decode(m, r), rc;
+	const struct mc_st_has *rows = (const struct mc_st_has *)m->rows;
+
+	if (n <= 0)
+		return n;
+	rc = mc_index_begin(m->index, &q, mc_mst_now_ms(m), m->keys, (uint32_t)n);
+	if (rc < 0)
+		return rc;
+	for (uint32_t i = 0; rc >= 0 && i < (uint32_t)n; i++) {
+		rc = is_check || is_replaced(m, &q, i, &rows[i])
+			 ? mc_index_check(&q, i, o->id, &rows[i], &m->frees)
+			 : mc_index_adopt(&q, i, o->id, &rows[i], &m->frees);
+		if (is_check && rc == 1)
+			mc_mst_kill(m, rows[i].gen);
+		if (rc == MC_STORE_INVALID_KEY || rc == MC_STORE_INVALID_PARAMS)
+			rc = 0; /* not a slot that can be used; it stays where it is */
+		else if (rc < 0)
+			rc = -MC_E_NOMEM;
+	}
+	mc_index_end(&q);
+	return mc_min(rc, 0);
+}
+
+static void on_freed(struct mc_mst_owner *o, struct mc_rd *r)
+{
+	struct mc_st_place p;
+
+	while (mc_rd_left(r) > 0 && !r->is_bad) {
+		mc_st_place_decode(r, &p);
+		if (!r->is_bad)
+			mc_mst_freed(o->master, o->id, p.addr, p.gen);
+	}
+}
+
+/* @return 0; < 0: the stream is over */
+static int on_note(struct mc_mst_owner *o, const struct mc_st_note_head *head, const uint8_t *data)
+{
+	struct mc_rd r = mc_rd_make(data, head->len);
+	int rc = 0;
+
+	if (head->number != o->rx_number + 1)
+		return -MC_E_PROTO;
+	o->rx_number = head->number;
+	switch (head->type) {
+	case MC_ST_NOTE_HAS:
+	case MC_ST_NOTE_CHECK:
+		rc = on_has(o, &r, head->type == MC_ST_NOTE_CHECK);
+		break;
+	case MC_ST_NOTE_HAS_ALL:
+		mc_mst_owner_announced(o->master, o);
+		break;
+	case MC_ST_NOTE_FREED:
+		on_freed(o, &r);
+		break;
+	case MC_ST_NOTE_SPACE:
+	case MC_ST_NOTE_WANT:
+		on_space(o, &r, head->type == MC_ST_NOTE_WANT);
+		break;
+	default:
+		break; /* of a newer owner */
+	}
+	return r.is_bad ? -MC_E_PROTO : rc;
+}
+
+/* Whole notes at the beginning of the bytes. @return bytes of them; < 0 */
+static ssize_t notes_take(struct mc_mst_owner *o, const uint8_t *at, size_t len)
+{
+	struct mc_st_note_head head;
+	size_t used = 0;
+
+	while (o->req && len - used >= MC_ST_NOTE_HEAD_LEN) {
+		int rc = mc_st_note_head_decode(at + used, &head);
+
+		if (rc == 0 && len - used < MC_ST_NOTE_HEAD_LEN + head.len)
+			break;
+		if (rc == 0)
+			rc = on_note(o, &head, at + used + MC_ST_NOTE_HEAD_LEN);
+		if (rc < 0)
+			return rc;
+		used += MC_ST_NOTE_HEAD_LEN + head.len;
+	}
+	return (ssize_t)used;
+}
+
+static int rx_add(struct mc_mst_owner *o, const void *data, size_t len)
+{
+	if (mc_array_grow((void **)&o->rx, &o->rx_cap, o->rx_len + len, RX_MAX, 1) < 0)
+		return -MC_E_NOMEM;
+	memcpy(o->rx + o->rx_len, data, len);
+	o->rx_len += len;
+	return 0;
+}
+
+/* Take what came, keep the beginning of a note. @return 0; < 0 */
+static int rx_take(struct mc_mst_owner *o, const uint8_t *data, size_t len)
+{
+	ssize_t used;
+
+	if (o->rx_len == 0) {
+		used = notes_take(o, data, len);
+		if (used < 0)
+			return (int)used;
+		return o->req ? rx_add(o, data + used, len - (size_t)used) : 0;
+	}
+	if (rx_add(o, data, len) < 0)
+		return -MC_E_NOMEM;
+	used = notes_take(o, o->rx, o->rx_len);
+	if (used <= 0 || !o->req)
+		return (int)used;
+	o->rx_len -= (size_t)used;
+	memmove(o->rx, o->rx + used, o->rx_len);
+	return 0;
+}
+
+/* An owner that leaves: its call is answered when no later master waits for it. */
+struct leaving {
+	struct mc_list link; /* mc_master.leaving */
+	struct mc_state_wait saved;
+	struct mc_rpc_req *req;
+};
+
+static void left(struct mc_state_wait *w)
+{
+	struct leaving *l = mc_container_of(w, struct leaving, saved);
+
+	mc_list_del(&l->link);
+	(void)mc_rpc_reply(l->req, 0, NULL, 0, NULL, 0);
+	mc_free(l);
+}
+
+static void leave(struct mc_mst_owner *o)
+{
+	struct leaving *l = mc_calloc(1, sizeof(*l));
+	struct mc_rpc_req *req = o->req;
+	struct mc_master *m = o->master;
+
+	o->req = NULL;
+	req->user = NULL;
+	/* What it has on a disk comes back with its next life. */
+	if (o->disk_capacity > 0)
+		mc_mst_owner_away(m, o);
+	else
+		mc_mst_owner_forget(m, o);
+	if (!l) {
+		(void)mc_rpc_reply(req, 0, NULL, 0, NULL, 0);
+		return;
+	}
+	l->req = req;
+	l->saved.on_done = left;
+	mc_list_push_back(&m->leaving, &l->link);
+	mc_state_wait(m->state, &l->saved);
+}
+
+void mc_mst_leaving_drop(struct mc_master *m)
+{
+	struct leaving *l;
+
+	mc_list_each (l, &m->leaving, link) {
+		(void)mc_rpc_reply(l->req, -MC_E_CLOSED, NULL, 0, NULL, 0);
+		mc_free(l);
+	}
+}
+
+static void on_chunk(struct mc_rpc_req *req, const void *data, size_t len, bool is_last)
+{
+	struct mc_mst_owner *o = req->user;
+	struct mc_master *m;
+	uint64_t before;
+	int rc;
+
+	if (!o || o->req != req)
+		return; /* answered */
+	m = o->master;
+	before = o->rx_number;
+	rc = o->state == MC_MST_SHAKING ? -MC_E_PROTO : rx_take(o, data, len);
+	if (rc < 0) {
+		mc_log_warn("owner says what cannot be understood", "segment=%s error=%s",
+			    o->segment, mc_err_name(rc));
+		if (o->req)
+			mc_mst_stream_end(o, rc);
+	}
+	if (o->req) {
+		mc_mst_owner_heard(m, o);
+		if (o->rx_number != before)
+			note_u64(o, MC_ST_NOTE_ACK, o->rx_number);
+		if (len > 0 && o->req)
+			(void)mc_rpc_req_credit(req, (uint32_t)len); /* over: on_cancel() follows */
+		if (is_last && o->req)
+			leave(o);
+	}
+	mc_mst_frees_send(m);
+}
+
+static void on_room(struct mc_rpc_req *req)
+{
+	struct mc_mst_owner *o = req->user;
+
+	if (o && o->req == req)
+		pump(o);
+}
+
+static void on_cancel(struct mc_rpc_req *req)
+{
+	struct mc_mst_owner *o = req->user;
+
+	if (o && o->req == req)
+		mc_mst_stream_end(o, -MC_E_CANCELED);
+}
+
+/* ---- life ---- */
+
+void mc_mst_stream_end(struct mc_mst_owner *o, int rc)
+{
+	struct mc_rpc_req *req = o->req;
+
+	if (!req)
+		return;
+	mc_mst_owner_lost(o->master, o);
+	(void)mc_rpc_reply(req, rc, NULL, 0, NULL, 0);
+}
+
+void mc_mst_welcome(struct mc_mst_owner *o)
+{
+	struct mc_master *m = o->master;
+	struct mc_st_welcome v = {.epoch = mc_master_epoch(m)};
+	uint8_t buf[16];
+	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+
+	if (mc_index_owner_join(m->index, o->id) < 0) {
+		mc_log_error("no memory for an owner", "segment=%s", o->segment);
+		mc_mst_stream_end(o, -MC_E_NOMEM);
+		return;
+	}
+	o->is_joined = true;
+	o->welcome_epoch = v.epoch;
+	if (o->is_resuming) {
+		v.from = o->rx_number + 1;
+	} else {
+		o->rx_number = 0;
+		o->is_announced = false;
+		o->is_buried = false;
+	}
+	o->state = o->is_announced ? MC_MST_OK : MC_MST_ANNOUNCE;
+	o->heard_ns = mc_clock_now(m->env.clk);
+	mc_st_welcome_encode(&w, &v);
+	mc_mst_note(o, MC_ST_NOTE_WELCOME, buf, sizeof(buf));
+	mc_mst_frees_again(m, o, false);
+	mc_mst_view_changed(m);
+	mc_mst_frees_send(m);
+}
+
+static void save(struct mc_mst_owner *o);
+
+static void saved(struct mc_state_wait *w)
+{
+	struct mc_mst_owner *o = mc_container_of(w, struct mc_mst_owner, saved);
+
+	o->is_saving = false;
+	if (o->is_left) {
+		mc_mst_owner_free(o);
+		return;
+	}
+	if (o->must_save) {
+		save(o);
+		return;
+	}
+	mc_mst_epoch_saved(o->master);
+	if (o->req && o->state == MC_MST_SHAKING)
+		mc_mst_welcome(o);
+}
+
+/* The roster with it becomes durable. */
+static void save(struct mc_mst_owner *o)
+{
+	o->must_save = o->is_saving; /* what is being written is not the last word */
+	if (o->is_saving)
+		return;
+	o->is_saving = true;
+	o->saved.on_done = saved;
+	mc_mst_roster_save(o->master);
+	mc_state_wait(o->master->state, &o->saved);
+}
+
+/* A name of an owner: printable, and not too long. */
+static bool text_take(const char *text, char *to, size_t cap)
+{
+	for (const char *at = text; *at; at++) {
+		if (*at < ' ' || *at == 0x7f)
+			return false;
+	}
+	return mc_strlcpy(to, cap, text) == 0;
+}
+
+/* What it says of itself. @return false: nonsense */
+static bool owner_fill(struct mc_mst_owner *o, const Mc__St__Owner *said)
+{
+	if (!text_take(said->segment, o->segment, sizeof(o->segment)) ||
+	    !text_take(said->address, o->address, sizeof(o->address)) ||
+	    !text_take(said->host, o->host, sizeof(o->host)) ||
+	    !text_take(said->protocol, o->protocol, sizeof(o->protocol)))
+		return false;
+	o->incarnation = said->incarnation;
+	o->disk_capacity = said->disk_capacity;
+	o->space[MC_ST_MEMORY] = (struct mc_st_space){.capacity = said->capacity};
+	o->space[MC_ST_DISK] =
+	    (struct mc_st_space){.capacity = said->disk_capacity, .kind = MC_ST_DISK};
+	o->told_free = said->capacity;
+	return true;
+}
+
+/* Begin a life of it, or go on with one. @return 0; < 0 */
+static int owner_begin(struct mc_master *m, struct mc_mst_owner *o, const Mc__St__Owner *said)
+{
+	bool is_same = o->incarnation == said->incarnation;
+	int rc = 0;
+
+	o->is_resuming = is_same && o->is_joined && !o->is_buried && o->rx_number > 0 &&
+			 said->epoch == o->welcome_epoch && said->acked <= o->rx_number;
+	if (!is_same && o->is_joined)
+		rc = mc_index_owner_drop(m->index, o->id, MC_ST_MEMORY);
+	if (rc < 0)
+		return rc;
+	return owner_fill(o, said) ? 0 : -MC_E_INVAL;
+}
+
+/* Its epoch and ours. @return true: a new one has to be durable first */
+static bool epoch_look(struct mc_master *m, const Mc__St__Owner *said, bool is_new)
+{
+	uint64_t epoch = mc_max(m->epoch_next, mc_master_epoch(m));
+
+	if (said->epoch < epoch ||
+	    (said->epoch == epoch && (!is_new || mc_state_is_kept(m->state))))
+		return false;
+	mc_log_warn("an owner knows a later epoch than the state directory", "ours=%llu its=%llu",
+		    (unsigned long long)epoch, (unsigned long long)said->epoch);
+	m->epoch_next = said->epoch + 1;
+	return true;
+}
+
+static int stream_begin(struct mc_master *m, struct mc_rpc_req *req, const Mc__St__Owner *said)
+{
+	struct mc_mst_owner *o;
+	bool is_new, must_save;
+	int rc;
+
+	if (said->version != MC_ST_VERSION)
+		return -MC_E_VERSION;
+	if (said->id == 0 || said->incarnation == 0 || said->epoch >= MC_MST_EPOCH_MAX)
+		return -MC_E_INVAL;
+	o = mc_mst_owner_find(m, said->id);
+	is_new = !o;
+	if (!o)
+		o = mc_mst_owner_add(m, said->id);
+	if (!o)
+		return -MC_E_LIMIT;
+	if (o->req)
+		mc_mst_stream_end(o, -MC_E_STALE); /* it came again before we knew */
+	must_save = is_new || !o->is_joined || o->incarnation != said->incarnation;
+	rc = owner_begin(m, o, said);
+	if (rc < 0)
+		return rc;
+	must_save |= epoch_look(m, said, is_new);
+	o->req = req;
+	o->rx_len = o->tx_at = o->tx_len = 0;
+	o->tx_number = 0;
+	o->heard_ns = mc_clock_now(m->env.clk);
+	o->seen_s = mc_wall_ns() / MC_NS_PER_S;
+	o->state = MC_MST_SHAKING;
+	req->user = o;
+	req->on_chunk = on_chunk;
+	req->on_room = on_room;
+	req->on_cancel = on_cancel;
+	if (must_save)
+		save(o);
+	else if (!o->is_saving)
+		mc_mst_welcome(o);
+	return 0;
+}
+
+bool mc_mst_stream(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg)
+{
+	const Mc__St__Owner *said;
+	int rc = -MC_E_INVAL;
+
+	said = (const Mc__St__Owner *)mc_mst_unpack(m, req, &mc__st__owner__descriptor, msg);
+	if (!said)
+		return true;
+	if (req->is_stream)
+		rc = stream_begin(m, req, said);
+	if (rc < 0)
+		(void)mc_rpc_reply(req, rc, NULL, 0, NULL, 0);
+	return true;
+}
