@@ -123,6 +123,7 @@ static void on_end(struct mc_rpc_call *call, int rc, const struct mc_rpc_msg *re
 	void *buf = c->reply;
 
 	c->rc = rc;
+	c->end_ns = mc_now_ns();
 	c->reply_len = 0;
 	if (rc < 0 || reply->len == 0)
 		return;

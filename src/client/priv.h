@@ -75,6 +75,7 @@ struct mc_cli_call {
 	uint32_t *items; /* of which things of the op its records are */
 	uint32_t n;
 	size_t items_cap;
+	uint64_t end_ns; /* when the answer came */
 	int rc;
 	bool is_started, is_over;
 };
@@ -298,6 +299,7 @@ struct mc_cli_target {
 	uint64_t addr, incarnation;
 	uint8_t state;	  /* enum mc_cli_target_state */
 	bool is_lost;	  /* failed without the owner's word: it may have something of it */
+	bool is_waiting;  /* it had no room until the call's time was up: there may be some yet */
 	bool is_unfenced; /* our bytes may still land there: not ours to give back */
 	int status;	  /* MC_STORE_* of a failed one */
 };

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "client/priv.h"
 
+#define LATE_NS (300 * MC_NS_PER_MS)
 #define NO_OWNER_NS (3 * MC_NS_PER_S) /* an empty view may fill */
 
 static bool is_inline(const struct mc_cli_write *w)
@@ -48,7 +49,7 @@ static bool again(struct mc_cli_write *w)
 		struct mc_cli_target *x = &w->targets[t];
 
 		if (x->state == MC_CLI_TARGET_FAILED && !x->is_unfenced &&
-		    x->status != MC_STORE_NO_AVAILABLE_HANDLE &&
+		    (x->is_waiting || x->status != MC_STORE_NO_AVAILABLE_HANDLE) &&
 		    x->status != MC_STORE_TENANT_QUOTA_EXCEEDED &&
 		    x->status != MC_STORE_INVALID_PARAMS) {
 			x->state = MC_CLI_TARGET_NEW;
@@ -168,6 +169,13 @@ static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, u
 	return 0;
 }
 
+/* An owner says that nothing may be evicted as soon as it knows; else it waits for room for as long
+ * as the call may last. */
+static bool is_late(const struct mc_cli_call *c)
+{
+	return mc_time_after(c->end_ns, LATE_NS) >= c->rpc.deadline_ns;
+}
+
 static void answers(struct mc_cli_write *writes, struct mc_cli_call *c)
 {
 	struct mc_st_granted g;
@@ -189,6 +197,7 @@ static void answers(struct mc_cli_write *writes, struct mc_cli_call *c)
 			target_fail(t, mc_cli_code_rpc(rc), true);
 		} else if (g.status != 0) {
 			target_fail(t, g.status, false);
+			t->is_waiting = is_late(c);
 		} else {
 			t->addr = g.addr;
 			t->incarnation = g.incarnation;

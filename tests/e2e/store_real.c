@@ -1,0 +1,193 @@
+/*
+ * store_real.c: see store_real.h.
+ */
+#include "store_real.h"
+
+#include <setjmp.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "io/sock.h"
+
+#define START_NS (10 * MC_NS_PER_S)
+
+static const char *program;
+
+void real_init(const char *master_program)
+{
+	program = master_program;
+	(void)signal(SIGPIPE, SIG_IGN);
+}
+
+bool real_is_owner(int argc, char **argv, int *ret)
+{
+	struct mc_store_opts opts = {.size = sizeof(opts), .name = "127.0.0.1"};
+	struct mc_store *st;
+	struct mc_diag diag;
+	char c;
+
+	if (argc != 4 || strcmp(argv[1], "--owner") != 0)
+		return false;
+	opts.master = argv[2];
+	opts.segment_bytes = strtoull(argv[3], NULL, 10);
+	*ret = 1;
+	if (mc_store_open(&opts, &diag, &st) < 0) {
+		(void)fprintf(stderr, "owner: %s\n", diag.text);
+		return true;
+	}
+	(void)printf("%s\n", mc_store_hostname(st));
+	(void)fflush(stdout);
+	while (read(STDIN_FILENO, &c, 1) > 0)
+		;
+	mc_store_close(st);
+	*ret = 0;
+	return true;
+}
+
+/* The first line that a new process says; its stdin stays open. */
+static void spawn(struct real_proc *p, const char *path, char *const argv[], char *line, size_t cap)
+{
+	int in[2], out[2];
+	size_t n = 0;
+
+	assert_int_equal(pipe2(in, O_CLOEXEC), 0);
+	assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+	p->pid = fork();
+	assert_true(p->pid >= 0);
+	if (p->pid == 0) {
+		(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+		(void)dup2(in[0], STDIN_FILENO);
+		(void)dup2(out[1], STDOUT_FILENO);
+		(void)execv(path, argv);
+		_exit(127);
+	}
+	(void)close(in[0]);
+	(void)close(out[1]);
+	p->in = in[1];
+	while (n + 1 < cap && read(out[0], line + n, 1) == 1 && line[n] != '\n')
+		n++;
+	line[n] = '\0';
+	(void)close(out[0]);
+	if (n == 0)
+		fail_msg("%s does not start", path);
+}
+
+static void reap(struct real_proc *p, int signo)
+{
+	int status;
+
+	if (p->pid == 0)
+		return;
+	if (signo)
+		(void)kill(p->pid, signo);
+	(void)close(p->in);
+	assert_int_equal(waitpid(p->pid, &status, 0), p->pid);
+	p->pid = 0;
+}
+
+void real_master_start(struct real *c)
+{
+	char port[64], dir[128], line[256];
+	char *argv[] = {"mooncake_master",
+			port,
+			"--metrics_port=0",
+			"--client_ttl=3",
+			"--default_kv_lease_ttl=300",
+			dir,
+			NULL};
+
+	(void)snprintf(port, sizeof(port), "--rpc_port=%s", strchr(c->master, ':') + 1);
+	(void)snprintf(dir, sizeof(dir), "--state_dir=%s", c->dir);
+	spawn(&c->m, program, argv, line, sizeof(line));
+}
+
+void real_master_kill(struct real *c)
+{
+	reap(&c->m, SIGKILL);
+}
+
+unsigned real_owner_start(struct real *c, uint64_t bytes)
+{
+	char size[32];
+	char *argv[] = {"owner", "--owner", c->master, size, NULL};
+	unsigned i = c->nowners++;
+
+	assert_true(i < REAL_OWNERS_MAX);
+	(void)snprintf(size, sizeof(size), "%llu", (unsigned long long)bytes);
+	spawn(&c->owners[i], "/proc/self/exe", argv, c->segments[i], sizeof(c->segments[i]));
+	return i;
+}
+
+void real_owner_kill(struct real *c, unsigned i)
+{
+	reap(&c->owners[i], SIGKILL);
+}
+
+void real_owner_stop(struct real *c, unsigned i)
+{
+	int status;
+
+	assert_int_equal(kill(c->owners[i].pid, SIGSTOP), 0);
+	assert_int_equal(waitpid(c->owners[i].pid, &status, WUNTRACED), c->owners[i].pid);
+	assert_true(WIFSTOPPED(status));
+}
+
+struct real *real_open(unsigned nowners, uint64_t bytes)
+{
+	struct real *c = mc_calloc(1, sizeof(*c));
+	struct mc_addr host, bound;
+	int fd;
+
+	assert_non_null(c);
+	(void)snprintf(c->dir, sizeof(c->dir), "/tmp/mc-store-XXXXXX");
+	assert_non_null(mkdtemp(c->dir));
+	/* A port that is free now: below those that the kernel gives to others meanwhile. */
+	assert_int_equal(mc_addr_parse("127.0.0.1:0", 0, &host), 0);
+	assert_int_equal(mc_sock_listen_range(&host, 20000, 30000, 1, &fd, &bound), 0);
+	mc_fd_close(&fd);
+	(void)snprintf(c->master, sizeof(c->master), "127.0.0.1:%u", mc_addr_port(&bound));
+	real_master_start(c);
+	for (unsigned i = 0; i < nowners; i++)
+		(void)real_owner_start(c, bytes);
+	return c;
+}
+
+void real_close(struct real *c)
+{
+	char path[512];
+
+	for (unsigned i = 0; i < c->nowners; i++)
+		reap(&c->owners[i], 0);
+	reap(&c->m, SIGTERM);
+	(void)snprintf(path, sizeof(path), "rm -rf '%s'", c->dir);
+	assert_int_equal(system(path), 0);
+	mc_free(c);
+}
+
+struct mc_store *real_store(struct real *c, uint32_t timeout_ms, uint64_t segment_bytes)
+{
+	struct mc_store_opts opts = {.size = sizeof(opts),
+				     .name = "127.0.0.1",
+				     .master = c->master,
+				     .segment_bytes = segment_bytes,
+				     .buffer_bytes = 256 << 20,
+				     .timeout_ms = timeout_ms};
+	struct mc_store *st;
+	struct mc_diag diag;
+
+	if (mc_store_open(&opts, &diag, &st) < 0)
+		fail_msg("%s", diag.text);
+	return st;
+}

@@ -1,0 +1,45 @@
+/*
+ * store_real.h: a cluster of real processes for tests of the Store: mooncake_master, and owners
+ * that are this program again.
+ */
+#ifndef MC_TEST_STORE_REAL_H
+#define MC_TEST_STORE_REAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include <mooncake/store.h>
+
+#define REAL_OWNERS_MAX 4u
+
+struct real_proc {
+	pid_t pid; /* 0: none */
+	int in;	   /* its stdin: closed, it ends */
+};
+
+struct real {
+	char dir[64]; /* state of the master */
+	char master[32];
+	struct real_proc m, owners[REAL_OWNERS_MAX];
+	char segments[REAL_OWNERS_MAX][128];
+	unsigned nowners;
+};
+
+/** main() of an owner: "--owner MASTER BYTES". @return true: this process was one, exit with *ret
+ */
+bool real_is_owner(int argc, char **argv, int *ret);
+/** The program of the master, once, before anything else. */
+void real_init(const char *master_program);
+struct real *real_open(unsigned nowners, uint64_t bytes);
+void real_close(struct real *c);
+void real_master_start(struct real *c);
+void real_master_kill(struct real *c);
+/** @return its number */
+unsigned real_owner_start(struct real *c, uint64_t bytes);
+void real_owner_kill(struct real *c, unsigned i);
+/** SIGSTOP; returns when it stands still. */
+void real_owner_stop(struct real *c, unsigned i);
+struct mc_store *real_store(struct real *c, uint32_t timeout_ms, uint64_t segment_bytes);
+
+#endif

@@ -1,0 +1,482 @@
+/*
+ * store_test.c: the Store through real processes, which are killed, stopped and restarted. A ledger
+ * beside it knows every acknowledged write: what is read is one of them, whole, or a miss.
+ */
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/rand.h"
+#include "store_real.h"
+
+#define KIB 1024ull
+#define MIB (1024 * KIB)
+#define LEN_MAX (64 * MIB)
+
+/* ---- bytes that tell whose they are ---- */
+
+/* Every 8 bytes depend on seed and place. */
+static void bytes_fill(uint8_t *p, size_t len, uint64_t seed)
+{
+	for (size_t i = 0; i < len; i += 8) {
+		uint64_t state = seed + i, v = mc_splitmix64(&state);
+
+		memcpy(p + i, &v, mc_min((size_t)8, len - i));
+	}
+}
+
+static bool bytes_are(const uint8_t *p, size_t len, uint64_t seed)
+{
+	for (size_t i = 0; i < len; i += 8) {
+		uint64_t state = seed + i, v = mc_splitmix64(&state);
+
+		if (memcmp(p + i, &v, mc_min((size_t)8, len - i)) != 0)
+			return false;
+	}
+	return true;
+}
+
+static struct mc_store_key key_of(const char *text)
+{
+	return (struct mc_store_key){text, strlen(text)};
+}
+
+static int put(struct mc_store *st, const char *key, uint8_t *buf, size_t len, uint64_t seed,
+	       const struct mc_store_conf *conf, unsigned flags)
+{
+	struct mc_store_part part = {buf, len};
+	struct mc_store_item item = {key_of(key), &part, 1};
+	int32_t ret = 1;
+
+	bytes_fill(buf, len, seed);
+	(void)!mc_store_put(st, &item, 1, conf, flags, &ret);
+	return ret;
+}
+
+static int64_t get(struct mc_store *st, const char *key, uint8_t *buf, size_t len)
+{
+	struct mc_store_part part = {buf, len};
+	struct mc_store_item item = {key_of(key), &part, 1};
+	int64_t ret = 1;
+
+	(void)!mc_store_get(st, &item, 1, &ret);
+	return ret;
+}
+
+static void read_is(struct mc_store *st, const char *key, uint8_t *buf, size_t len, uint64_t seed)
+{
+	memset(buf, 0, len);
+	assert_int_equal(get(st, key, buf, len), (int64_t)len);
+	assert_true(bytes_are(buf, len, seed));
+}
+
+static uint8_t *buffer(size_t len)
+{
+	uint8_t *p = mc_aligned_alloc(4096, (len + 4095) & ~(size_t)4095);
+
+	assert_non_null(p);
+	return p;
+}
+
+/* ---- quiet ---- */
+
+static void all_sizes_are_put_read_and_removed(void **state)
+{
+	const size_t lens[] = {1,	    100,       4 * KIB,	      64 * KIB - 1,
+			       64 * KIB,    256 * KIB, 256 * KIB + 1, MIB,
+			       5 * MIB + 3, 16 * MIB,  LEN_MAX};
+	struct real *c = real_open(2, 256 * MIB);
+	struct mc_store *a = real_store(c, 20000, 0), *b = real_store(c, 20000, 0);
+	uint8_t *buf = buffer(LEN_MAX);
+	char key[32];
+
+	for (size_t i = 0; i < MC_ARRAY_LEN(lens); i++) {
+		struct mc_store_key k;
+		int32_t ret;
+
+		(void)snprintf(key, sizeof(key), "s%zu", lens[i]);
+		k = key_of(key);
+		assert_int_equal(put(a, key, buf, lens[i], i, NULL, 0), 0);
+		read_is(b, key, buf, lens[i], i);
+		assert_int_equal(mc_store_exist(b, &k, 1, &ret), 0);
+		assert_int_equal(ret, 1);
+		assert_int_equal(mc_store_remove(b, &k, 1, true, &ret), 0);
+		assert_int_equal(get(a, key, buf, lens[i]), MC_STORE_OBJECT_NOT_FOUND);
+	}
+	mc_store_close(a);
+	mc_store_close(b);
+	mc_free(buf);
+	real_close(c);
+	(void)state;
+}
+
+static void a_process_reads_and_writes_its_own_segment(void **state)
+{
+	struct real *c = real_open(0, 0);
+	struct mc_store *a = real_store(c, 20000, 64 * MIB), *b = real_store(c, 20000, 0);
+	uint8_t *buf = buffer(4 * MIB);
+
+	assert_int_equal(put(a, "small", buf, 1000, 1, NULL, 0), 0);
+	assert_int_equal(put(a, "large", buf, 4 * MIB, 2, NULL, 0), 0);
+	assert_int_equal(put(b, "other", buf, MIB, 3, NULL, 0), 0);
+	for (int i = 0; i < 2; i++) {
+		struct mc_store *st = i ? a : b;
+
+		read_is(st, "small", buf, 1000, 1);
+		read_is(st, "large", buf, 4 * MIB, 2);
+		read_is(st, "other", buf, MIB, 3);
+	}
+	mc_store_close(b);
+	mc_store_close(a);
+	mc_free(buf);
+	real_close(c);
+	(void)state;
+}
+
+static void the_first_put_wins_and_an_upsert_replaces(void **state)
+{
+	struct real *c = real_open(1, 64 * MIB);
+	struct mc_store *a = real_store(c, 20000, 0), *b = real_store(c, 20000, 0);
+	uint8_t *buf = buffer(MIB);
+
+	for (int i = 0; i < 2; i++) {
+		size_t len = i ? MIB : 1000;
+		const char *key = i ? "large" : "small";
+
+		assert_int_equal(put(a, key, buf, len, 1, NULL, 0), 0);
+		assert_int_equal(put(b, key, buf, len, 2, NULL, 0), 0);
+		read_is(b, key, buf, len, 1);
+		assert_int_equal(put(b, key, buf, len / 2, 3, NULL, MC_STORE_UPSERT), 0);
+		read_is(a, key, buf, len / 2, 3);
+		assert_int_equal(put(a, key, buf, len, 4, NULL, MC_STORE_UPSERT), 0);
+		read_is(b, key, buf, len, 4);
+	}
+	mc_store_close(a);
+	mc_store_close(b);
+	mc_free(buf);
+	real_close(c);
+	(void)state;
+}
+
+static void batches_in_parts_on_several_owners(void **state)
+{
+	enum { N = 300 };
+	struct real *c = real_open(3, 128 * MIB);
+	struct mc_store *a = real_store(c, 20000, 0), *b = real_store(c, 20000, 0);
+	struct mc_store_item items[N];
+	struct mc_store_part parts[N][2];
+	uint8_t *in = buffer(N * 320 * KIB), *out = buffer(N * 320 * KIB);
+	int32_t ret[N];
+	int64_t got[N];
+	char keys[N][16];
+
+	bytes_fill(in, N * 320 * KIB, 9);
+	for (unsigned i = 0; i < N; i++) {
+		size_t len = 1 + (size_t)i * 1087 % (320 * KIB), at = i * 320 * KIB;
+
+		(void)snprintf(keys[i], sizeof(keys[i]), "b%u", i);
+		parts[i][0] = (struct mc_store_part){in + at, len / 3};
+		parts[i][1] = (struct mc_store_part){in + at + len / 3, len - len / 3};
+		items[i] = (struct mc_store_item){key_of(keys[i]), parts[i], 2};
+	}
+	assert_int_equal(mc_store_put(a, items, N, NULL, 0, ret), 0);
+	for (unsigned i = 0; i < N; i++) {
+		size_t len = parts[i][0].len + parts[i][1].len, at = i * 320 * KIB;
+
+		parts[i][0] = (struct mc_store_part){out + at, len / 2};
+		parts[i][1] = (struct mc_store_part){out + at + len / 2, len};
+	}
+	assert_int_equal(mc_store_get(b, items, N, got), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_memory_equal(out + i * 320 * KIB, in + i * 320 * KIB, (size_t)got[i]);
+	mc_store_close(a);
+	mc_store_close(b);
+	mc_free(in);
+	mc_free(out);
+	real_close(c);
+	(void)state;
+}
+
+/* ---- a full pool ---- */
+
+static void a_full_pool_evicts_and_never_gives_other_bytes(void **state)
+{
+	enum { N = 400 };
+	struct real *c = real_open(2, 32 * MIB);
+	struct mc_store *st = real_store(c, 20000, 0);
+	uint8_t *buf = buffer(MIB);
+	unsigned hits = 0;
+	char key[16];
+
+	for (unsigned i = 0; i < N; i++) {
+		(void)snprintf(key, sizeof(key), "e%u", i);
+		assert_int_equal(put(st, key, buf, i % 3 ? 200 * KIB : MIB, i, NULL, 0), 0);
+	}
+	for (unsigned i = 0; i < N; i++) {
+		size_t len = i % 3 ? 200 * KIB : MIB;
+		int64_t got;
+
+		(void)snprintf(key, sizeof(key), "e%u", i);
+		got = get(st, key, buf, MIB);
+		if (got == MC_STORE_OBJECT_NOT_FOUND)
+			continue;
+		assert_int_equal(got, (int64_t)len);
+		assert_true(bytes_are(buf, len, i));
+		hits++;
+	}
+	assert_true(hits >= 40 && hits < N);
+	mc_store_close(st);
+	mc_free(buf);
+	real_close(c);
+	(void)state;
+}
+
+/* ---- kills ---- */
+
+static void the_death_of_an_owner_is_a_miss_and_puts_go_elsewhere(void **state)
+{
+	enum { N = 40 };
+	struct real *c = real_open(2, 128 * MIB);
+	struct mc_store *st = real_store(c, 8000, 0);
+	struct mc_store_conf conf = {.size = sizeof(conf), .replicas = 2};
+	uint8_t *buf = buffer(MIB);
+	unsigned hits = 0;
+	char key[16];
+
+	for (unsigned i = 0; i < N; i++) {
+		(void)snprintf(key, sizeof(key), "one%u", i);
+		assert_int_equal(put(st, key, buf, 300 * KIB, i, NULL, 0), 0);
+		(void)snprintf(key, sizeof(key), "two%u", i);
+		assert_int_equal(put(st, key, buf, 10 * KIB, 1000 + i, &conf, 0), 0);
+	}
+	real_owner_kill(c, 0);
+	for (unsigned i = 0; i < N; i++) {
+		int64_t got;
+
+		(void)snprintf(key, sizeof(key), "two%u", i);
+		read_is(st, key, buf, 10 * KIB, 1000 + i);
+		(void)snprintf(key, sizeof(key), "one%u", i);
+		got = get(st, key, buf, MIB);
+		hits += got == 300 * KIB && bytes_are(buf, 300 * KIB, i);
+		assert_true(got == 300 * KIB || got < 0);
+		(void)snprintf(key, sizeof(key), "new%u", i);
+		assert_int_equal(put(st, key, buf, 300 * KIB, 2000 + i, NULL, 0), 0);
+		read_is(st, key, buf, 300 * KIB, 2000 + i);
+	}
+	assert_true(hits > 0 && hits < N);
+	mc_store_close(st);
+	mc_free(buf);
+	real_close(c);
+	(void)state;
+}
+
+static void a_killed_master_that_restarts_lost_nothing(void **state)
+{
+	enum { N = 60 };
+	struct real *c = real_open(2, 128 * MIB);
+	struct mc_store *st = real_store(c, 20000, 0);
+	uint8_t *buf = buffer(MIB);
+	char key[16];
+
+	for (unsigned round = 0; round < 3; round++) {
+		for (unsigned i = 0; i < N; i++) {
+			(void)snprintf(key, sizeof(key), "r%u-%u", round, i);
+			assert_int_equal(
+			    put(st, key, buf, i % 2 ? 300 * KIB : 3000, 100 * round + i, NULL, 0),
+			    0);
+		}
+		real_master_kill(c);
+		real_master_start(c);
+		for (unsigned i = 0; i < N; i++) {
+			(void)snprintf(key, sizeof(key), "r%u-%u", round, i);
+			read_is(st, key, buf, i % 2 ? 300 * KIB : 3000, 100 * round + i);
+		}
+	}
+	mc_store_close(st);
+	mc_free(buf);
+	real_close(c);
+	(void)state;
+}
+
+static void a_stopped_owner_delays_no_put_beyond_its_deadline(void **state)
+{
+	struct real *c = real_open(2, 64 * MIB);
+	struct mc_store *st = real_store(c, 8000, 0);
+	uint8_t *buf = buffer(MIB);
+	char key[16];
+
+	assert_int_equal(put(st, "warm", buf, 1000, 0, NULL, 0), 0);
+	real_owner_stop(c, 0);
+	for (unsigned i = 0; i < 6; i++) {
+		uint64_t begin_ns = mc_now_ns();
+
+		(void)snprintf(key, sizeof(key), "s%u", i);
+		assert_int_equal(put(st, key, buf, i % 2 ? MIB : 1000, i, NULL, 0), 0);
+		assert_true(mc_now_ns() - begin_ns < 9 * MC_NS_PER_S);
+		read_is(st, key, buf, i % 2 ? MIB : 1000, i);
+	}
+	(void)kill(c->owners[0].pid, SIGCONT);
+	for (unsigned i = 0; i < 6; i++) {
+		(void)snprintf(key, sizeof(key), "s%u", i);
+		read_is(st, key, buf, i % 2 ? MIB : 1000, i);
+	}
+	mc_store_close(st);
+	mc_free(buf);
+	real_close(c);
+	(void)state;
+}
+
+/* ---- storm ---- */
+
+#define STORM_KEYS 64u
+#define STORM_NS (3 * MC_NS_PER_S)
+
+/* The ledger: of each key the highest version whose write was begun, and the highest acknowledged.
+ * Bytes and length follow from key and version. */
+struct storm {
+	struct mc_store *a, *b; /* one is an owner itself */
+	_Atomic uint32_t begun[STORM_KEYS], acked[STORM_KEYS];
+	pthread_mutex_t writing[STORM_KEYS]; /* one writer a key: versions are in order */
+	_Atomic uint64_t reads, misses, writes, wrong;
+	uint64_t until_ns;
+};
+
+static size_t storm_len(unsigned key, uint32_t version)
+{
+	uint64_t state = key * 7919u + version;
+
+	return 8 + mc_splitmix64(&state) % (version % 4 == 0 ? 700 * KIB : 20 * KIB);
+}
+
+static uint64_t storm_seed(unsigned key, uint32_t version)
+{
+	return (uint64_t)key << 40 | (uint64_t)version << 32;
+}
+
+static void *storm_write(void *arg)
+{
+	struct storm *s = arg;
+	uint64_t rand = mc_now_ns();
+	uint8_t *buf = buffer(MIB);
+	char key[16];
+
+	while (mc_now_ns() < s->until_ns) {
+		unsigned k = (unsigned)(mc_splitmix64(&rand) % STORM_KEYS);
+		uint32_t v;
+
+		(void)snprintf(key, sizeof(key), "k%u", k);
+		pthread_mutex_lock(&s->writing[k]);
+		v = atomic_fetch_add(&s->begun[k], 1) + 1;
+		if (put(k % 2 ? s->a : s->b, key, buf, storm_len(k, v), storm_seed(k, v), NULL,
+			MC_STORE_UPSERT) == 0) {
+			atomic_store(&s->acked[k], v);
+			atomic_fetch_add(&s->writes, 1);
+		}
+		pthread_mutex_unlock(&s->writing[k]);
+	}
+	mc_free(buf);
+	return NULL;
+}
+
+/* Is it a version from `low` on that somebody began to write? */
+static bool storm_is_right(struct storm *s, unsigned k, uint32_t low, const uint8_t *buf,
+			   int64_t len)
+{
+	uint32_t high = atomic_load(&s->begun[k]);
+
+	for (uint32_t v = high; v >= low && v > 0; v--)
+		if ((int64_t)storm_len(k, v) == len &&
+		    bytes_are(buf, (size_t)len, storm_seed(k, v)))
+			return true;
+	return false;
+}
+
+static void *storm_read(void *arg)
+{
+	struct storm *s = arg;
+	uint64_t rand = mc_now_ns() * 3;
+	uint8_t *buf = buffer(MIB);
+	char key[16];
+
+	while (mc_now_ns() < s->until_ns) {
+		unsigned k = (unsigned)(mc_splitmix64(&rand) % STORM_KEYS);
+		uint32_t low = atomic_load(&s->acked[k]);
+		int64_t got;
+
+		(void)snprintf(key, sizeof(key), "k%u", k);
+		got = get(mc_splitmix64(&rand) % 2 ? s->a : s->b, key, buf, MIB);
+		atomic_fetch_add(&s->reads, 1);
+		if (got == MC_STORE_OBJECT_NOT_FOUND)
+			atomic_fetch_add(&s->misses, 1);
+		else if (got >= 0 && !storm_is_right(s, k, low, buf, got))
+			atomic_fetch_add(&s->wrong, 1);
+	}
+	mc_free(buf);
+	return NULL;
+}
+
+static void writers_readers_and_eviction_at_once(void **state)
+{
+	struct real *c = real_open(2, 8 * MIB);
+	struct mc_store *a = real_store(c, 20000, 0), *b = real_store(c, 20000, 8 * MIB);
+	struct storm *s = mc_calloc(1, sizeof(*s));
+	pthread_t threads[4];
+
+	s->a = a;
+	s->b = b;
+	s->until_ns = mc_now_ns() + STORM_NS;
+	for (unsigned k = 0; k < STORM_KEYS; k++)
+		pthread_mutex_init(&s->writing[k], NULL);
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(
+		    pthread_create(&threads[i], NULL, i < 2 ? storm_write : storm_read, s), 0);
+	for (unsigned i = 0; i < 4; i++)
+		(void)pthread_join(threads[i], NULL);
+	print_message("%llu writes, %llu reads, %llu misses\n", (unsigned long long)s->writes,
+		      (unsigned long long)s->reads, (unsigned long long)s->misses);
+	assert_true(s->writes > 100 && s->reads > 100);
+	assert_int_equal(s->wrong, 0);
+	mc_store_close(a);
+	mc_store_close(b);
+	mc_free(s);
+	real_close(c);
+	(void)state;
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(all_sizes_are_put_read_and_removed),
+	    cmocka_unit_test(a_process_reads_and_writes_its_own_segment),
+	    cmocka_unit_test(the_first_put_wins_and_an_upsert_replaces),
+	    cmocka_unit_test(batches_in_parts_on_several_owners),
+	    cmocka_unit_test(a_full_pool_evicts_and_never_gives_other_bytes),
+	    cmocka_unit_test(the_death_of_an_owner_is_a_miss_and_puts_go_elsewhere),
+	    cmocka_unit_test(a_killed_master_that_restarts_lost_nothing),
+	    cmocka_unit_test(a_stopped_owner_delays_no_put_beyond_its_deadline),
+	    cmocka_unit_test(writers_readers_and_eviction_at_once),
+	};
+	int ret;
+
+	if (real_is_owner(argc, argv, &ret))
+		return ret;
+	if (argc < 2) {
+		(void)fprintf(stderr, "usage: %s MOONCAKE_MASTER [TEST]\n", argv[0]);
+		return 2;
+	}
+	real_init(argv[1]);
+	if (argc > 2)
+		cmocka_set_test_filter(argv[2]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
