@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "cli/master_flags.h"
+#include "master/admin.h"
 
 #define PATH_MAX_BYTES 4096
 
@@ -93,9 +94,28 @@ static int listen_on(struct mc_master *master, const struct mc_master_flags *fla
 	return 0;
 }
 
+/* Without libmicrohttpd, or with its port in use, the master serves all the same. */
+static void admin_open(struct mc_master *master, const struct mc_master_flags *flags,
+		       struct mc_master_admin **ret_admin)
+{
+	struct mc_diag diag = {.text = ""};
+	struct mc_addr at;
+	int rc;
+
+	if (flags->metrics_port == 0)
+		return;
+	rc = mc_addr_resolve(flags->metrics_host, (uint16_t)flags->metrics_port, &at, &diag);
+	if (rc == 0)
+		rc = mc_master_admin_open(master, &at, &diag, ret_admin);
+	if (rc < 0)
+		mc_log_warn("no metrics and no administration over HTTP",
+			    "cause=\"%s\" hint=\"--metrics_port, --metrics_host\"", diag.text);
+}
+
 static int run(struct mc_master_flags *flags, const sigset_t *stop, struct mc_diag *diag)
 {
 	struct mc_loop *loop = NULL, *side = NULL;
+	struct mc_master_admin *admin = NULL;
 	struct mc_master *master = NULL;
 	char path[PATH_MAX_BYTES];
 	int rc, signo;
@@ -115,7 +135,10 @@ static int run(struct mc_master_flags *flags, const sigset_t *stop, struct mc_di
 	if (rc == 0)
 		rc = listen_on(master, flags, diag);
 	if (rc == 0)
+		admin_open(master, flags, &admin);
+	if (rc == 0)
 		(void)sigwait(stop, &signo);
+	mc_master_admin_close(admin);
 	mc_master_close(master);
 	mc_loop_close(side);
 	mc_loop_close(loop);

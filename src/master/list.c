@@ -364,7 +364,7 @@ bool mc_mst_remove_like(struct mc_master *m, struct mc_rpc_req *req, const struc
 
 /* ---- segments ---- */
 
-static const char *state_text(const struct mc_mst_owner *o)
+const char *mc_mst_owner_state_text(const struct mc_mst_owner *o)
 {
 	switch (o->state) {
 	case MC_MST_OK:
@@ -386,7 +386,7 @@ static void segment_fill(struct mc_master *m, Mc__St__Segment *to, const struct 
 	to->owner = o->id;
 	to->name = (char *)o->segment;
 	to->host = (char *)o->host;
-	to->state = (char *)state_text(o);
+	to->state = (char *)mc_mst_owner_state_text(o);
 	to->capacity = o->space[MC_ST_MEMORY].capacity;
 	to->used = o->space[MC_ST_MEMORY].used;
 	to->disk_capacity = o->space[MC_ST_DISK].capacity;

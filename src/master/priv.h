@@ -200,6 +200,8 @@ void mc_mst_kill(struct mc_master *m, uint64_t gen);
 
 /* ---- list.c ---- */
 
+/** As segments are shown: "ok", "suspect", "announcing". */
+const char *mc_mst_owner_state_text(const struct mc_mst_owner *o);
 /** At the end of the master: nobody is told. */
 void mc_mst_walks_drop(struct mc_master *m);
 

@@ -1,0 +1,315 @@
+/*
+ * admin.c: the master over HTTP. Answers are made on the side loop; what the index knows is copied
+ * by a call to the other one.
+ */
+#include "master/admin.h"
+
+#include <string.h>
+
+#include "base/json.h"
+#include "base/statreg.h"
+#include "io/http_server.h"
+#include "master/priv.h"
+
+#define STATS_MAX 256u
+#define TEXT_MAX (8u << 20)
+
+/* Numbers that the index loop fills in when somebody asks. */
+enum gauge {
+	KEYS,
+	BYTES,
+	CAPACITY,
+	USED,
+	SOFT_PINNED,
+	HARD_PINNED,
+	EVICTED_KEYS,
+	EVICTED_BYTES,
+	OWNERS,
+	CONNS,
+	PENDING_FREES,
+	TOMBSTONES,
+	INDEX_BYTES,
+	EPOCH,
+	RECOVERING,
+	GAUGE_COUNT,
+};
+
+static const struct {
+	const char *name, *help;
+} gauges[GAUGE_COUNT] = {
+    [KEYS] = {"master_key_count", "objects"},
+    [BYTES] = {"master_payload_bytes", "bytes of objects, all replicas"},
+    [CAPACITY] = {"master_total_capacity_bytes", "memory of all owners"},
+    [USED] = {"master_allocated_bytes", "of that, in use"},
+    [SOFT_PINNED] = {"master_soft_pin_key_count", "objects with a soft pin"},
+    [HARD_PINNED] = {"master_hard_pin_key_count", "objects with a hard pin"},
+    [EVICTED_KEYS] = {"master_evicted_key_count", "replicas evicted so far"},
+    [EVICTED_BYTES] = {"master_evicted_size_bytes", "bytes evicted so far"},
+    [OWNERS] = {"master_owners", "owners that are there"},
+    [CONNS] = {"master_active_clients", "connections of clients and owners"},
+    [PENDING_FREES] = {"master_pending_frees", "frees that owners have not acknowledged"},
+    [TOMBSTONES] = {"master_tombstones", "removals that owners which are away do not know"},
+    [INDEX_BYTES] = {"master_index_memory_bytes", "memory of the index"},
+    [EPOCH] = {"master_epoch", "epoch of this master"},
+    [RECOVERING] = {"master_recovering", "1 while owners of the last life have not announced"},
+};
+
+struct mc_master_admin {
+	struct mc_master *m;
+	struct mc_http_server *http;
+	struct mc_stat_reg *reg;
+	struct mc_gauge gauge[GAUGE_COUNT];
+};
+
+/* One question: what is copied on the index loop. */
+struct ask {
+	struct mc_master_admin *a;
+	json_t *segments; /* wanted when not NULL */
+};
+
+static void set(struct mc_master_admin *a, enum gauge g, uint64_t n)
+{
+	mc_gauge_set(&a->gauge[g], (int64_t)n);
+}
+
+static json_t *segment_json(struct mc_master *m, const struct mc_mst_owner *o)
+{
+	const struct mc_st_space *memory = &o->space[MC_ST_MEMORY], *disk = &o->space[MC_ST_DISK];
+	struct mc_index_pool pool;
+	char id[17];
+
+	(void)snprintf(id, sizeof(id), "%016llx", (unsigned long long)o->id);
+	mc_index_pool(m->index, o->id, MC_ST_MEMORY, &pool);
+	return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "id", id, "name",
+			 o->segment, "host", o->host, "state", mc_mst_owner_state_text(o),
+			 "capacity", (json_int_t)memory->capacity, "used", (json_int_t)memory->used,
+			 "disk_capacity", (json_int_t)disk->capacity, "disk_used",
+			 (json_int_t)disk->used, "objects", (json_int_t)pool.objects);
+}
+
+/* On the index loop. */
+static void collect(void *arg)
+{
+	struct ask *ask = arg;
+	struct mc_master_admin *a = ask->a;
+	struct mc_master *m = a->m;
+	struct mc_rpc_server_stats server;
+	struct mc_index_stats index;
+	uint64_t capacity = 0, used = 0, owners = 0;
+	struct mc_mst_owner *o;
+
+	mc_list_each (o, &m->owners, link) {
+		if (!o->is_joined)
+			continue;
+		owners++;
+		capacity += o->space[MC_ST_MEMORY].capacity;
+		used += o->space[MC_ST_MEMORY].used;
+		if (ask->segments)
+			(void)json_array_append_new(ask->segments, segment_json(m, o));
+	}
+	mc_index_stats(m->index, &index);
+	mc_rpc_server_stats(m->server, &server);
+	set(a, KEYS, index.objects);
+	set(a, BYTES, index.bytes);
+	set(a, CAPACITY, capacity);
+	set(a, USED, used);
+	set(a, SOFT_PINNED, index.soft_pinned);
+	set(a, HARD_PINNED, index.hard_pinned);
+	set(a, EVICTED_KEYS, index.evicted_objects);
+	set(a, EVICTED_BYTES, index.evicted_bytes);
+	set(a, OWNERS, owners);
+	set(a, CONNS, server.conns);
+	set(a, PENDING_FREES, index.pending);
+	set(a, TOMBSTONES, index.tombs);
+	set(a, INDEX_BYTES, index.memory_bytes);
+	set(a, EPOCH, mc_master_epoch(m));
+	set(a, RECOVERING, m->is_recovering);
+}
+
+static json_t *ask(struct mc_master_admin *a, bool has_segments)
+{
+	struct ask q = {.a = a, .segments = has_segments ? json_array() : NULL};
+
+	mc_loop_call(a->m->loop, collect, &q);
+	return q.segments;
+}
+
+/* ---- pages ---- */
+
+static void health(struct mc_master_admin *a, struct mc_str *out)
+{
+	json_decref(ask(a, false));
+	(void)mc_str_appendf(out,
+			     "{\"status\": \"ok\", \"role\": \"leader\", \"ha_state\": "
+			     "\"standalone\", \"service_ready\": %s, \"epoch\": %lld}\n",
+			     mc_gauge_read(&a->gauge[RECOVERING]) ? "false" : "true",
+			     (long long)mc_gauge_read(&a->gauge[EPOCH]));
+}
+
+static void metrics(struct mc_master_admin *a, struct mc_str *out)
+{
+	json_decref(ask(a, false));
+	out->rc = mc_stat_render(a->reg, out);
+}
+
+static void summary(struct mc_master_admin *a, struct mc_str *out)
+{
+	json_decref(ask(a, false));
+	(void)mc_str_appendf(
+	    out, "keys %lld, memory %lld of %lld bytes, owners %lld, evicted %lld\n",
+	    (long long)mc_gauge_read(&a->gauge[KEYS]), (long long)mc_gauge_read(&a->gauge[USED]),
+	    (long long)mc_gauge_read(&a->gauge[CAPACITY]),
+	    (long long)mc_gauge_read(&a->gauge[OWNERS]),
+	    (long long)mc_gauge_read(&a->gauge[EVICTED_KEYS]));
+}
+
+static const char *text_of(const json_t *segment, const char *key)
+{
+	const char *text = json_string_value(json_object_get(segment, key));
+
+	return text ? text : "";
+}
+
+static void all_segments(struct mc_master_admin *a, struct mc_str *out)
+{
+	json_t *list = ask(a, true);
+
+	for (size_t i = 0; i < json_array_size(list); i++)
+		(void)mc_str_appendf(out, "%s\n", text_of(json_array_get(list, i), "name"));
+	json_decref(list);
+}
+
+static void detail(struct mc_master_admin *a, struct mc_str *out)
+{
+	json_t *list = ask(a, true);
+
+	if (list)
+		out->rc = mc_json_dump(list, out);
+	json_decref(list);
+}
+
+static int query_segment(struct mc_master_admin *a, const char *name, struct mc_str *out)
+{
+	json_t *list = ask(a, true);
+	int status = 500; /* as upstream answers */
+
+	for (size_t i = 0; name && i < json_array_size(list); i++) {
+		const json_t *s = json_array_get(list, i);
+
+		if (strcmp(text_of(s, "name"), name) != 0)
+			continue;
+		(void)mc_str_appendf(out, "%s\nUsed(bytes): %lld\nCapacity(bytes) : %lld\n", name,
+				     (long long)json_integer_value(json_object_get(s, "used")),
+				     (long long)json_integer_value(json_object_get(s, "capacity")));
+		status = 200;
+	}
+	if (status != 200)
+		(void)mc_str_puts(out, "there is no such segment; /get_all_segments names all\n");
+	json_decref(list);
+	return status;
+}
+
+static void on_get(void *user, const char *path, struct mc_http_answer *ret)
+{
+	static const struct {
+		const char *path, *type;
+		void (*fill)(struct mc_master_admin *a, struct mc_str *out);
+	} pages[] = {
+	    {"/health", "application/json", health},
+	    {"/metrics", "text/plain; version=0.0.4", metrics},
+	    {"/metrics/summary", "text/plain", summary},
+	    {"/get_all_segments", "text/plain", all_segments},
+	    {"/get_segments_detail", "application/json", detail},
+	};
+	struct mc_master_admin *a = user;
+	struct mc_str out;
+
+	mc_str_init(&out, TEXT_MAX);
+	ret->status = 404;
+	ret->type = "text/plain";
+	if (strcmp(path, "/query_segment") == 0)
+		ret->status = query_segment(a, mc_http_arg(ret, "segment"), &out);
+	for (size_t i = 0; i < MC_ARRAY_LEN(pages); i++) {
+		if (strcmp(path, pages[i].path) != 0)
+			continue;
+		pages[i].fill(a, &out);
+		ret->status = 200;
+		ret->type = pages[i].type;
+	}
+	if (out.rc < 0)
+		ret->status = 503;
+	ret->len = out.rc < 0 ? 0 : out.len;
+	ret->body = mc_str_take(&out);
+	if (!ret->body)
+		ret->len = 0;
+}
+
+/* ---- life ---- */
+
+static int stats_add(struct mc_master_admin *a)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; rc == 0 && i < GAUGE_COUNT; i++) {
+		const struct mc_stat_desc d = {
+		    .name = gauges[i].name, .help = gauges[i].help, .kind = MC_STAT_GAUGE};
+
+		rc = mc_stat_add(a->reg, &d, NULL, 0, &a->gauge[i], NULL);
+	}
+	for (unsigned i = 0; rc == 0 && i < MC_MST_METHODS_MAX && a->m->methods[i].name; i++) {
+		const struct mc_mst_method *c = &a->m->methods[i];
+		const struct mc_stat_label label = {"rpc", c->name};
+		const struct mc_stat_desc calls = {
+		    .name = "master_rpc_requests_total", .help = "calls", .kind = MC_STAT_COUNTER};
+		const struct mc_stat_desc items = {.name = "master_rpc_items_total",
+						   .help = "keys in calls",
+						   .kind = MC_STAT_COUNTER};
+		const struct mc_stat_desc latency = {.name = "master_rpc_latency_seconds",
+						     .help = "from a call to its answer",
+						     .kind = MC_STAT_HIST,
+						     .scale = 1e-9};
+
+		rc = mc_stat_add(a->reg, &calls, &label, 1, &c->calls, NULL);
+		if (rc == 0)
+			rc = mc_stat_add(a->reg, &items, &label, 1, &c->items, NULL);
+		if (rc == 0)
+			rc = mc_stat_add(a->reg, &latency, &label, 1, &c->latency, NULL);
+	}
+	return rc;
+}
+
+void mc_master_admin_close(struct mc_master_admin *admin)
+{
+	if (!admin)
+		return;
+	mc_http_server_close(admin->http);
+	mc_stat_reg_close(admin->reg);
+	mc_free(admin);
+}
+
+int mc_master_admin_open(struct mc_master *master, const struct mc_addr *at, struct mc_diag *diag,
+			 struct mc_master_admin **ret_admin)
+{
+	struct mc_master_admin *a = mc_calloc(1, sizeof(*a));
+	int rc;
+
+	if (!a)
+		return -MC_E_NOMEM;
+	a->m = master;
+	rc = mc_stat_reg_open(STATS_MAX, &a->reg);
+	if (rc == 0)
+		rc = stats_add(a);
+	if (rc == 0)
+		rc = mc_http_server_open(master->side, at, on_get, a, &a->http, diag);
+	if (rc < 0) {
+		mc_master_admin_close(a);
+		return rc;
+	}
+	*ret_admin = a;
+	return 0;
+}
+
+uint16_t mc_master_admin_port(const struct mc_master_admin *admin)
+{
+	return mc_http_server_port(admin->http);
+}
