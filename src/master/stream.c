@@ -285,6 +285,8 @@ static ssize_t notes_take(struct mc_mst_owner *o, const uint8_t *at, size_t len)
 
 static int rx_add(struct mc_mst_owner *o, const void *data, size_t len)
 {
+	if (len == 0)
+		return 0; /* there may be no buffer yet */
 	if (mc_array_grow((void **)&o->rx, &o->rx_cap, o->rx_len + len, RX_MAX, 1) < 0)
 		return -MC_E_NOMEM;
 	memcpy(o->rx + o->rx_len, data, len);
