@@ -31,6 +31,7 @@ PROGRAMS = {
     "file": "a file segment against fio with O_DIRECT",
     "limits": "the raw programs alone",
     "rdma_post": "instructions, locks and verbs calls of a slice over RDMA, counted (valgrind)",
+    "index": "the Store's index alone: lookups, commits and bytes of an object on one core",
     "trace": "eviction policies on request traces: trace [FILE.jsonl ...], else a generated one",
 }
 PEER_NAMES = ("upstream", "nixl")
@@ -138,7 +139,7 @@ def main(argv: list[str]) -> int:
     machine = Machine.here(ROOT, argv)
     progress = Progress()
     missing: list[str] = []
-    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "trace") for w in args.what)
+    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "index", "trace") for w in args.what)
     ours = our_python(args.ours, missing) if needs_peers else None
     peers: dict[str, Any] = {
         name: peer_python(name, getattr(args, name), not args.no_peers, missing) if needs_peers else None

@@ -7,7 +7,7 @@
 
 #include "meta/index_priv.h"
 
-#define AHEAD 8u /* keys between the fetch into the cache and the use */
+#define AHEAD 16u /* keys between the fetch into the cache and the use */
 
 /* ---- life ---- */
 
@@ -89,19 +89,30 @@ void mc_index_end(struct mc_index_request *q)
 	mc_evict_end(&q->evict);
 }
 
-/* Records of the keys to come into the cache. */
+static void fetch_record(const struct mc_index *ix, uint32_t h)
+{
+	const uint8_t *at = mc_slab_at(&ix->slab, h);
+
+	__builtin_prefetch(at);
+	__builtin_prefetch(at + MC_CACHELINE);
+}
+
+/* Records of the keys to come into the cache: the first of the chain, then its successor. */
 static void fetch_ahead(const struct mc_index_request *q, uint32_t i)
 {
+	const struct mc_index *ix = q->ix;
 	uint32_t h;
 
-	if (i + AHEAD >= q->n)
-		return;
-	h = mc_ltab_first(&q->ix->objects, mc_ix_table_hash(q->ix, q->hashes[i + AHEAD]));
-	if (h) {
-		const uint8_t *at = mc_slab_at(&q->ix->slab, h);
-
-		__builtin_prefetch(at);
-		__builtin_prefetch(at + MC_CACHELINE);
+	if (i + AHEAD < q->n) {
+		h = mc_ltab_first(&ix->objects, mc_ix_table_hash(ix, q->hashes[i + AHEAD]));
+		if (h)
+			fetch_record(ix, h);
+	}
+	if (i + AHEAD / 2 < q->n) {
+		h = mc_ltab_first(&ix->objects, mc_ix_table_hash(ix, q->hashes[i + AHEAD / 2]));
+		h = h ? object_at(ix, h)->link.next : 0;
+		if (h)
+			fetch_record(ix, h);
 	}
 }
 
