@@ -23,7 +23,9 @@ static enum mc_cli_target_state goal(const struct mc_cli_write *w)
 static void target_fail(struct mc_cli_target *t, int status, bool is_lost)
 {
 	t->state = MC_CLI_TARGET_FAILED;
-	t->status = status;
+	/* The last call of one that had no room had little time: it is full all the same. */
+	if (t->status != MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS || status != MC_STORE_RPC_TIMEOUT)
+		t->status = status;
 	t->is_lost |= is_lost;
 }
 
@@ -35,9 +37,10 @@ static int reason(const struct mc_cli_write *w)
 	int status = MC_STORE_NO_AVAILABLE_HANDLE;
 
 	for (unsigned t = 0; t < w->ntargets; t++)
-		if (w->targets[t].status != MC_STORE_NO_AVAILABLE_HANDLE)
+		if (w->targets[t].status != MC_STORE_NO_AVAILABLE_HANDLE &&
+		    w->targets[t].status != MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS)
 			status = w->targets[t].status;
-	return status;
+	return status; /* an owner that had no room in time is full, too */
 }
 
 /* Nobody else is left to ask: those that gave no answer, once more. @return false: there is none */

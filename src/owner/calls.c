@@ -12,6 +12,9 @@
 #define NO_ROOM 1		       /* beside statuses, which are not above 0 */
 #define MARGIN_NS (100 * MC_NS_PER_MS) /* an answer leaves so long before the call's deadline */
 #define WAIT_NS (30 * MC_NS_PER_S)     /* of a call without deadline */
+/* No room by the end of the call, and no word that there will be none: whoever asked may ask again.
+ */
+#define UNDECIDED MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS
 #define INLINE_CHUNKS (MC_ST_INLINE_MAX / MC_SLOT_CHUNK)
 
 static int32_t layout_of(const struct mc_st_grant *g, struct mc_slot_info *ret)
@@ -301,7 +304,7 @@ static int32_t wait_for_room(struct mc_owner *o, struct mc_owait *w)
 	if (o->is_closing)
 		return MC_STORE_INTERNAL_ERROR;
 	if (atomic_load(&o->nwaiting) >= o->waiting_max)
-		return MC_STORE_NO_AVAILABLE_HANDLE;
+		return UNDECIDED;
 	mc_list_push_back(&o->waiting, &w->link);
 	atomic_fetch_add(&o->nwaiting, 1);
 	pthread_mutex_unlock(&o->lock);
@@ -314,7 +317,7 @@ static int32_t wait_for_room(struct mc_owner *o, struct mc_owait *w)
 	if (!atomic_load(&w->is_over)) {
 		mc_list_del(&w->link);
 		atomic_fetch_sub(&o->nwaiting, 1);
-		w->status = MC_STORE_NO_AVAILABLE_HANDLE;
+		w->status = UNDECIDED;
 	}
 	return w->status;
 }
@@ -429,8 +432,9 @@ static int32_t one_of(struct mc_owner *o, const struct mc_owait *w, const struct
 	return status;
 }
 
-/* @return false: the rest waits */
-static bool serve(struct mc_owner *o, struct mc_owait *w, bool is_in_turn, bool is_hopeless)
+/* @param refusal  what those get that there is no room for; 0: they wait. @return false: the rest
+ * waits */
+static bool serve(struct mc_owner *o, struct mc_owait *w, bool is_in_turn, int32_t refusal)
 {
 	for (; w->done < w->n; w->done++) {
 		struct mc_rd before = w->rd;
@@ -440,12 +444,12 @@ static bool serve(struct mc_owner *o, struct mc_owait *w, bool is_in_turn, bool 
 
 		mc_st_grant_decode(&w->rd, &g, w->has_payload);
 		ret.status = one_of(o, w, &g, is_in_turn, &ret);
-		if (ret.status == NO_ROOM && !is_hopeless) {
+		if (ret.status == NO_ROOM && refusal == 0) {
 			w->rd = before;
 			return false;
 		}
 		if (ret.status == NO_ROOM)
-			ret.status = MC_STORE_NO_AVAILABLE_HANDLE;
+			ret.status = refusal;
 		if (ret.status < 0) {
 			mc_counter_add(&o->count.refused, 1);
 			ret = (struct mc_st_granted){.status = ret.status};
@@ -494,7 +498,7 @@ void mc_owait_start(struct mc_owner *o, struct mc_owait *w)
 	uint64_t now = mc_clock_now(o->env->clk), left = WAIT_NS;
 	bool is_kept;
 
-	if (serve(o, w, false, false)) {
+	if (serve(o, w, false, 0)) {
 		answer(w);
 		return;
 	}
@@ -510,7 +514,7 @@ void mc_owait_start(struct mc_owner *o, struct mc_owait *w)
 	}
 	pthread_mutex_unlock(&o->lock);
 	if (!is_kept) {
-		(void)serve(o, w, false, true);
+		(void)serve(o, w, false, UNDECIDED);
 		answer(w);
 		return;
 	}
@@ -544,6 +548,7 @@ static bool serve_head(struct mc_owner *o, bool is_hopeless)
 {
 	uint64_t now = mc_clock_now(o->env->clk);
 	struct mc_owait *w;
+	int32_t refusal = 0;
 	bool is_done;
 
 	pthread_mutex_lock(&o->lock);
@@ -552,8 +557,11 @@ static bool serve_head(struct mc_owner *o, bool is_hopeless)
 	pthread_mutex_unlock(&o->lock);
 	if (!w || is_done || !w->req)
 		return is_done;
-	is_hopeless = is_hopeless || now >= w->deadline_ns || mc_rpc_req_is_dead(w->req);
-	if (!serve(o, w, true, is_hopeless))
+	if (is_hopeless)
+		refusal = MC_STORE_NO_AVAILABLE_HANDLE;
+	else if (now >= w->deadline_ns || mc_rpc_req_is_dead(w->req))
+		refusal = UNDECIDED;
+	if (!serve(o, w, true, refusal))
 		return false;
 	pthread_mutex_lock(&o->lock);
 	leave(o, w);
@@ -591,7 +599,7 @@ uint64_t mc_owner_serve_waiting(struct mc_owner *o, bool is_hopeless)
 	while (serve_head(o, is_hopeless))
 		;
 	while ((late = take_late(o, mc_clock_now(o->env->clk), &next)) != NULL) {
-		(void)serve(o, late, false, true);
+		(void)serve(o, late, false, UNDECIDED);
 		answer(late);
 	}
 	return next;

@@ -70,8 +70,9 @@ bool mc_owner_is_adopted(struct mc_owner *o);
  * layout, and seals. Waits for room. The same key and generation again gives the same slot.
  * @param g  payload is not looked at
  * @param deadline_ns  of mc_now_ns()
- * @return 0; MC_STORE_NO_AVAILABLE_HANDLE; MC_STORE_INVALID_PARAMS; MC_STORE_INTERNAL_ERROR
- * (memory, closed)
+ * @return 0; MC_STORE_NO_AVAILABLE_HANDLE (the master says that nothing may be evicted, or it is
+ * larger than the pool); MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS (no room by the deadline: ask
+ * again); MC_STORE_INVALID_PARAMS; MC_STORE_INTERNAL_ERROR (memory, closed)
  */
 int32_t mc_owner_grant(struct mc_owner *o, const struct mc_st_grant *g, uint64_t deadline_ns,
 		       struct mc_st_granted *ret);

@@ -131,7 +131,9 @@ struct mc_st_grant {
 };
 
 struct mc_st_granted {
-	int32_t status;
+	int32_t status;	      /* MC_STORE_NO_AVAILABLE_HANDLE: nothing may be evicted for it;
+				 MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS: no room by the call's
+				 deadline, ask again */
 	uint64_t addr;	      /* of the slot; PUT: it is sealed */
 	uint64_t incarnation; /* that CRCs are seeded with */
 };

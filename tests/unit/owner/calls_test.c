@@ -180,10 +180,10 @@ static void full_pool_waits_until_the_deadline(void **state)
 	assert_int_equal(fix_put_one(&f, "a", 1, 5u << 20, NULL, &a), 0);
 	start = mc_now_ns();
 	assert_int_equal(fix_put(f.conn, &g, 1, false, 400 * MC_NS_PER_MS, &b), 0);
-	assert_int_equal(b.status, MC_STORE_NO_AVAILABLE_HANDLE);
+	assert_int_equal(b.status, MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
 	assert_true(mc_now_ns() - start >= 250 * MC_NS_PER_MS);
 	assert_int_equal(mc_owner_grant(f.o, &g, mc_now_ns() + 100 * MC_NS_PER_MS, &b),
-			 MC_STORE_NO_AVAILABLE_HANDLE);
+			 MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
 	fix_until(f.m, f.m->notes[MC_ST_NOTE_WANT] > 0);
 	assert_true(f.m->want.want >= 5u << 20);
 	mc_owner_stats(f.o, &stats);
