@@ -12,7 +12,7 @@
 #include "master/priv.h"
 
 #define STATS_MAX 256u
-#define TEXT_MAX (8u << 20)
+#define TEXT_MAX (256u << 20)
 
 /* Numbers that the index loop fills in when somebody asks. */
 enum gauge {
@@ -235,6 +235,11 @@ static void on_get(void *user, const char *path, struct mc_http_answer *ret)
 		pages[i].fill(a, &out);
 		ret->status = 200;
 		ret->type = pages[i].type;
+	}
+	if (ret->status == 404) {
+		int status = mc_mst_keys_page(a->m, path, ret, &out);
+
+		ret->status = status > 0 ? status : 404;
 	}
 	if (out.rc < 0)
 		ret->status = 503;

@@ -1,6 +1,7 @@
 /*
  * admin.h: a master over HTTP, for people and monitors: /health, /metrics, /metrics/summary,
- * /get_all_segments, /query_segment, /get_segments_detail, as upstream's master names them.
+ * /get_all_segments, /query_segment, /get_segments_detail, /get_all_keys, /query_key,
+ * /batch_query_keys, as upstream's master names them.
  */
 #ifndef MC_MASTER_ADMIN_H
 #define MC_MASTER_ADMIN_H

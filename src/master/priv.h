@@ -221,6 +221,13 @@ void mc_mst_frees_fini(struct mc_master *m);
 /** Write the tombstones anew. */
 void mc_mst_tombs_save(struct mc_master *m);
 
+/* ---- admin_keys.c ---- */
+
+struct mc_http_answer;
+/** A page about objects, on the side loop. @return HTTP status; 0: there is no such page */
+int mc_mst_keys_page(struct mc_master *m, const char *path, struct mc_http_answer *answer,
+		     struct mc_str *out);
+
 /* ---- owner.c ---- */
 
 struct mc_mst_owner *mc_mst_owner_find(struct mc_master *m, uint64_t id);

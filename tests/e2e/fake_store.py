@@ -40,7 +40,7 @@ class Master:
         if path == "/get_all_keys":
             return "".join(f"{key}\n" for key in held)
         if path == "/get_all_segments":
-            return "127.0.0.1:1\n" if MEMORY.is_dir() else ""
+            return "127.0.0.1:1\n" if (FOLDER / "joined").exists() else ""
         if path == "/batch_query_keys":
             on_ssd = set() if FAULT == "no-ssd" else names(SSD)
             data = {
@@ -118,8 +118,10 @@ def node() -> None:
     assert re.fullmatch(r"127\.0\.0\.1:\d+", FLAGS["master_server_address"])
     MEMORY.mkdir(exist_ok=True)
     SSD.mkdir(exist_ok=True)
+    (FOLDER / "joined").touch()
 
     def end(*args: object) -> None:
+        (FOLDER / "joined").unlink()
         if FAULT != "immortal-memory":
             shutil.rmtree(MEMORY)
         os._exit(0)

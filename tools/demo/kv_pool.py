@@ -94,7 +94,7 @@ class Pool:
 
     async def _start_node(self) -> None:
         async def ready(session: ClientSession) -> bool:
-            return await listens(self._node_port) and bool((await self._get(session, "/get_all_segments", {})).strip())
+            return bool((await self._get(session, "/get_all_segments", {})).strip())
 
         await self._processes.start(self.node, ready, START_S)
 
@@ -109,6 +109,8 @@ class Pool:
         stubborn = await self._processes.stop(self.node)
         if stubborn:
             raise DemoError(f"the node did not end within its time after SIGTERM; its log is {self.node.log}")
+        if await until_empty(self._segments):  # else the old one would be taken for the new one
+            raise DemoError(f"the master lists the node {SETTLE_S:g} s after its end; its log is {self.master.log}")
         await self._start_node()
         await self._served_again(held, self.node)
 
@@ -123,6 +125,10 @@ class Pool:
                 f"{process.name}, {sorted(lacks)[0]!r} among them; its log is {process.log}"
             )
         return time.time() - process.life.start
+
+    async def _segments(self) -> list[str]:
+        async with client_session() as session:
+            return (await self._get(session, "/get_all_segments", {})).splitlines()
 
     async def keys(self) -> list[str]:
         """Every key that the master serves now."""
@@ -189,15 +195,6 @@ def on_ssd(described: dict[str, dict]) -> set[str]:
 
 def client_session() -> ClientSession:
     return ClientSession(timeout=ClientTimeout(total=10.0))
-
-
-async def listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection(HOST, port)
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 async def until_empty(missing: Callable[[], Awaitable[Collection[T]]]) -> Collection[T]:

@@ -1,0 +1,189 @@
+/*
+ * admin_test.c: what a master says over HTTP of the objects that it serves.
+ */
+#include "fixture.h"
+
+#include "io/http_client.h"
+#include "master/admin.h"
+
+#define REPLY_BYTES_MAX (1u << 20)
+#define MANY 3000u /* several pieces of a walk */
+
+struct site {
+	struct fix f;
+	struct fix_owner o;
+	struct mc_http_client *client;
+	struct mc_master_admin *admin;
+	unsigned port;
+};
+
+/* A port below those that outgoing connections get. */
+static void admin_open(struct site *s)
+{
+	struct mc_diag diag = {.text = ""};
+	int rc = -MC_E_ADDR_IN_USE;
+	struct mc_addr at;
+
+	assert_int_equal(mc_addr_parse("127.0.0.1", 0, &at), 0);
+	for (unsigned i = 0; rc == -MC_E_ADDR_IN_USE && i < 2000; i++) {
+		s->port = 20000 + ((unsigned)getpid() * 13 + i) % 12000;
+		mc_addr_port_set(&at, (uint16_t)s->port);
+		rc = mc_master_admin_open(s->f.master, &at, &diag, &s->admin);
+	}
+	if (rc < 0)
+		fail_msg("%s", diag.text);
+}
+
+static struct site *site_open(void)
+{
+	struct site *s = mc_calloc(1, sizeof(*s));
+	struct mc_diag diag = {.text = ""};
+
+	assert_non_null(s);
+	fix_open(&s->f);
+	fix_start(&s->f);
+	admin_open(s);
+	fo_open(&s->o, &s->f, 5);
+	assert_int_equal(mc_http_client_open(&s->client, &diag), 0);
+	return s;
+}
+
+static void site_close(struct site *s)
+{
+	mc_http_client_close(s->client);
+	mc_master_admin_close(s->admin);
+	fo_close(&s->o);
+	fix_close(&s->f);
+	mc_free(s);
+}
+
+/* @return the body, which the caller frees */
+static char *get(struct site *s, const char *path, int status)
+{
+	char url[MC_STORE_KEY_MAX + 128];
+	struct mc_http_req req = {.method = "GET",
+				  .url = url,
+				  .connect_timeout_ms = 1000,
+				  .deadline_ns = mc_now_ns() + SOON_NS,
+				  .reply_bytes_max = REPLY_BYTES_MAX};
+	struct mc_diag diag = {.text = ""};
+	struct mc_http_reply reply;
+
+	(void)snprintf(url, sizeof(url), "http://127.0.0.1:%u%s", s->port, path);
+	if (mc_http_call(s->client, &req, &reply, &diag) < 0)
+		fail_msg("%s: %s", path, diag.text);
+	assert_int_equal(reply.status, status);
+	return reply.body;
+}
+
+static void expect(struct site *s, const char *path, int status, const char *body)
+{
+	char *got = get(s, path, status);
+
+	assert_string_equal(got, body);
+	mc_free(got);
+}
+
+static void commit(struct site *s, const char *key, uint64_t gen, uint64_t addr, uint8_t kind)
+{
+	const struct fix_key text = fix_key(key);
+	const struct mc_st_commit c = {.gen = gen,
+				       .len = 100,
+				       .key_len = text.len,
+				       .nreplicas = 1,
+				       .replicas = {{.owner = 5, .addr = addr, .kind = kind}},
+				       .key = text.bytes};
+	uint8_t req[512];
+	struct mc_wr w = mc_wr_make(req, sizeof(req));
+	size_t len;
+
+	mc_wr_u32(&w, 1);
+	mc_st_commit_encode(&w, &c);
+	assert_int_equal(fix_call(&s->f, MC_ST_COMMIT, req, mc_wr_len(&w), &len), 0);
+	assert_int_equal(fix_committed(s->f.buf, len).status, 0);
+}
+
+#define ABSENT(key)                                                                                \
+	"\"" key "\":{\"ok\":false,\"error\":\"OBJECT_NOT_FOUND\",\"values\":null,"                \
+	"\"disk_values\":null,\"local_disk_values\":null,\"nof_values\":null}"
+#define PLACE(addr)                                                                                \
+	"[{\"size_\":100,\"buffer_address_\":" addr                                                \
+	",\"protocol_\":\"\",\"transport_endpoint_\":\"host-5:1\"}]"
+
+static void object_is_told_with_the_places_of_its_replicas(void **state)
+{
+	struct site *s = site_open();
+
+	expect(s, "/get_all_keys", 200, "");
+	expect(s, "/query_key?key=m%2F%22@1", 404,
+	       "{\"success\":false,\"error_code\":-704,\"error_message\":\"object not found\"}");
+	commit(s, "m/\"@1", 11, 4096, MC_ST_MEMORY);
+	expect(s, "/get_all_keys", 200, "m/\"@1\n");
+	expect(s, "/query_key?key=m%2F%22@1", 200, "{\"success\":true,\"data\":" PLACE("4096") "}");
+	commit(s, "d", 12, 512, MC_ST_DISK);
+	expect(s, "/batch_query_keys?keys=m%2F%22@1,no,d", 200,
+	       "{\"success\":true,\"data\":{\"m/\\u0022@1\":{\"ok\":true,\"error\":null,"
+	       "\"values\":" PLACE("4096") ",\"disk_values\":null,\"local_disk_values\":null,"
+					   "\"nof_values\":null}," ABSENT(
+					       "no") ","
+						     "\"d\":{\"ok\":true,\"error\":null,\"values\":"
+						     "null,\"disk_values\":null,"
+						     "\"local_disk_values\":" PLACE(
+							 "512") ",\"nof_values\":null}}}");
+	site_close(s);
+	(void)state;
+}
+
+static void keys_that_cannot_be_are_absent(void **state)
+{
+	struct site *s = site_open();
+	char path[MC_STORE_KEY_MAX + 64] = "/query_key?key=";
+	size_t at = strlen(path);
+
+	expect(s, "/batch_query_keys?keys=a,,b", 200,
+	       "{\"success\":true,\"data\":{" ABSENT("a") "," ABSENT("") "," ABSENT("b") "}}");
+	expect(s, "/batch_query_keys", 200, "{\"success\":true,\"data\":{}}");
+	mc_free(get(s, "/query_key", 404));
+	memset(path + at, 'x', MC_STORE_KEY_MAX); /* one too long */
+	mc_free(get(s, path, 404));
+	mc_free(get(s, "/nowhere", 404));
+	site_close(s);
+	(void)state;
+}
+
+static void every_key_is_told_once(void **state)
+{
+	struct site *s = site_open();
+	unsigned char seen[MANY] = {0};
+	char *body, *line, *rest;
+	unsigned i, n = 0;
+
+	for (i = 0; i < MANY; i++) {
+		char key[32];
+
+		(void)snprintf(key, sizeof(key), "key-%u", i);
+		commit(s, key, i + 1, 4096ull * i, MC_ST_MEMORY);
+	}
+	body = get(s, "/get_all_keys", 200);
+	for (line = strtok_r(body, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+		assert_int_equal(sscanf(line, "key-%u", &i), 1);
+		assert_true(i < MANY && !seen[i]);
+		seen[i] = 1;
+		n++;
+	}
+	assert_int_equal(n, MANY);
+	mc_free(body);
+	site_close(s);
+	(void)state;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(object_is_told_with_the_places_of_its_replicas),
+	    cmocka_unit_test(keys_that_cannot_be_are_absent),
+	    cmocka_unit_test(every_key_is_told_once),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
