@@ -1,0 +1,111 @@
+"""The `mooncake` command's part about the Store, against a real master and node."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pool import Pool
+
+COMMAND = Path(sys.executable).parent / "mooncake"
+NOBODY = "127.0.0.1:1"  # no master there
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A master and one node of 64 MiB that every test of this file shares; each has keys of its own."""
+    one = Pool(tmp_path_factory.mktemp("pool"))
+    try:
+        one.node("64 MB")
+        yield one
+    finally:
+        one.close()
+
+
+def run(pool: Pool, *words: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = words[0]
+    at = ["--admin", f"127.0.0.1:{pool.http}"] if command in ("ls", "status", "segments") else ["--master", pool.address]
+    return subprocess.run(
+        [COMMAND, *words, *at], capture_output=True, input=data, timeout=60, check=False,
+        env=os.environ | {"MC_TCP_BIND_ADDRESS": "127.0.0.1", "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+def done(pool: Pool, *words: str, data: bytes | None = None) -> bytes:
+    it = run(pool, *words, data=data)
+    assert it.returncode == 0, it.stderr.decode()
+    return it.stdout
+
+
+def test_ls_names_the_keys_in_order(pool: Pool) -> None:
+    assert done(pool, "ls", "nothing-has-this") == b""
+    assert json.loads(done(pool, "ls", "nothing-has-this", "--json")) == []
+    for key in ("ls/b", "ls/a", "ls/a 1", "other"):
+        done(pool, "put", key, "-", data=b"x")
+    assert done(pool, "ls", "ls/").decode() == "ls/a\nls/a 1\nls/b\n"
+    assert json.loads(done(pool, "ls", "ls/", "--json")) == ["ls/a", "ls/a 1", "ls/b"]
+
+
+def test_status_counts_what_is_there(pool: Pool) -> None:
+    before = json.loads(done(pool, "status", "--json"))
+    assert before["status"] == "ok" and before["segments"] == 1
+    assert before["capacity_bytes"] == 64 * MIB
+    done(pool, "put", "status/1", "-", data=bytes(3 * MIB))
+
+    def is_told() -> bool:  # an owner says what it has in use a little later
+        after = json.loads(done(pool, "status", "--json"))
+        return after["keys"] == before["keys"] + 1 and after["used_bytes"] >= before["used_bytes"] + 3 * MIB
+
+    pool.wait(is_told, "the object is not counted")
+    text = done(pool, "status").decode()
+    assert f"master at 127.0.0.1:{pool.http}: ok," in text and "of 64.0 MiB" in text and "in 1 segments" in text
+
+
+def test_segments_shows_who_gives_memory(pool: Pool) -> None:
+    (name,) = pool.segments()
+    (one,) = json.loads(done(pool, "segments", "--json"))
+    assert one["name"] == name and one["state"] == "ok" and one["capacity"] == 64 * MIB
+    text = done(pool, "segments").decode()
+    assert name in text and str(64 * MIB) in text
+
+
+def test_segments_without_a_node_says_how_to_get_one(tmp_path: Path) -> None:
+    empty = Pool(tmp_path)
+    try:
+        assert b"mooncake serve node" in done(empty, "segments")
+        assert json.loads(done(empty, "segments", "--json")) == []
+        assert json.loads(done(empty, "status", "--json"))["segments"] == 0
+    finally:
+        empty.close()
+
+
+def test_put_get_stat_rm_are_one_objects_life(pool: Pool, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "in").write_bytes(data)
+    done(pool, "put", "life", str(tmp_path / "in"))
+    assert done(pool, "get", "life") == data
+    done(pool, "get", "life", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == data
+    told = json.loads(done(pool, "stat", "life", "--json"))
+    assert told["bytes"] == len(data)
+    assert told["replicas"] == [{"kind": "memory", "segment": pool.segments()[0]}]
+    twice = run(pool, "put", "life", "-", data=b"new")
+    assert twice.returncode == 1 and b"--replace" in twice.stderr
+    done(pool, "put", "life", "-", "--replace", data=b"new")
+    assert done(pool, "get", "life") == b"new"
+    held = run(pool, "rm", "life")
+    assert held.returncode == 1 and b"--force" in held.stderr
+    done(pool, "rm", "life", "--force")
+    for words in (["get", "life"], ["stat", "life"], ["rm", "life"]):
+        gone = run(pool, *words)
+        assert gone.returncode == 1 and b"no such object" in gone.stderr, words
+
+
+def test_a_master_that_is_not_there_is_named(pool: Pool) -> None:
+    for words in (["ls"], ["status"], ["segments"]):
+        it = subprocess.run([COMMAND, *words, "--admin", NOBODY], capture_output=True, timeout=60, check=False)
+        assert it.returncode == 3 and NOBODY.encode() in it.stderr, words
