@@ -47,6 +47,8 @@ static int32_t take(struct mc_owner *o, const struct mc_st_grant *g, struct mc_o
 		return status;
 	if (info.slot_len > mc_extent_capacity(o->pool.extent))
 		return MC_STORE_NO_AVAILABLE_HANDLE;
+	if (mc_opool_is_dropped(&o->pool, g->gen))
+		return MC_STORE_REPLICA_IS_GONE;
 	id = mc_opool_of_gen(&o->pool, g->gen);
 	*ret_is_old = id != MC_OWNER_NIL;
 	if (*ret_is_old) {
@@ -223,7 +225,8 @@ int32_t mc_owner_drop(struct mc_owner *o, const struct mc_st_place *p)
 	uint32_t id;
 
 	pthread_mutex_lock(&o->lock);
-	id = mc_opool_at(&o->pool, p->addr, p->gen);
+	mc_opool_drop(&o->pool, p->gen);
+	id = p->addr ? mc_opool_at(&o->pool, p->addr, p->gen) : mc_opool_of_gen(&o->pool, p->gen);
 	if (id != MC_OWNER_NIL && o->pool.slots[id].state != MC_OSLOT_DEAD) {
 		mc_counter_add(&o->count.drops, 1);
 		if (o->pool.slots[id].state == MC_OSLOT_GRANTED) {
@@ -281,6 +284,8 @@ int32_t mc_owner_regen(struct mc_owner *o, const struct mc_st_regen *r)
 		status = MC_STORE_INVALID_VERSION;
 	} else if (mc_opool_of_gen(&o->pool, r->new_gen) != MC_OWNER_NIL) {
 		status = MC_STORE_INVALID_PARAMS;
+	} else if (mc_opool_is_dropped(&o->pool, r->new_gen)) {
+		status = MC_STORE_REPLICA_IS_GONE;
 	} else {
 		id = mc_opool_at(&o->pool, r->addr, r->gen);
 		if (id != MC_OWNER_NIL && o->pool.slots[id].state == MC_OSLOT_SEALED)

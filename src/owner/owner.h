@@ -82,7 +82,9 @@ int32_t mc_owner_put(struct mc_owner *o, const struct mc_st_grant *g, uint64_t d
 /** Readable from now on. With MC_ST_SEAL_COMPUTE the caller's thread computes. @return 0 (also
  * again); MC_STORE_REPLICA_IS_GONE (no such grant); MC_STORE_INVALID_PARAMS (table) */
 int32_t mc_owner_seal(struct mc_owner *o, const struct mc_st_seal *s);
-/** Give up a grant, or what was sealed and never committed. Nobody may write there any more.
+/** Give up a grant, or what was sealed and never committed. Nobody may write there any more. With
+ * address 0 whatever has the generation. It is the last word: a call of this generation that comes
+ * later is refused with MC_STORE_REPLICA_IS_GONE (the last few thousand are remembered).
  * @return 0 (also when there is none) */
 int32_t mc_owner_drop(struct mc_owner *o, const struct mc_st_place *p);
 /** Another generation for a sealed slot. @return 0 (also again); MC_STORE_REPLICA_IS_GONE;

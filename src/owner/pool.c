@@ -282,6 +282,21 @@ bool mc_opool_kill(struct mc_opool *p, uint32_t id)
 	return false;
 }
 
+static size_t dropped_at(uint64_t gen)
+{
+	return mc_hash64(&gen, sizeof(gen), 0) % MC_OWNER_DROPPED;
+}
+
+void mc_opool_drop(struct mc_opool *p, uint64_t gen)
+{
+	p->dropped[dropped_at(gen)] = gen;
+}
+
+bool mc_opool_is_dropped(const struct mc_opool *p, uint64_t gen)
+{
+	return p->dropped[dropped_at(gen)] == gen;
+}
+
 void mc_opool_regen(struct mc_opool *p, uint32_t id, uint64_t gen)
 {
 	index_del(p, &p->by_gen, id);

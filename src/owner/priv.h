@@ -34,6 +34,7 @@
 #define MC_OWNER_JOBS_MAX 1024u
 #define MC_OWNER_ORDERS_MAX 64u
 #define MC_OWNER_NAME_MAX 256u
+#define MC_OWNER_DROPPED 4096u
 #define MC_OWNER_NIL 0u /* no slot; ids begin with 1 */
 
 /* Between a writer's proven death and the reuse of what it had granted: what its kernel had sent
@@ -91,6 +92,7 @@ struct mc_opool {
 	uint32_t announce; /* next to announce, newest first; NIL: all are */
 	uint32_t check;	   /* oldest that was not yet checked with the index */
 	uint64_t nsealed, ngranted;
+	uint64_t dropped[MC_OWNER_DROPPED]; /* generations, by their hash: the last one of each */
 };
 
 /** A process that is granted slots. The loop's, but for `grants`, which is under the lock. */
@@ -248,6 +250,9 @@ void mc_opool_sealed(struct mc_opool *p, uint32_t id, uint64_t now_ns);
 /** Header cleared, its bytes free as soon as nobody pins them. A slot that is not sealed is doomed.
  * @return bytes became free */
 bool mc_opool_kill(struct mc_opool *p, uint32_t id);
+/** A generation was given up by its writer: what of it is still on its way comes too late. */
+void mc_opool_drop(struct mc_opool *p, uint64_t gen);
+bool mc_opool_is_dropped(const struct mc_opool *p, uint64_t gen);
 void mc_opool_regen(struct mc_opool *p, uint32_t id, uint64_t gen);
 /** What slot.h says of it. Views into the private texts. */
 void mc_opool_info(const struct mc_opool *p, uint32_t id, struct mc_slot_info *ret);

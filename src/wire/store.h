@@ -47,7 +47,9 @@ enum mc_st_method {
 	MC_ST_PUT = 112, /* mc_st_grant with payload behind each record -> mc_st_granted */
 	MC_ST_GRANT,	 /* mc_st_grant -> mc_st_granted */
 	MC_ST_SEAL,	 /* mc_st_seal -> mc_st_status */
-	MC_ST_DROP,	 /* mc_st_place -> mc_st_status: grants or seals given up by their writer */
+	MC_ST_DROP,	 /* mc_st_place -> mc_st_status: grants or seals given up by their writer;
+			    address 0: whatever has the generation. What of it comes later is
+			    refused with MC_STORE_REPLICA_IS_GONE */
 	MC_ST_REGEN,	 /* mc_st_regen -> mc_st_status: a newer generation for a sealed slot */
 	MC_ST_WRITER,	 /* Writer -> nothing: whose grants those of this connection are */
 };

@@ -107,6 +107,42 @@ static int32_t regen(struct fix *f, uint64_t addr, uint64_t gen, uint64_t new_ge
 	return fix_status(f->conn, MC_ST_REGEN, &w);
 }
 
+static int32_t drop(struct fix *f, uint64_t addr, uint64_t gen)
+{
+	uint8_t buf[64];
+	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+
+	mc_wr_u32(&w, 1);
+	mc_st_place_encode(&w, &(struct mc_st_place){.addr = addr, .gen = gen});
+	return fix_status(f->conn, MC_ST_DROP, &w);
+}
+
+/* The answer with the address was lost, and an older copy of the call is still on its way. */
+static void a_drop_by_generation_is_the_last_word(void **state)
+{
+	struct mc_st_granted a, b, late;
+	struct mc_owner_stats stats;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	assert_int_equal(fix_put_one(&f, "a", 5, 1000, payload, &a), 0);
+	assert_int_equal(fix_put_one(&f, "b", 6, 1000, payload, &b), 0);
+	assert_int_equal(drop(&f, 0, 5), 0);
+	assert_false(fix_is_readable(a.addr));
+	assert_int_equal(drop(&f, 0, 7), 0); /* before it has come */
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.drops == 1 && stats.sealed == 1);
+	assert_int_equal(fix_put_one(&f, "a", 5, 1000, payload, &late), MC_STORE_REPLICA_IS_GONE);
+	assert_int_equal(fix_put_one(&f, "a", 7, 1000, NULL, &late), MC_STORE_REPLICA_IS_GONE);
+	assert_int_equal(regen(&f, b.addr, 6, 7), MC_STORE_REPLICA_IS_GONE);
+	assert_int_equal(regen(&f, b.addr, 6, 8), 0);
+	assert_int_equal(fix_put_one(&f, "a", 9, 1000, payload, &late), 0);
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.sealed == 2 && stats.granted == 0);
+	fix_close(&f);
+	(void)state;
+}
+
 static void regen_keeps_the_bytes_and_what_is_wrong_with_them(void **state)
 {
 	struct mc_st_granted a, b;
@@ -498,6 +534,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(put_is_readable_and_repeats),
 	    cmocka_unit_test(grant_is_sealed_by_table_or_by_the_owner),
 	    cmocka_unit_test(drop_gives_the_bytes_back),
+	    cmocka_unit_test(a_drop_by_generation_is_the_last_word),
 	    cmocka_unit_test(regen_keeps_the_bytes_and_what_is_wrong_with_them),
 	    cmocka_unit_test(what_no_slot_may_have_is_refused),
 	    cmocka_unit_test(full_pool_waits_until_the_deadline),
