@@ -31,6 +31,10 @@ enum gauge {
 	INDEX_BYTES,
 	EPOCH,
 	RECOVERING,
+	MEMORY_REPLICAS,
+	DISK_REPLICAS,
+	DISK_CAPACITY,
+	DISK_USED,
 	GAUGE_COUNT,
 };
 
@@ -52,6 +56,10 @@ static const struct {
     [INDEX_BYTES] = {"master_index_memory_bytes", "memory of the index"},
     [EPOCH] = {"master_epoch", "epoch of this master"},
     [RECOVERING] = {"master_recovering", "1 while owners of the last life have not announced"},
+    [MEMORY_REPLICAS] = {"mem_cache_nums_", "replicas in memory"},
+    [DISK_REPLICAS] = {"file_cache_nums_", "replicas on disk"},
+    [DISK_CAPACITY] = {"master_total_file_capacity_bytes", "disk of all owners"},
+    [DISK_USED] = {"master_allocated_file_size_bytes", "of that, in use"},
 };
 
 struct mc_master_admin {
@@ -65,6 +73,7 @@ struct mc_master_admin {
 struct ask {
 	struct mc_master_admin *a;
 	json_t *segments; /* wanted when not NULL */
+	struct mc_addr at;
 };
 
 static void set(struct mc_master_admin *a, enum gauge g, uint64_t n)
@@ -95,7 +104,7 @@ static void collect(void *arg)
 	struct mc_master *m = a->m;
 	struct mc_rpc_server_stats server;
 	struct mc_index_stats index;
-	uint64_t capacity = 0, used = 0, owners = 0;
+	uint64_t capacity = 0, used = 0, disk = 0, disk_used = 0, owners = 0;
 	struct mc_mst_owner *o;
 
 	mc_list_each (o, &m->owners, link) {
@@ -104,6 +113,8 @@ static void collect(void *arg)
 		owners++;
 		capacity += o->space[MC_ST_MEMORY].capacity;
 		used += o->space[MC_ST_MEMORY].used;
+		disk += o->space[MC_ST_DISK].capacity;
+		disk_used += o->space[MC_ST_DISK].used;
 		if (ask->segments)
 			(void)json_array_append_new(ask->segments, segment_json(m, o));
 	}
@@ -124,6 +135,11 @@ static void collect(void *arg)
 	set(a, INDEX_BYTES, index.memory_bytes);
 	set(a, EPOCH, mc_master_epoch(m));
 	set(a, RECOVERING, m->is_recovering);
+	set(a, MEMORY_REPLICAS, index.replicas[MC_ST_MEMORY]);
+	set(a, DISK_REPLICAS, index.replicas[MC_ST_DISK]);
+	set(a, DISK_CAPACITY, disk);
+	set(a, DISK_USED, disk_used);
+	ask->at = m->at;
 }
 
 static json_t *ask(struct mc_master_admin *a, bool has_segments)
@@ -134,22 +150,83 @@ static json_t *ask(struct mc_master_admin *a, bool has_segments)
 	return q.segments;
 }
 
+/* What is needed of the address: its text. */
+static const char *ask_address(struct mc_master_admin *a, char text[MC_ADDR_TEXT_MAX])
+{
+	struct ask q = {.a = a};
+
+	text[0] = '\0';
+	mc_loop_call(a->m->loop, collect, &q);
+	return q.at.len ? mc_addr_format(&q.at, text) : text;
+}
+
 /* ---- pages ---- */
 
 static void health(struct mc_master_admin *a, struct mc_str *out)
 {
-	json_decref(ask(a, false));
+	char text[MC_ADDR_TEXT_MAX];
+	const char *address = ask_address(a, text);
+	long long epoch = mc_gauge_read(&a->gauge[EPOCH]);
+
+	/* The view is the master's life: another one has another epoch. */
 	(void)mc_str_appendf(out,
 			     "{\"status\": \"ok\", \"role\": \"leader\", \"ha_state\": "
-			     "\"standalone\", \"service_ready\": %s, \"epoch\": %lld}\n",
-			     mc_gauge_read(&a->gauge[RECOVERING]) ? "false" : "true",
+			     "\"standalone\", \"service_ready\": %s, \"leader_address\": "
+			     "\"%s\", \"view_version\": %lld, \"epoch\": %lld}\n",
+			     mc_gauge_read(&a->gauge[RECOVERING]) ? "false" : "true", address,
+			     epoch, epoch);
+}
+
+/* There is one master, so it leads. */
+static void role(struct mc_master_admin *a, struct mc_str *out)
+{
+	(void)a;
+	(void)mc_str_puts(out, "{\"role\": \"leader\"}\n");
+}
+
+static void leader(struct mc_master_admin *a, struct mc_str *out)
+{
+	char text[MC_ADDR_TEXT_MAX];
+	const char *address = ask_address(a, text);
+
+	(void)mc_str_appendf(out, "{\"leader_address\": \"%s\", \"view_version\": %lld}\n", address,
 			     (long long)mc_gauge_read(&a->gauge[EPOCH]));
+}
+
+static const char *text_of(const json_t *segment, const char *key)
+{
+	const char *text = json_string_value(json_object_get(segment, key));
+
+	return text ? text : "";
+}
+
+/* A number of each segment; two of one name differ in their owner. */
+static void segment_lines(const json_t *list, const char *name, const char *key, const char *help,
+			  struct mc_str *out)
+{
+	(void)mc_str_appendf(out, "# HELP %s %s\n# TYPE %s gauge\n", name, help, name);
+	for (size_t i = 0; i < json_array_size(list); i++) {
+		const json_t *s = json_array_get(list, i);
+
+		(void)mc_str_appendf(out, "%s{owner=\"%s\",segment=\"", name, text_of(s, "id"));
+		for (const char *c = text_of(s, "name"); *c; c++) {
+			if (*c == '"' || *c == '\\')
+				(void)mc_str_puts(out, "\\");
+			(void)mc_str_append(out, c, 1);
+		}
+		(void)mc_str_appendf(out, "\"} %lld\n",
+				     (long long)json_integer_value(json_object_get(s, key)));
+	}
 }
 
 static void metrics(struct mc_master_admin *a, struct mc_str *out)
 {
-	json_decref(ask(a, false));
+	json_t *list = ask(a, true);
+
 	out->rc = mc_stat_render(a->reg, out);
+	segment_lines(list, "segment_allocated_bytes", "used", "memory in use", out);
+	segment_lines(list, "segment_total_capacity_bytes", "capacity", "memory of a segment", out);
+	json_decref(list);
 }
 
 static void summary(struct mc_master_admin *a, struct mc_str *out)
@@ -161,13 +238,6 @@ static void summary(struct mc_master_admin *a, struct mc_str *out)
 	    (long long)mc_gauge_read(&a->gauge[CAPACITY]),
 	    (long long)mc_gauge_read(&a->gauge[OWNERS]),
 	    (long long)mc_gauge_read(&a->gauge[EVICTED_KEYS]));
-}
-
-static const char *text_of(const json_t *segment, const char *key)
-{
-	const char *text = json_string_value(json_object_get(segment, key));
-
-	return text ? text : "";
 }
 
 static void all_segments(struct mc_master_admin *a, struct mc_str *out)
@@ -216,6 +286,9 @@ static void on_get(void *user, const char *path, struct mc_http_answer *ret)
 		void (*fill)(struct mc_master_admin *a, struct mc_str *out);
 	} pages[] = {
 	    {"/health", "application/json", health},
+	    {"/role", "application/json", role},
+	    {"/ha_status", "application/json", health},
+	    {"/leader", "application/json", leader},
 	    {"/metrics", "text/plain; version=0.0.4", metrics},
 	    {"/metrics/summary", "text/plain", summary},
 	    {"/get_all_segments", "text/plain", all_segments},
@@ -253,7 +326,7 @@ static void on_get(void *user, const char *path, struct mc_http_answer *ret)
 
 static int stats_add(struct mc_master_admin *a)
 {
-	int rc = 0;
+	int rc = mc_tally_add(&a->m->tally, a->reg);
 
 	for (unsigned i = 0; rc == 0 && i < GAUGE_COUNT; i++) {
 		const struct mc_stat_desc d = {

@@ -81,6 +81,8 @@ static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t
 	rc = mc_index_commit(q, i, c, &m->frees, &ret->gen);
 	if (rc == MC_INDEX_WAIT)
 		return false;
+	if (rc == 0)
+		mc_hist_add(&m->tally.value_bytes, c->len);
 	ret->status = rc == MC_STORE_INVALID_REPLICA ? MC_STORE_REPLICA_IS_GONE : rc;
 	return rc != MC_STORE_OBJECT_ALREADY_EXISTS || !mc_index_is_pending(m->index, q->hashes[i]);
 }
@@ -122,6 +124,10 @@ static void answer(struct mc_master *m, struct mc_rpc_req *req, struct mc_mst_me
 	mc_counter_add(&method->items, n);
 	if (failed)
 		mc_counter_add(&method->failed_items, failed);
+	if (is_commit)
+		mc_tally_call(&m->tally, MC_TALLY_PUT_END, n, failed);
+	else
+		mc_tally_calls(&m->tally, MC_TALLY_REMOVE, n, failed);
 	(void)mc_rpc_reply(req, w.is_bad ? -MC_E_NOMEM : 0, buf, mc_wr_len(&w), NULL, 0);
 }
 

@@ -63,7 +63,7 @@ static uint32_t begin(struct mc_master *m, struct mc_rpc_req *req, const struct 
 bool mc_mst_exist(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg)
 {
 	struct mc_index_request q;
-	uint32_t n = begin(m, req, msg, &q), failed = 0;
+	uint32_t n = begin(m, req, msg, &q), failed = 0, unknown = 0;
 	size_t len = 4 + (size_t)n * 4;
 	struct mc_wr w;
 	uint8_t *buf;
@@ -82,9 +82,11 @@ bool mc_mst_exist(struct mc_master *m, struct mc_rpc_req *req, const struct mc_r
 		int32_t status = status_of(mc_index_exist(&q, i, 0));
 
 		failed += status != 0;
+		unknown += status != 0 && status != MC_STORE_OBJECT_NOT_FOUND;
 		mc_wr_u32(&w, (uint32_t)status);
 	}
 	mc_index_end(&q);
+	mc_tally_call(&m->tally, MC_TALLY_EXIST, n, unknown);
 	count(mc_mst_method(m, MC_ST_EXIST), n, failed);
 	(void)mc_rpc_reply(req, 0, buf, mc_wr_len(&w), NULL, 0);
 	return true;
@@ -103,6 +105,7 @@ static void lives_fill(struct mc_master *m, struct mc_st_object *o)
 
 bool mc_mst_lookup(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg)
 {
+	struct mc_tally_gets gets = {0};
 	struct mc_index_request q;
 	uint32_t n = begin(m, req, msg, &q), failed = 0;
 	size_t len = 4;
@@ -123,6 +126,7 @@ bool mc_mst_lookup(struct mc_master *m, struct mc_rpc_req *req, const struct mc_
 		rc = mc_index_lookup(&q, i, 0, &o);
 		o.status = status_of(rc);
 		failed += o.status != 0;
+		mc_tally_get(&gets, &o);
 		lives_fill(m, &o);
 		w = mc_wr_make(m->buf + len, most);
 		mc_st_object_encode(&w, &o);
@@ -133,6 +137,8 @@ bool mc_mst_lookup(struct mc_master *m, struct mc_rpc_req *req, const struct mc_
 	w = mc_wr_make(m->buf, 4);
 	mc_wr_u32(&w, n);
 	count(mc_mst_method(m, MC_ST_LOOKUP), n, failed);
+	mc_tally_call(&m->tally, MC_TALLY_GET, n, failed);
+	mc_tally_gets(&m->tally, &gets);
 	(void)mc_rpc_reply(req, 0, m->buf, len, NULL, 0);
 	return true;
 }

@@ -234,6 +234,8 @@ static void like_end(struct walk *w, int32_t status)
 
 	reply.status = status;
 	reply.removed = w->removed;
+	mc_tally_call(&w->m->tally, w->has_regex ? MC_TALLY_REMOVE_REGEX : MC_TALLY_REMOVE_ALL, 1,
+		      status != 0);
 	mc_mst_reply_pb(w->m, w->req, &reply.base);
 	walk_end(w);
 }

@@ -270,7 +270,25 @@ fail:
 	return rc;
 }
 
+struct listened {
+	struct mc_master *master;
+	const struct mc_addr *at;
+};
+
+static void listened(void *arg)
+{
+	struct listened *l = arg;
+
+	if (l->master->at.len == 0)
+		l->master->at = *l->at;
+}
+
 int mc_master_listen(struct mc_master *master, const struct mc_addr *at, struct mc_addr *ret_bound)
 {
-	return mc_rpc_server_listen(master->server, at, ret_bound);
+	struct listened l = {master, ret_bound};
+	int rc = mc_rpc_server_listen(master->server, at, ret_bound);
+
+	if (rc == 0)
+		mc_loop_call(master->loop, listened, &l);
+	return rc;
 }

@@ -20,6 +20,7 @@
 #include "base/str.h"
 #include "master/master.h"
 #include "master/state.h"
+#include "master/tally.h"
 #include "meta/index.h"
 #include "rpc/rpc.h"
 #include "wire/pb.h"
@@ -114,6 +115,8 @@ struct mc_master {
 	struct mc_master_conf conf;
 	struct mc_rpc_server *server;
 	struct mc_mst_method methods[MC_MST_METHODS_MAX];
+	struct mc_tally tally;
+	struct mc_addr at; /* where it serves first */
 	struct mc_state *state;
 	struct mc_index *index;
 	_Atomic uint64_t epoch; /* written on the loop */

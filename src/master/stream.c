@@ -111,14 +111,19 @@ static void evict(struct mc_master *m, struct mc_mst_owner *o, unsigned kind, ui
 		  uint64_t *ret_got, uint64_t *ret_retry_ms)
 {
 	struct mc_index_pool pool;
+	uint64_t got;
 
 	mc_index_pool(m->index, o->id, kind, &pool);
 	*ret_retry_ms = UINT64_MAX;
 	*ret_got = pool.freeing;
-	if (pool.freeing < bytes)
-		*ret_got +=
-		    mc_index_evict(m->index, mc_mst_now_ms(m), o->id, kind, bytes - pool.freeing,
-				   VICTIMS_MAX, &m->frees, ret_retry_ms);
+	if (pool.freeing >= bytes)
+		return;
+	got = mc_index_evict(m->index, mc_mst_now_ms(m), o->id, kind, bytes - pool.freeing,
+			     VICTIMS_MAX, &m->frees, ret_retry_ms);
+	mc_counter_add(&m->tally.evictions_tried, 1);
+	if (got > 0)
+		mc_counter_add(&m->tally.evictions_done, 1);
+	*ret_got += got;
 }
 
 void mc_mst_room(struct mc_master *m, struct mc_mst_owner *o, unsigned kind)
@@ -337,6 +342,7 @@ static void leave(struct mc_mst_owner *o)
 	struct mc_rpc_req *req = o->req;
 	struct mc_master *m = o->master;
 
+	mc_tally_call(&m->tally, MC_TALLY_UNMOUNT, 1, 0);
 	o->req = NULL;
 	req->user = NULL;
 	/* What it has on a disk comes back with its next life. */
@@ -573,6 +579,7 @@ static int stream_begin(struct mc_master *m, struct mc_rpc_req *req, const Mc__S
 	req->on_chunk = on_chunk;
 	req->on_room = on_room;
 	req->on_cancel = on_cancel;
+	mc_tally_call(&m->tally, is_new ? MC_TALLY_MOUNT : MC_TALLY_REMOUNT, 1, 0);
 	if (must_save)
 		save(o);
 	else if (!o->is_saving)
@@ -590,7 +597,9 @@ bool mc_mst_stream(struct mc_master *m, struct mc_rpc_req *req, const struct mc_
 		return true;
 	if (req->is_stream)
 		rc = stream_begin(m, req, said);
-	if (rc < 0)
+	if (rc < 0) {
+		mc_tally_call(&m->tally, MC_TALLY_MOUNT, 1, 1);
 		(void)mc_rpc_reply(req, rc, NULL, 0, NULL, 0);
+	}
 	return true;
 }

@@ -177,12 +177,83 @@ static void every_key_is_told_once(void **state)
 	(void)state;
 }
 
+/* Metrics have this line. */
+static void has_line(const char *metrics, const char *line)
+{
+	char with_ends[256];
+
+	(void)snprintf(with_ends, sizeof(with_ends), "\n%s\n", line);
+	if (!strstr(metrics, with_ends))
+		fail_msg("no line '%s' in:\n%s", line, metrics);
+}
+
+static void what_happens_is_counted_under_upstreams_names(void **state)
+{
+	static const char *const lines[] = {
+	    "master_exist_key_requests_total 2",
+	    "master_exist_key_failures_total 0", /* absent is an answer */
+	    "master_batch_exist_key_requests_total 0",
+	    "master_get_replica_list_requests_total 3",
+	    "master_get_replica_list_failures_total 1",
+	    "total_get_nums_ 3",
+	    "valid_get_nums_ 2",
+	    "mem_cache_hit_nums_ 1",
+	    "mem_cache_hit_bytes_total 100",
+	    "file_cache_hit_nums_ 1",
+	    "file_cache_hit_bytes_total 100",
+	    "mem_cache_nums_ 1",
+	    "file_cache_nums_ 1",
+	    "master_put_end_requests_total 2",
+	    "master_mount_segment_requests_total 1",
+	    "master_remount_segment_requests_total 0",
+	    "master_attempted_evictions_total 0",
+	    "master_value_size_bytes_count 2",
+	    "segment_total_capacity_bytes{owner=\"0000000000000005\",segment=\"host-5:1\"} 1000",
+	};
+	struct site *s = site_open();
+	struct mc_st_object found;
+	char *body;
+
+	commit(s, "m", 11, 4096, MC_ST_MEMORY);
+	commit(s, "d", 12, 512, MC_ST_DISK);
+	assert_int_equal(fix_exist(&s->f, "m"), 0);
+	assert_int_equal(fix_exist(&s->f, "no"), MC_STORE_OBJECT_NOT_FOUND);
+	assert_int_equal(fix_lookup(&s->f, "m", &found), 0);
+	assert_int_equal(fix_lookup(&s->f, "d", &found), 0);
+	assert_int_equal(fix_lookup(&s->f, "no", &found), MC_STORE_OBJECT_NOT_FOUND);
+	body = get(s, "/metrics", 200);
+	for (size_t i = 0; i < MC_ARRAY_LEN(lines); i++)
+		has_line(body, lines[i]);
+	mc_free(body);
+	site_close(s);
+	(void)state;
+}
+
+static void the_only_master_leads(void **state)
+{
+	struct site *s = site_open();
+	char text[MC_ADDR_TEXT_MAX], line[256];
+	char *body;
+
+	expect(s, "/role", 200, "{\"role\": \"leader\"}\n");
+	(void)snprintf(line, sizeof(line), "{\"leader_address\": \"%s\", \"view_version\": 1}\n",
+		       mc_addr_format(&s->f.at, text));
+	expect(s, "/leader", 200, line);
+	body = get(s, "/ha_status", 200);
+	assert_non_null(strstr(body, "\"ha_state\": \"standalone\", \"service_ready\": true"));
+	mc_free(body);
+	site_close(s);
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(object_is_told_with_the_places_of_its_replicas),
 	    cmocka_unit_test(keys_that_cannot_be_are_absent),
 	    cmocka_unit_test(every_key_is_told_once),
+	    cmocka_unit_test(what_happens_is_counted_under_upstreams_names),
+	    cmocka_unit_test(the_only_master_leads),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
