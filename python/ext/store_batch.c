@@ -322,6 +322,8 @@ int mc_py_store_conf_open(struct mc_py_store_conf *c, PyObject *obj, uint32_t n)
 	if (!PyArg_ParseTuple(obj, "IIIppKOO", &replicas, &type, &soft, &hard, &same, &ttl,
 			      &segments, &groups))
 		return -1;
+	if (replicas == 0) /* the library's default; upstream refuses it */
+		return 1;
 	c->conf.replicas = replicas;
 	c->conf.type = type;
 	c->conf.soft_pin = (uint8_t)soft;

@@ -178,6 +178,15 @@ out:
 	return rc;
 }
 
+static PyObject *nothing(uint32_t n)
+{
+	PyObject *one = Py_BuildValue("[O]", Py_None), *list;
+
+	list = one ? PySequence_Repeat(one, (Py_ssize_t)n) : NULL;
+	Py_XDECREF(one);
+	return list;
+}
+
 static PyObject *get_new(PyObject *obj, PyObject *keys,
 			 PyObject *(*make)(size_t len, void **ret_mem))
 {
@@ -198,7 +207,11 @@ static PyObject *get_new(PyObject *obj, PyObject *keys,
 		PyErr_NoMemory();
 	for (uint32_t i = 0; names && i < c.b.n; i++)
 		names[i] = c.b.items[i].key;
-	if (call_ready(&c, obj, rc, &ret) == 0) {
+	rc = call_ready(&c, obj, rc, &ret);
+	if (rc == 1 && c.b.n > 0) { /* not open: nothing is found */
+		Py_DECREF(ret);
+		ret = nothing(c.b.n);
+	} else if (rc == 0) {
 		Py_BEGIN_ALLOW_THREADS(void)
 		!mc_store_size(c.uses->store, names, c.b.n, c.lens);
 		Py_END_ALLOW_THREADS

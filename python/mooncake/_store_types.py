@@ -72,14 +72,12 @@ class ReplicateConfig:
         if self.nof_replica_num or self.dfs_replica_num:
             raise ValueError("nof_replica_num and dfs_replica_num are not supported: this build keeps objects in memory and on disks")
         segments = self.preferred_segments or ([self.preferred_segment] if self.preferred_segment else [])
-        replicas = self.replica_num or NO_REPLICA
         return (
-            replicas, self.data_type.value, self.soft_pin_action.value, self.with_hard_pin, self.prefer_alloc_in_same_node,
+            self.replica_num, self.data_type.value, self.soft_pin_action.value, self.with_hard_pin, self.prefer_alloc_in_same_node,
             self.soft_pin_ttl_ms or 0, segments, self.group_ids,
         )  # fmt: skip
 
 
-NO_REPLICA = 2**32 - 1  # refused by the library as too many: 0 is its default
 _DEFAULT = ReplicateConfig()
 
 

@@ -185,6 +185,8 @@ void mc_cli_view_init(struct mc_cli_view *view);
 void mc_cli_view_fini(struct mc_cli_view *view);
 /** Ask the master when the view is older than `age_ns`. @return 0; -enum mc_err */
 int mc_cli_view_refresh(struct mc_cli_op *op, uint64_t age_ns);
+/** Are all preferred segments in the view? */
+bool mc_cli_view_knows(struct mc_store *st, const struct mc_store_conf *conf);
 /** NULL when the view does not have it. */
 struct mc_cli_owner *mc_cli_view_find(struct mc_store *st, uint64_t id);
 /** The segment of an owner for the engine. @return 0; -enum mc_err */

@@ -17,6 +17,7 @@
 
 #define MASTER_DEFAULT "127.0.0.1:50051"
 #define MASTER_PORT 50051
+#define ADOPT_NS (10 * MC_NS_PER_S)
 #define TIMEOUT_MS 30000u
 #define OPEN_NS (3 * MC_NS_PER_S)
 #define HEALTH_NS MC_NS_PER_S
@@ -112,6 +113,23 @@ static int master_meet(struct mc_store *st, struct mc_diag *diag)
 	return code;
 }
 
+/* Whoever is told that this process is open may put into its segment. */
+static int segment_await(struct mc_store *st, struct mc_diag *diag)
+{
+	struct timespec ts = {.tv_nsec = (long)MC_NS_PER_MS};
+	uint64_t until_ns = mc_time_after(mc_now_ns(), ADOPT_NS);
+
+	while (!mc_owner_is_adopted(st->owner)) {
+		if (mc_now_ns() > until_ns) {
+			mc_diag_set(diag, "master %s does not take in the segment of this process",
+				    st->master.text);
+			return MC_STORE_RPC_FAIL;
+		}
+		(void)nanosleep(&ts, NULL);
+	}
+	return 0;
+}
+
 static int segment_give(struct mc_store *st, const struct mc_store_opts *o, struct mc_diag *diag)
 {
 	struct mc_owner_opts opts = {.engine = st->eng,
@@ -128,7 +146,7 @@ static int segment_give(struct mc_store *st, const struct mc_store_opts *o, stru
 		return rc == -MC_E_INVAL ? MC_STORE_INVALID_PARAMS : MC_STORE_INTERNAL_ERROR;
 	}
 	st->owner_id = mc_owner_id(st->owner);
-	return 0;
+	return segment_await(st, diag);
 }
 
 static void host_set(struct mc_store *st)

@@ -321,7 +321,7 @@ void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_
 	bool wants_pause;
 	size_t asked;
 
-	(void)mc_cli_view_refresh(op, MC_NS_PER_S);
+	(void)mc_cli_view_refresh(op, mc_cli_view_knows(op->st, conf) ? MC_NS_PER_S : 0);
 	for (;;) {
 		wants_pause = false;
 		asked = plan(op, writes, n, conf, &wants_pause);

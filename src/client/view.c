@@ -231,6 +231,21 @@ static unsigned rank(const struct mc_store *st, const struct mc_cli_owner *o,
 	return conf->wants_same_host && o->host[0] && strcmp(st->host, o->host) == 0 ? 1 : 0;
 }
 
+bool mc_cli_view_knows(struct mc_store *st, const struct mc_store_conf *conf)
+{
+	bool is_known = true;
+
+	pthread_mutex_lock(&st->view.mu);
+	for (uint32_t s = 0; conf && s < conf->nsegments && is_known; s++) {
+		is_known = !conf->segments[s];
+		for (size_t i = 0; i < st->view.n && !is_known; i++)
+			is_known = st->view.owners[i]->is_there &&
+				   strcmp(conf->segments[s], st->view.owners[i]->segment_name) == 0;
+	}
+	pthread_mutex_unlock(&st->view.mu);
+	return is_known;
+}
+
 /* Best rank; among equals by chance, weighted by free bytes (one pass, reservoir). Under mu. */
 static struct mc_cli_owner *choose(struct mc_store *st, uint64_t len,
 				   const struct mc_store_conf *conf,
