@@ -295,11 +295,9 @@ static void lane_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 {
 	struct classic_lane *l = lane_of(x);
 
-	ret_arm->fd = l->fd;
-	ret_arm->events = POLLIN;
+	*ret_arm = (struct mc_xarm){.fd = l->fd, .events = POLLIN, .is_block_ok = true};
 	if (!l->is_open || !mc_list_is_empty(&l->txq))
 		ret_arm->events |= POLLOUT;
-	ret_arm->is_block_ok = true;
 }
 
 static uint64_t lane_progress(const struct mc_xlane *x)

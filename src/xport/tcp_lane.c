@@ -457,11 +457,9 @@ void mc_tcp_lane_arm(struct mc_xlane *x, struct mc_xarm *ret_arm)
 {
 	struct tcp_lane *l = lane_of(x);
 
-	ret_arm->fd = l->fd;
-	ret_arm->events = POLLIN;
+	*ret_arm = (struct mc_xarm){.fd = l->fd, .events = POLLIN, .is_block_ok = true};
 	if (l->state == LANE_CONNECTING || !mc_list_is_empty(&l->txq))
 		ret_arm->events |= POLLOUT;
-	ret_arm->is_block_ok = true;
 }
 
 /* What the kernels have passed on counts, too: a slow link drains a full socket buffer for longer

@@ -26,6 +26,7 @@
 #include "fault.h"
 #include "relay.h"
 #include "xport/xport.h"
+#include "sanitized.h"
 
 #define CANARY_BYTES 8192u
 #define CANARY 0xc5
@@ -34,16 +35,7 @@
 #define WAIT_NS (20 * MC_NS_PER_S) /* longest wait for anything that must come */
 #define BLOCK_NS (20 * MC_NS_PER_MS)
 /* Growth of resident memory that may be the allocator's; a sanitizer's keeps what is freed. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define RESIDENT_SLACK_KIB (1u << 20)
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define RESIDENT_SLACK_KIB (1u << 20)
-#endif
-#endif
-#ifndef RESIDENT_SLACK_KIB
-#define RESIDENT_SLACK_KIB 4096u
-#endif
+#define RESIDENT_SLACK_KIB (IS_SANITIZED ? 1u << 20 : 4096u)
 
 /* The target's memory. */
 enum place {

@@ -34,6 +34,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/rand.h"
+#include "sanitized.h"
 
 #define SLOT_BYTES (256u << 10)
 #define SLOTS 24u
@@ -42,12 +43,6 @@
 #define DEADLINE_NS (2 * MC_NS_PER_S)
 #define LATE_NS MC_NS_PER_S
 #define WRITERS 3u
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define IS_SLOW 1
-#else
-#define IS_SLOW 0
-#endif
 
 static bool is_long;
 static uint64_t seed;
@@ -486,7 +481,7 @@ static void initiators_killed_under_load_leave_nothing_at_the_target(void **stat
 
 static void peers_that_come_and_die_leave_nothing(void **state)
 {
-	unsigned cycles = is_long ? 1000 : IS_SLOW ? 60 : 300;
+	unsigned cycles = is_long ? 1000 : IS_SANITIZED ? 60 : 300;
 	struct mc_engine *eng = open_engine("127.0.0.1");
 	unsigned fds = 0, threads = 0;
 	unsigned long rss = 0;
@@ -510,7 +505,7 @@ static void peers_that_come_and_die_leave_nothing(void **state)
 	settle("/proc/self/fd", fds + 4);
 	settle("/proc/self/task", threads + 2);
 	print_message("cycles=%u rss=%lu -> %lu KiB\n", cycles, rss, rss_kib());
-	if (!IS_SLOW) /* a sanitizer keeps freed memory for a while */
+	if (!IS_SANITIZED) /* a sanitizer keeps freed memory for a while */
 		assert_true(rss_kib() < rss + 4096);
 	assert_int_equal(mc_mem_free(eng, mem), 0);
 	mc_engine_close(eng);
