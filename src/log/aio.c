@@ -25,7 +25,7 @@ static void start_rest(struct mc_dlog_slot *slot)
 {
 	struct mc_dlog *log = slot->log;
 
-	slot->io.mem = slot->mem + slot->done;
+	slot->io.mem = slot->mem ? slot->mem + slot->done : NULL; /* a sync has none */
 	slot->io.len = slot->len - slot->done;
 	slot->io.off = slot->off + slot->done;
 	log->queue->ops->start(log->queue, &slot->io);
