@@ -174,7 +174,9 @@ enum mc_store_put_flag {
  * @param conf  of all of them; NULL: default
  * @param ret   [n]: 0 (also when another was first); MC_STORE_INVALID_PARAMS (empty key or value);
  *              MC_STORE_NO_AVAILABLE_HANDLE (nothing may be evicted);
- * MC_STORE_TENANT_QUOTA_EXCEEDED; MC_STORE_TRANSFER_FAIL, MC_STORE_RPC_FAIL, MC_STORE_RPC_TIMEOUT
+ *              MC_STORE_TENANT_QUOTA_EXCEEDED; MC_STORE_TRANSFER_FAIL; MC_STORE_RPC_FAIL and
+ *              MC_STORE_RPC_TIMEOUT: not known, it may be or become visible (whole); with any other
+ *              code it never does
  * @return 0 when all are 0, else the first other code
  */
 MC_API MC_MUST_CHECK int mc_store_put(struct mc_store *store, const struct mc_store_item *items,

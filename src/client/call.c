@@ -87,6 +87,21 @@ struct mc_cli_call *mc_cli_call_open(struct mc_cli_op *op, struct mc_cli_end *en
 	return mc_cli_call_open_head(op, end, method, NULL, 0);
 }
 
+struct mc_cli_call *mc_cli_call_for(struct mc_cli_op *op, size_t first, struct mc_cli_end *end,
+				    uint16_t method, size_t len)
+{
+	for (size_t i = op->ncalls; i > first; i--) {
+		struct mc_cli_call *c = op->calls[i - 1];
+
+		if (c->end != end || c->rpc.method != method)
+			continue;
+		if (mc_cli_call_has_room(c, len))
+			return c;
+		break;
+	}
+	return mc_cli_call_open(op, end, method);
+}
+
 bool mc_cli_call_has_room(const struct mc_cli_call *c, size_t len)
 {
 	return c->n == 0 || (c->n < MC_CLI_CALL_RECORDS_MAX && len <= MC_CLI_CALL_BYTES_MAX &&
@@ -162,6 +177,7 @@ static void call_start(struct mc_cli_call *c, uint64_t deadline_ns)
 	}
 	rc = mc_rpc_start(c->link->rpc, &c->rpc);
 	c->is_started = rc == 0;
+	c->nsent += rc == 0 || rc == -MC_E_AGAIN;
 	if (rc == 0 || rc == -MC_E_AGAIN) /* no room: later, when others have ended */
 		return;
 	c->rc = rc;

@@ -45,7 +45,7 @@ static void start_over(struct mc_cli_write *w)
 		if (w->targets[t].state == MC_CLI_TARGET_SEALED) {
 			w->targets[t].state = MC_CLI_TARGET_FAILED;
 			w->targets[t].status = MC_STORE_REPLICA_IS_GONE;
-			w->targets[t].is_lost = true;
+			w->targets[t].is_lost = w->targets[t].was_sealed = true;
 		}
 	w->is_done = false;
 }
@@ -71,9 +71,15 @@ static bool take(struct mc_cli_op *op, struct mc_cli_write *writes, struct mc_cl
 		}
 		if (rc < 0) {
 			w->status = mc_cli_code_rpc(rc);
+			w->is_unsure |= c->nsent > 0;
 			continue;
 		}
 		mc_cli_cache_del(op->st->cache, &w->key);
+		/* A master that asks for patience does not know what the one before it did. */
+		if (m.status != MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS)
+			w->is_unsure = false;
+		else if (c->nsent > 1)
+			w->is_unsure = true;
 		if (m.status == 0 || (m.status == MC_STORE_OBJECT_ALREADY_EXISTS && !w->is_upsert))
 			w->is_committed = true;
 		else if (m.status == MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS)

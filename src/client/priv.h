@@ -78,6 +78,7 @@ struct mc_cli_call {
 	uint64_t end_ns; /* when the answer came */
 	int rc;
 	bool is_started, is_over;
+	uint32_t nsent; /* tries that were sent: the end may have done it, even if no answer came */
 };
 
 void mc_cli_end_init(struct mc_cli_end *end, struct mc_store *st, bool is_master);
@@ -138,6 +139,10 @@ struct mc_cli_call *mc_cli_call_open_head(struct mc_cli_op *op, struct mc_cli_en
 					  uint16_t method, const void *head, size_t head_len);
 /** The whole request. */
 int mc_cli_call_set(struct mc_cli_call *c, const void *req, size_t len);
+/** The last open one from `first` on to this end, or a new one where that has no room for a record
+ * of `len` bytes. */
+struct mc_cli_call *mc_cli_call_for(struct mc_cli_op *op, size_t first, struct mc_cli_end *end,
+				    uint16_t method, size_t len);
 /** May it take one more record of so many bytes? */
 bool mc_cli_call_has_room(const struct mc_cli_call *c, size_t len);
 /** Room for a record of thing `item`. @return 0; -MC_E_NOMEM. End with mc_cli_call_added(). */
@@ -194,6 +199,8 @@ int mc_cli_owner_segment(struct mc_cli_op *op, struct mc_cli_owner *o, int32_t *
 /** It did not do what was asked: no puts for a while, reads elsewhere first. */
 void mc_cli_owner_bad(struct mc_cli_owner *o, int rc);
 bool mc_cli_owner_is_bad(struct mc_cli_owner *o);
+/** Its incarnation, as the view last had it. */
+uint64_t mc_cli_owner_life(struct mc_cli_owner *o);
 /** An owner for `len` bytes that is none of `not`. NULL: there is none. */
 struct mc_cli_owner *mc_cli_view_choose(struct mc_cli_op *op, uint64_t len,
 					const struct mc_store_conf *conf,
@@ -303,6 +310,7 @@ struct mc_cli_target {
 	bool is_lost;	  /* failed without the owner's word: it may have something of it */
 	bool is_waiting;  /* it had no room until the call's time was up: there may be some yet */
 	bool is_unfenced; /* our bytes may still land there: not ours to give back */
+	bool was_sealed;  /* it was asked to put or to seal, and may have done so */
 	int status;	  /* MC_STORE_* of a failed one */
 };
 
@@ -315,9 +323,12 @@ struct mc_cli_write {
 	const struct mc_store_range *ranges; /* NULL: a session's, which writes by itself */
 	uint32_t nranges;
 	uint64_t len, gen;
+	uint64_t old_gen; /* before the last regen, which an owner may not have heard of; 0: none */
 	struct mc_slot_info info;
 	uint8_t wanted, ntargets;
 	bool is_upsert, is_done, is_committed;
+	bool is_unsure; /* the master was asked to commit it, and may have done so */
+	bool may_show;	/* an owner may have a sealed slot that it was not heard to drop */
 	struct mc_cli_target targets[MC_CLI_TARGETS_MAX];
 	int32_t status;
 };
@@ -345,9 +356,24 @@ void mc_cli_regen(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 /** Room, bytes, seal, commit, and what is left over taken back. */
 void mc_cli_write_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 		      const struct mc_store_conf *conf);
-/** Give up what failed writes may have left at owners. */
+/**
+ * Give up what writes may have left at owners: of a failed one while the caller waits, of another
+ * one in the background. What a failed one may leave all the same, because no answer came, makes
+ * its status MC_STORE_RPC_FAIL or MC_STORE_RPC_TIMEOUT; with any other one it never shows.
+ */
 void mc_cli_drop(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n);
 unsigned mc_cli_write_count(const struct mc_cli_write *w, enum mc_cli_target_state state);
+
+/* ---- what owners did not hear yet (drops.c) ---- */
+
+struct mc_cli_drops;
+int mc_cli_drops_open(struct mc_store *st, struct mc_cli_drops **ret);
+/** DROP until the owner has acknowledged it, or has begun another life. Any thread. */
+void mc_cli_drops_add(struct mc_cli_drops *d, struct mc_cli_owner *o, const struct mc_st_place *p);
+/** One last try; what is added later is forgotten. NULL is allowed. */
+void mc_cli_drops_stop(struct mc_cli_drops *d);
+/** After the stop, when nobody adds any more. */
+void mc_cli_drops_close(struct mc_cli_drops *d);
 
 /* ---- sessions, memory ---- */
 
@@ -373,6 +399,7 @@ struct mc_store {
 	struct mc_cli_view view;
 	struct mc_cli_cache *cache;
 	struct mc_cli_sessions *sessions;
+	struct mc_cli_drops *drops;
 	struct mc_cli_memory *memory;
 	struct mc_owner *owner; /* of this process; NULL: none */
 	uint64_t owner_id;

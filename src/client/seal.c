@@ -4,6 +4,7 @@
  */
 #include "client/priv.h"
 
+#define DROP_WAIT_NS MC_NS_PER_S /* for one that may take longer there is the background */
 #define TRIES 2u /* a seal whose answer was lost with its connection may be repeated */
 
 /* Handle of a target in a call. */
@@ -15,22 +16,6 @@ static uint32_t item_of(size_t i, unsigned t)
 static struct mc_cli_target *target_of(struct mc_cli_write *writes, uint32_t item)
 {
 	return &writes[item / MC_CLI_TARGETS_MAX].targets[item % MC_CLI_TARGETS_MAX];
-}
-
-/* The open call to this owner, or a new one. */
-static struct mc_cli_call *call_for(struct mc_cli_op *op, size_t first, struct mc_cli_owner *o,
-				    uint16_t method, size_t len)
-{
-	for (size_t i = op->ncalls; i > first; i--) {
-		struct mc_cli_call *c = op->calls[i - 1];
-
-		if (c->end != &o->end)
-			continue;
-		if (mc_cli_call_has_room(c, len))
-			return c;
-		break;
-	}
-	return mc_cli_call_open(op, &o->end, method);
 }
 
 /* Run all calls; what lost its connection once more. */
@@ -63,6 +48,7 @@ static void statuses(struct mc_cli_write *writes, struct mc_cli_call *c,
 			t->state = MC_CLI_TARGET_FAILED;
 			t->status = mc_cli_code_rpc(rc);
 			t->is_lost = true;
+			t->was_sealed |= c->nsent > 0;
 		} else if (status != 0) {
 			t->state = MC_CLI_TARGET_FAILED;
 			t->status = status;
@@ -109,7 +95,7 @@ static int seal_add(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, 
 		s.flags = MC_ST_SEAL_COMPUTE;
 	}
 	len = sizeof(s) + (size_t)s.nchunks * sizeof(uint32_t);
-	c = call_for(op, first, t->owner, MC_ST_SEAL, len);
+	c = mc_cli_call_for(op, first, &t->owner->end, MC_ST_SEAL, len);
 	if (!c || mc_cli_call_add(c, len, item, &wr) < 0)
 		return -MC_E_NOMEM;
 	mc_st_seal_encode(&wr, &s);
@@ -141,37 +127,106 @@ void mc_cli_seal(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
 
 /* ---- drop ---- */
 
+/* Something of it may stand there for nothing. */
 static bool is_left(const struct mc_cli_write *w, const struct mc_cli_target *t)
 {
-	if (t->addr == 0 || t->is_unfenced)
+	if (t->is_unfenced)
 		return false;
-	if (t->state == MC_CLI_TARGET_FAILED)
+	switch (t->state) {
+	case MC_CLI_TARGET_FAILED:
 		return t->is_lost;
-	return w->status < 0; /* granted, written or sealed for nothing */
+	case MC_CLI_TARGET_GRANTED:
+	case MC_CLI_TARGET_WRITTEN:
+		return w->status < 0;
+	case MC_CLI_TARGET_SEALED:
+		return w->status < 0 && !w->is_unsure; /* else it may be visible already */
+	default:
+		return false;
+	}
 }
 
-void mc_cli_drop(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
+/* An owner without memory for the question is asked later, too. */
+static void drop_add(struct mc_cli_op *op, size_t first, uint32_t item,
+		     const struct mc_cli_target *t, const struct mc_st_place *p)
+{
+	struct mc_cli_call *c = mc_cli_call_for(op, first, &t->owner->end, MC_ST_DROP, sizeof(*p));
+	struct mc_wr wr;
+
+	if (!c || mc_cli_call_add(c, sizeof(*p), item, &wr) < 0)
+		return;
+	mc_st_place_encode(&wr, p);
+	mc_cli_call_added(c, &wr);
+}
+
+/* Of one that was lost the address is not known, or not sure. */
+static struct mc_st_place place_of(const struct mc_cli_write *w, const struct mc_cli_target *t)
+{
+	return (struct mc_st_place){.addr = t->state == MC_CLI_TARGET_FAILED ? 0 : t->addr,
+				    .gen = w->gen};
+}
+
+static void drop_done(struct mc_cli_target *t)
+{
+	t->state = MC_CLI_TARGET_FAILED;
+	t->is_lost = false;
+}
+
+/* It was not heard: again in the background, and the caller cannot be sure. */
+static void drop_later(struct mc_cli_op *op, struct mc_cli_write *w, struct mc_cli_target *t)
+{
+	struct mc_st_place p = place_of(w, t);
+
+	mc_cli_drops_add(op->st->drops, t->owner, &p);
+	if (t->state == MC_CLI_TARGET_FAILED && w->old_gen) {
+		p.gen = w->old_gen;
+		mc_cli_drops_add(op->st->drops, t->owner, &p);
+	}
+	w->may_show |= t->was_sealed || t->state == MC_CLI_TARGET_SEALED;
+}
+
+/* While the caller waits: what an owner acknowledged is not lost any more. */
+static void drop_now(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
 {
 	size_t first = op->ncalls;
 
 	for (size_t i = 0; i < n; i++)
-		for (unsigned t = 0; t < writes[i].ntargets; t++) {
+		for (unsigned t = 0; t < writes[i].ntargets && writes[i].status < 0; t++) {
 			struct mc_cli_target *x = &writes[i].targets[t];
-			struct mc_st_place p = {.addr = x->addr, .gen = writes[i].gen};
-			struct mc_cli_call *c;
-			struct mc_wr wr;
+			struct mc_st_place p = place_of(&writes[i], x);
 
 			if (!is_left(&writes[i], x))
 				continue;
-			c = call_for(op, first, x->owner, MC_ST_DROP, sizeof(p));
-			if (!c || mc_cli_call_add(c, sizeof(p), item_of(i, t), &wr) < 0)
-				break; /* the owner finds it by itself, later */
-			mc_st_place_encode(&wr, &p);
-			mc_cli_call_added(c, &wr);
-			x->is_lost = false;
+			drop_add(op, first, item_of(i, t), x, &p);
+			p.gen = writes[i].old_gen;
+			if (x->state == MC_CLI_TARGET_FAILED && p.gen)
+				drop_add(op, first, item_of(i, t), x, &p);
 		}
-	run_twice(op, first, op->deadline_ns);
+	run_twice(op, first, mc_min(op->deadline_ns, mc_time_after(mc_now_ns(), DROP_WAIT_NS)));
+	for (size_t i = first; i < op->ncalls; i++) {
+		const struct mc_cli_call *c = op->calls[i];
+
+		for (uint32_t k = 0; c->rc == 0 && k < c->n; k++)
+			drop_done(target_of(writes, c->items[k]));
+	}
 	op->ncalls = first;
+}
+
+void mc_cli_drop(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
+{
+	drop_now(op, writes, n);
+	for (size_t i = 0; i < n; i++) {
+		struct mc_cli_write *w = &writes[i];
+
+		for (unsigned t = 0; t < w->ntargets; t++) {
+			if (!is_left(w, &w->targets[t]))
+				continue;
+			drop_later(op, w, &w->targets[t]);
+			drop_done(&w->targets[t]);
+		}
+		if (w->status < 0 && (w->is_unsure || w->may_show) &&
+		    w->status != MC_STORE_RPC_FAIL)
+			w->status = MC_STORE_RPC_TIMEOUT;
+	}
 }
 
 /* ---- a newer generation ---- */
@@ -191,10 +246,12 @@ void mc_cli_regen(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 
 			if (x->state != MC_CLI_TARGET_SEALED)
 				continue;
-			c = call_for(op, first, x->owner, MC_ST_REGEN, sizeof(g));
+			x->was_sealed = true;
+			c = mc_cli_call_for(op, first, &x->owner->end, MC_ST_REGEN, sizeof(g));
 			if (!c || mc_cli_call_add(c, sizeof(g), item_of(i, t), &wr) < 0) {
 				x->state = MC_CLI_TARGET_FAILED;
 				x->status = MC_STORE_INTERNAL_ERROR;
+				x->is_lost = true;
 				continue;
 			}
 			mc_st_regen_encode(&wr, &g);
@@ -205,6 +262,8 @@ void mc_cli_regen(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 		statuses(writes, op->calls[i], MC_CLI_TARGET_SEALED);
 	op->ncalls = first;
 	for (size_t i = 0; i < n; i++)
-		if (new_gens[i])
+		if (new_gens[i]) {
+			writes[i].old_gen = writes[i].gen;
 			writes[i].gen = writes[i].info.gen = new_gens[i];
+		}
 }

@@ -171,6 +171,8 @@ static int parts_open(struct mc_store *st, const struct mc_store_opts *o)
 	if (rc == 0)
 		rc = mc_cli_sessions_open(&st->sessions);
 	if (rc == 0)
+		rc = mc_cli_drops_open(st, &st->drops);
+	if (rc == 0)
 		rc = mc_cli_memory_open(st->eng, o->buffer_bytes, &st->memory);
 	return rc;
 }
@@ -244,7 +246,9 @@ void mc_store_close(struct mc_store *store)
 
 	if (!store || mc_fork_is_child(store->fork_gen))
 		return; /* a child has none of the threads that would have to end */
+	mc_cli_drops_stop(store->drops);
 	calls_end(store);
+	mc_cli_drops_close(store->drops);
 	mc_owner_close(store->owner);
 	mc_cli_sessions_close(store->sessions);
 	mc_cli_view_fini(&store->view);

@@ -133,23 +133,6 @@ static size_t plan(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 
 /* ---- asking ---- */
 
-/* The open call to this end, or a new one. */
-static struct mc_cli_call *call_for(struct mc_cli_op *op, size_t first, struct mc_cli_owner *o,
-				    uint16_t method, size_t len)
-{
-	struct mc_cli_call *c;
-
-	for (size_t i = op->ncalls; i > first; i--) {
-		c = op->calls[i - 1];
-		if (c->end == &o->end && c->rpc.method == method) {
-			if (mc_cli_call_has_room(c, len))
-				return c;
-			break;
-		}
-	}
-	return mc_cli_call_open(op, &o->end, method);
-}
-
 static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, uint32_t item,
 		   struct mc_cli_owner *o)
 {
@@ -160,7 +143,8 @@ static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, u
 				.key = w->key.bytes,
 				.tlv = w->tlv};
 	size_t len = sizeof(g) + g.key_len + g.tlv_len + (is_inline(w) ? (size_t)w->len : 0);
-	struct mc_cli_call *c = call_for(op, first, o, is_inline(w) ? MC_ST_PUT : MC_ST_GRANT, len);
+	struct mc_cli_call *c =
+	    mc_cli_call_for(op, first, &o->end, is_inline(w) ? MC_ST_PUT : MC_ST_GRANT, len);
 	struct mc_wr wr;
 
 	if (!c || mc_cli_call_add(c, len, item, &wr) < 0)
@@ -197,7 +181,8 @@ static void answers(struct mc_cli_write *writes, struct mc_cli_call *c)
 				rc = -MC_E_PROTO;
 		}
 		if (rc < 0) {
-			target_fail(t, mc_cli_code_rpc(rc), true);
+			target_fail(t, mc_cli_code_rpc(rc), c->nsent > 0);
+			t->was_sealed |= c->nsent > 0 && c->rpc.method == MC_ST_PUT;
 		} else if (g.status != 0) {
 			target_fail(t, g.status, false);
 			t->is_waiting = is_late(c);

@@ -195,6 +195,17 @@ bool mc_cli_owner_is_bad(struct mc_cli_owner *o)
 	return is_bad;
 }
 
+uint64_t mc_cli_owner_life(struct mc_cli_owner *o)
+{
+	struct mc_cli_view *view = &o->end.st->view;
+	uint64_t life;
+
+	pthread_mutex_lock(&view->mu);
+	life = o->incarnation;
+	pthread_mutex_unlock(&view->mu);
+	return life;
+}
+
 bool mc_cli_view_has_owner(struct mc_store *st)
 {
 	bool has = false;

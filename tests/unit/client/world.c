@@ -11,7 +11,9 @@
 #include <cmocka.h>
 #include <mooncake/engine.h>
 
+#include "base/clock.h"
 #include "base/hash.h"
+#include "base/sync.h"
 #include "wire/pb.h"
 #include "wire/store.pb-c.h"
 
@@ -245,8 +247,11 @@ static void on_commit(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void
 	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct world *w = user;
 	int n = mc_st_count_decode(&in);
+	bool is_refused = atomic_load(&w->refused) > 0;
 
 	atomic_fetch_add(&w->commits, 1);
+	if (is_refused)
+		atomic_fetch_sub(&w->refused, 1);
 	mc_wr_u32(&out, (uint32_t)n);
 	pthread_mutex_lock(&w->mu);
 	for (int i = 0; i < n; i++) {
@@ -255,7 +260,10 @@ static void on_commit(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void
 
 		mc_st_commit_decode(&in, &c);
 		assert_false(in.is_bad);
-		commit(w, &c, &done);
+		if (is_refused)
+			done = (struct mc_st_committed){.status = MC_STORE_TENANT_QUOTA_EXCEEDED};
+		else
+			commit(w, &c, &done);
 		mc_st_committed_encode(&out, &done);
 	}
 	pthread_mutex_unlock(&w->mu);
@@ -383,13 +391,27 @@ void world_master_up(struct world *w)
 /* ---- owners ---- */
 
 /* Mute: the request waits until the world ends. */
+static void hold(struct world_owner *o, struct mc_rpc_req *req)
+{
+	assert_true(o->nheld < WORLD_HELD);
+	o->held[o->nheld++] = req;
+}
+
 static bool is_held(struct world_owner *o, struct mc_rpc_req *req)
 {
 	if (!atomic_load(&o->is_mute))
 		return false;
-	assert_true(o->nheld < WORLD_HELD);
-	o->held[o->nheld++] = req;
+	hold(o, req);
 	return true;
+}
+
+/* The answer of what was done, unless nobody hears it. */
+static void reply_owner(struct world_owner *o, struct mc_rpc_req *req, const struct mc_wr *w)
+{
+	if (atomic_load(&o->is_cut))
+		hold(o, req);
+	else
+		reply_wr(req, w);
 }
 
 static struct mc_slot_info info_of(const struct world_owner *o, const struct world_slot *s)
@@ -494,7 +516,10 @@ static void on_grant(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void 
 		mc_st_granted_encode(&out, &done);
 	}
 	pthread_mutex_unlock(&o->w->mu);
-	reply_wr(req, &out);
+	if (is_put)
+		reply_owner(o, req, &out);
+	else
+		reply_wr(req, &out);
 }
 
 static struct world_slot *slot_find(struct world_owner *o, uint64_t addr, uint64_t gen)
@@ -534,7 +559,15 @@ static void on_seal(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *
 		mc_wr_u32(&out, s ? 0 : (uint32_t)MC_STORE_REPLICA_IS_GONE);
 	}
 	pthread_mutex_unlock(&o->w->mu);
-	reply_wr(req, &out);
+	reply_owner(o, req, &out);
+}
+
+static struct world_slot *slot_of_gen(struct world_owner *o, uint64_t gen)
+{
+	for (unsigned i = 0; i < WORLD_SLOTS; i++)
+		if (o->slots[i].addr && o->slots[i].gen == gen)
+			return &o->slots[i];
+	return NULL;
 }
 
 static void on_drop(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
@@ -545,6 +578,10 @@ static void on_drop(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *
 	struct world_owner *o = user;
 	int n = mc_st_count_decode(&in);
 
+	if (atomic_load(&o->is_cut)) {
+		hold(o, req);
+		return;
+	}
 	mc_wr_u32(&out, (uint32_t)n);
 	pthread_mutex_lock(&o->w->mu);
 	for (int i = 0; i < n; i++) {
@@ -553,7 +590,7 @@ static void on_drop(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *
 
 		mc_st_place_decode(&in, &p);
 		atomic_fetch_add(&o->drops, 1);
-		s = slot_find(o, p.addr, p.gen);
+		s = p.addr ? slot_find(o, p.addr, p.gen) : slot_of_gen(o, p.gen);
 		if (s)
 			slot_free(s);
 		mc_wr_u32(&out, 0);
@@ -694,6 +731,18 @@ unsigned world_slots(struct world *w, unsigned i)
 		n += w->owners[i].slots[j].addr != 0;
 	pthread_mutex_unlock(&w->mu);
 	return n;
+}
+
+void world_slots_wait(struct world *w, unsigned i, unsigned n)
+{
+	uint64_t until_ns = mc_now_ns() + 20 * MC_NS_PER_S; /* far above what it takes */
+	_Atomic uint32_t nobody = 0;
+
+	while (world_slots(w, i) != n) {
+		if (mc_now_ns() > until_ns)
+			fail_msg("owner %u has %u slots, not %u", i, world_slots(w, i), n);
+		(void)!mc_futex_wait(&nobody, 0, mc_now_ns() + 5 * MC_NS_PER_MS);
+	}
 }
 
 void world_free(struct world *w, const char *key)

@@ -44,6 +44,7 @@ struct world_owner {
 	struct world_slot slots[WORLD_SLOTS];
 	/* what it does wrong; any thread */
 	_Atomic bool is_mute; /* takes calls and says nothing */
+	_Atomic bool is_cut;  /* puts and seals, but nobody hears of it, and no drop reaches it */
 	_Atomic int full;     /* says NO_AVAILABLE_HANDLE so many times */
 	_Atomic int flips;    /* so many seals damage a byte of the payload */
 	_Atomic int puts, grants, seals, drops, regens;
@@ -73,9 +74,9 @@ struct world {
 	/* what the master does wrong; any thread */
 	_Atomic int recovering; /* answers of "not yet" */
 	_Atomic int lost;	/* commits that are done but not answered: the connection is cut */
+	_Atomic int refused;	/* commits that are refused for good */
 	_Atomic uint32_t lease_ms;
 	_Atomic int lookups, commits, bads, joins;
-	_Atomic bool is_cut; /* the test should restart the master now */
 };
 
 struct world *world_open(unsigned nowners);
@@ -89,6 +90,8 @@ void world_owner_kill(struct world *w, unsigned i);
 struct mc_store *world_store(struct world *w, uint32_t timeout_ms);
 /** Slots of an owner in use. */
 unsigned world_slots(struct world *w, unsigned i);
+/** Wait until it has so many. */
+void world_slots_wait(struct world *w, unsigned i, unsigned n);
 /** The owner frees all slots of a key as after a remove: header cleared, bytes gone. */
 void world_free(struct world *w, const char *key);
 /** The object of a key of the default tenant, or NULL. Under no lock: for a quiet world. */
