@@ -14,6 +14,7 @@
 #define HAS_FIX 32u /* of a HAS without key and TLV */
 #define FREES_A_NOTE 4096u
 #define VICTIMS_MAX 4096u /* of one look for room */
+#define ANNOUNCE_MS 20u	  /* between two looks for room while an owner still tells what it has */
 #define VIEW_SHARE 16u	  /* free bytes in the view are right up to this part of all */
 
 /* ---- to the owner ---- */
@@ -132,6 +133,8 @@ void mc_mst_room(struct mc_master *m, struct mc_mst_owner *o, unsigned kind)
 
 	if (o->want_ms[kind] <= mc_mst_now_ms(m)) {
 		evict(m, o, kind, o->want[kind].want, &got, &retry_ms);
+		if (got == 0 && retry_ms == UINT64_MAX && !o->is_announced)
+			retry_ms = mc_mst_now_ms(m) + ANNOUNCE_MS;
 		o->want_ms[kind] = got ? UINT64_MAX : retry_ms;
 		if (got == 0 && retry_ms == UINT64_MAX)
 			no_room(o, kind);

@@ -11,6 +11,7 @@
 
 #define NO_ROOM 1		       /* beside statuses, which are not above 0 */
 #define MARGIN_NS (100 * MC_NS_PER_MS) /* an answer leaves so long before the call's deadline */
+#define COMMIT_NS (500 * MC_NS_PER_MS) /* from a seal to its commit, mostly */
 #define WAIT_NS (30 * MC_NS_PER_S)     /* of a call without deadline */
 /* No room by the end of the call, and no word that there will be none: whoever asked may ask again.
  */
@@ -459,6 +460,7 @@ static bool serve(struct mc_owner *o, struct mc_owait *w, bool is_in_turn, int32
 			mc_counter_add(&o->count.refused, 1);
 			ret = (struct mc_st_granted){.status = ret.status};
 		}
+		w->ngranted += ret.status == 0 && !w->has_payload;
 		mc_st_granted_encode(&w->reply, &ret);
 		if (layout_of(&g, &info) == 0)
 			w->need -= mc_min(w->need, info.slot_len);
@@ -608,6 +610,22 @@ uint64_t mc_owner_serve_waiting(struct mc_owner *o, bool is_hopeless)
 		answer(late);
 	}
 	return next;
+}
+
+bool mc_owner_is_hopeless(struct mc_owner *o)
+{
+	uint64_t now = mc_clock_now(o->env->clk), own = 0;
+	const struct mc_opool *p = &o->pool;
+	struct mc_owait *w;
+	bool is_quiet;
+
+	pthread_mutex_lock(&o->lock);
+	mc_list_each (w, &o->waiting, link)
+		own += w->ngranted;
+	is_quiet = p->ngranted <= own && (p->sealed.last == MC_OWNER_NIL ||
+					  now - p->slots[p->sealed.last].when_ns >= COMMIT_NS);
+	pthread_mutex_unlock(&o->lock);
+	return is_quiet;
 }
 
 uint64_t mc_owner_need(struct mc_owner *o)

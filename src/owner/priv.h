@@ -117,7 +117,8 @@ struct mc_owait {
 	struct mc_owriter *writer;
 	bool has_payload;
 	uint32_t n, done;
-	uint8_t *msg; /* what is left of the message, ours */
+	uint32_t ngranted; /* of those done: its writer does not know of them yet */
+	uint8_t *msg;	   /* what is left of the message, ours */
 	size_t msg_len;
 	struct mc_rd rd;
 	struct mc_wr reply;
@@ -283,6 +284,9 @@ void mc_owner_room(struct mc_owner *o);
  * @param is_hopeless  end all that do not fit now
  * @return when the next one's time is up */
 uint64_t mc_owner_serve_waiting(struct mc_owner *o, bool is_hopeless);
+/** The master has found nothing to evict. Is nobody writing what it will find later: grants, but
+ * for those of calls that wait themselves, and slots that may be about to be committed? */
+bool mc_owner_is_hopeless(struct mc_owner *o);
 /** Bytes that are missing. */
 uint64_t mc_owner_need(struct mc_owner *o);
 void mc_owait_free(struct mc_owait *w);

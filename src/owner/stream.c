@@ -180,7 +180,9 @@ static void on_note(struct mc_owner *o, const struct mc_st_note_head *head, cons
 		on_order(o, &rd);
 		break;
 	case MC_ST_NOTE_NO_ROOM:
-		(void)mc_owner_serve_waiting(o, true);
+		/* Else it is asked again soon. */
+		if (mc_owner_is_hopeless(o))
+			(void)mc_owner_serve_waiting(o, true);
 		break;
 	default:
 		break; /* of a newer master */

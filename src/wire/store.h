@@ -183,7 +183,8 @@ enum mc_st_note {
 	MC_ST_NOTE_ACK = 64, /* u64: the owner's notes up to this number are in the index */
 	MC_ST_NOTE_FREE,     /* mc_st_place */
 	MC_ST_NOTE_ORDER,    /* Order of store.proto: copy, offload, promote */
-	MC_ST_NOTE_NO_ROOM,  /* mc_st_space: nothing may be evicted for what was wanted */
+	MC_ST_NOTE_NO_ROOM,  /* mc_st_space: nothing may be evicted for what was wanted, of all
+				that the owner has told and that was committed */
 	MC_ST_NOTE_WELCOME,  /* mc_st_welcome: first note of a stream */
 };
 #define MC_ST_NOTE_HEAD_LEN 16u

@@ -99,17 +99,13 @@ static void reap(struct real_proc *p, int signo)
 
 void real_master_start(struct real *c)
 {
-	char port[64], dir[128], line[256];
-	char *argv[] = {"mooncake_master",
-			port,
-			"--metrics_port=0",
-			"--client_ttl=3",
-			"--default_kv_lease_ttl=300",
-			dir,
-			NULL};
+	char port[64], dir[128], lease[64], line[256];
+	char *argv[] = {
+	    "mooncake_master", port, "--metrics_port=0", "--client_ttl=3", lease, dir, NULL};
 
 	(void)snprintf(port, sizeof(port), "--rpc_port=%s", strchr(c->master, ':') + 1);
 	(void)snprintf(dir, sizeof(dir), "--state_dir=%s", c->dir);
+	(void)snprintf(lease, sizeof(lease), "--default_kv_lease_ttl=%u", c->lease_ms);
 	spawn(&c->m, program, argv, line, sizeof(line));
 }
 
@@ -146,11 +142,17 @@ void real_owner_stop(struct real *c, unsigned i)
 
 struct real *real_open(unsigned nowners, uint64_t bytes)
 {
+	return real_open_leased(nowners, bytes, 300);
+}
+
+struct real *real_open_leased(unsigned nowners, uint64_t bytes, unsigned lease_ms)
+{
 	struct real *c = mc_calloc(1, sizeof(*c));
 	struct mc_addr host, bound;
 	int fd;
 
 	assert_non_null(c);
+	c->lease_ms = lease_ms;
 	(void)snprintf(c->dir, sizeof(c->dir), "/tmp/mc-store-XXXXXX");
 	assert_non_null(mkdtemp(c->dir));
 	/* A port that is free now: below those that the kernel gives to others meanwhile. */

@@ -24,6 +24,7 @@ struct real {
 	struct real_proc m, owners[REAL_OWNERS_MAX];
 	char segments[REAL_OWNERS_MAX][128];
 	unsigned nowners;
+	unsigned lease_ms; /* that the master grants */
 };
 
 /** main() of an owner: "--owner MASTER BYTES". @return true: this process was one, exit with *ret
@@ -31,7 +32,9 @@ struct real {
 bool real_is_owner(int argc, char **argv, int *ret);
 /** The program of the master, once, before anything else. */
 void real_init(const char *master_program);
+/** Leases of 300 ms. */
 struct real *real_open(unsigned nowners, uint64_t bytes);
+struct real *real_open_leased(unsigned nowners, uint64_t bytes, unsigned lease_ms);
 void real_close(struct real *c);
 void real_master_start(struct real *c);
 void real_master_kill(struct real *c);

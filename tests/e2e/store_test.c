@@ -263,6 +263,108 @@ static void a_full_pool_evicts_and_never_gives_other_bytes(void **state)
 	(void)state;
 }
 
+/* 30 MiB of 32, all of it under lease. */
+static void fill_and_lease(struct mc_store *st, uint8_t *buf)
+{
+	char key[16];
+
+	for (unsigned i = 0; i < 30; i++) {
+		(void)snprintf(key, sizeof(key), "l%u", i);
+		assert_int_equal(put(st, key, buf, MIB, i, NULL, 0), 0);
+	}
+	for (unsigned i = 0; i < 30; i++) {
+		(void)snprintf(key, sizeof(key), "l%u", i);
+		read_is(st, key, buf, MIB, i);
+	}
+}
+
+/* Its calls to the owner end several times before the leases do. */
+static void a_put_waits_until_leases_run_out(void **state)
+{
+	struct real *c = real_open_leased(1, 32 * MIB, 4000);
+	struct mc_store *st = real_store(c, 12000, 0);
+	uint8_t *buf = buffer(LEN_MAX);
+	uint64_t begin_ns;
+
+	fill_and_lease(st, buf);
+	begin_ns = mc_now_ns();
+	assert_int_equal(put(st, "large", buf, 16 * MIB, 1, NULL, 0), 0);
+	assert_true(mc_now_ns() - begin_ns > 2 * MC_NS_PER_S);
+	read_is(st, "large", buf, 16 * MIB, 1);
+	mc_store_close(st);
+	mc_free(buf);
+	real_close(c);
+	(void)state;
+}
+
+struct putting {
+	struct mc_store *st;
+	uint8_t *buf;
+	int ret;
+};
+
+static void *put_large(void *arg)
+{
+	struct putting *p = arg;
+
+	p->ret = put(p->st, "large", p->buf, 16 * MIB, 1, NULL, 0);
+	return NULL;
+}
+
+static void pause_ms(unsigned ms)
+{
+	struct timespec ts = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
+
+	(void)nanosleep(&ts, NULL);
+}
+
+/* The owner asks it for room before it has told what it has. */
+static void a_put_that_waits_for_room_rides_through_a_new_master(void **state)
+{
+	struct real *c = real_open_leased(1, 32 * MIB, 4000);
+	struct mc_store *st = real_store(c, 20000, 0);
+	struct putting p = {st, buffer(LEN_MAX), 1};
+	pthread_t thread;
+
+	fill_and_lease(st, p.buf);
+	assert_int_equal(pthread_create(&thread, NULL, put_large, &p), 0);
+	pause_ms(300);
+	real_master_kill(c);
+	real_master_start(c);
+	(void)pthread_join(thread, NULL);
+	assert_int_equal(p.ret, 0);
+	read_is(st, "large", p.buf, 16 * MIB, 1);
+	mc_store_close(st);
+	mc_free(p.buf);
+	real_close(c);
+	(void)state;
+}
+
+/* Nothing is committed yet, so the master finds nothing to evict. */
+static void a_put_waits_for_room_that_others_are_writing_to(void **state)
+{
+	struct real *c = real_open(1, 32 * MIB);
+	struct mc_store *st = real_store(c, 20000, 0);
+	struct putting p = {st, buffer(LEN_MAX), 1};
+	struct mc_store_key key = key_of("session");
+	uint64_t len = 24 * MIB;
+	pthread_t thread;
+	int32_t ret;
+
+	owners_wait(st, 1);
+	assert_int_equal(mc_store_put_begin(st, &key, &len, 1, NULL, &ret), 0);
+	assert_int_equal(pthread_create(&thread, NULL, put_large, &p), 0);
+	pause_ms(700);
+	assert_int_equal(mc_store_put_end(st, &key, 1, false, &ret), 0);
+	(void)pthread_join(thread, NULL);
+	assert_int_equal(p.ret, 0);
+	read_is(st, "large", p.buf, 16 * MIB, 1);
+	mc_store_close(st);
+	mc_free(p.buf);
+	real_close(c);
+	(void)state;
+}
+
 /* ---- kills ---- */
 
 static void the_death_of_an_owner_is_a_miss_and_puts_go_elsewhere(void **state)
@@ -484,6 +586,9 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(the_first_put_wins_and_an_upsert_replaces),
 	    cmocka_unit_test(batches_in_parts_on_several_owners),
 	    cmocka_unit_test(a_full_pool_evicts_and_never_gives_other_bytes),
+	    cmocka_unit_test(a_put_waits_until_leases_run_out),
+	    cmocka_unit_test(a_put_that_waits_for_room_rides_through_a_new_master),
+	    cmocka_unit_test(a_put_waits_for_room_that_others_are_writing_to),
 	    cmocka_unit_test(the_death_of_an_owner_is_a_miss_and_puts_go_elsewhere),
 	    cmocka_unit_test(a_killed_master_that_restarts_lost_nothing),
 	    cmocka_unit_test(a_stopped_owner_delays_no_put_beyond_its_deadline),

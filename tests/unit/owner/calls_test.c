@@ -3,6 +3,7 @@
  */
 #include "owner_fix.h"
 
+#include <poll.h>
 #include <sys/wait.h>
 
 #define POOL (8u << 20)
@@ -286,23 +287,41 @@ static void full_pool_is_served_in_order_once_there_is_room(void **state)
 	(void)state;
 }
 
-static void no_room_ends_a_call_at_once(void **state)
+static void say_no_room(struct fix *f)
+{
+	pthread_mutex_lock(&f->m->lock);
+	fix_say(f->m, MC_ST_NOTE_NO_ROOM, NULL, 0);
+	pthread_mutex_unlock(&f->m->lock);
+}
+
+/* What is granted to somebody else may be evicted once it is committed. */
+static void no_room_ends_a_call_once_nobody_else_is_writing(void **state)
 {
 	struct putter own = {0};
+	struct mc_owner_stats stats;
 	struct mc_st_granted a;
 	struct fix f;
 	uint64_t start = mc_now_ns();
 	pthread_t t;
 
 	fix_open(&f, (struct mc_owner_opts){.bytes = 1u << 20});
-	assert_int_equal(fix_put_one(&f, "fill", 2, 1000000, NULL, &a), 0);
+	assert_int_equal(fix_put_one(&f, "fill", 2, 900000, NULL, &a), 0);
 	own.o = f.o;
-	own.g[0] = fix_grant("own", 12, 50000, payload);
+	own.g[0] = fix_grant("own", 12, 200000, payload);
 	assert_int_equal(pthread_create(&t, NULL, put_direct, &own), 0);
 	fix_until(f.m, f.m->notes[MC_ST_NOTE_WANT] > 0);
-	pthread_mutex_lock(&f.m->lock);
-	fix_say(f.m, MC_ST_NOTE_NO_ROOM, NULL, 0);
-	pthread_mutex_unlock(&f.m->lock);
+	say_no_room(&f);
+	fix_say_free(f.m, 0, 77); /* its answer says that the note before it was read */
+	fix_until(f.m, f.m->nfreed == 1);
+	mc_owner_stats(f.o, &stats);
+	assert_int_equal(stats.waiting, 1);
+	assert_int_equal(fix_seal(f.conn, a.addr, 2, 0, NULL), 0);
+	do { /* as a master does to an owner that asks again */
+		say_no_room(&f);
+		fix_say_free(f.m, 0, 77);
+		(void)poll(NULL, 0, 20);
+		mc_owner_stats(f.o, &stats);
+	} while (stats.waiting > 0);
 	assert_int_equal(pthread_join(t, NULL), 0);
 	assert_int_equal(own.status, MC_STORE_NO_AVAILABLE_HANDLE);
 	assert_true(mc_now_ns() - start < FIX_SOON_NS);
@@ -539,7 +558,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(what_no_slot_may_have_is_refused),
 	    cmocka_unit_test(full_pool_waits_until_the_deadline),
 	    cmocka_unit_test(full_pool_is_served_in_order_once_there_is_room),
-	    cmocka_unit_test(no_room_ends_a_call_at_once),
+	    cmocka_unit_test(no_room_ends_a_call_once_nobody_else_is_writing),
 	    cmocka_unit_test(pinned_bytes_stay_until_the_unpin),
 	    cmocka_unit_test(grants_of_a_killed_writer_come_back),
 	    cmocka_unit_test(grants_of_a_lost_connection_come_back_after_a_while),
