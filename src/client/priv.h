@@ -199,6 +199,8 @@ int mc_cli_owner_segment(struct mc_cli_op *op, struct mc_cli_owner *o, int32_t *
 /** It did not do what was asked: no puts for a while, reads elsewhere first. */
 void mc_cli_owner_bad(struct mc_cli_owner *o, int rc);
 bool mc_cli_owner_is_bad(struct mc_cli_owner *o);
+/** It is this process's own: asked by calls of owner.h, without rpc. */
+bool mc_cli_owner_is_own(const struct mc_cli_owner *o);
 /** Its incarnation, as the view last had it. */
 uint64_t mc_cli_owner_life(struct mc_cli_owner *o);
 /** An owner for `len` bytes that is none of `not`. NULL: there is none. */

@@ -3,6 +3,7 @@
  * generation.
  */
 #include "client/priv.h"
+#include "owner/owner.h"
 
 #define DROP_WAIT_NS MC_NS_PER_S /* for one that may take longer there is the background */
 #define TRIES 2u /* a seal whose answer was lost with its connection may be repeated */
@@ -24,6 +25,13 @@ static void run_twice(struct mc_cli_op *op, size_t first, uint64_t deadline_ns)
 	mc_cli_calls_run(op, first, deadline_ns);
 	for (unsigned i = 1; i < TRIES; i++)
 		mc_cli_calls_repeat(op, first, deadline_ns);
+}
+
+static void status_take(struct mc_cli_target *t, int32_t status, enum mc_cli_target_state ok)
+{
+	t->state = (uint8_t)(status ? MC_CLI_TARGET_FAILED : ok);
+	if (status)
+		t->status = status;
 }
 
 /* One status for each record, into the targets' word `ok` or FAILED. */
@@ -49,11 +57,8 @@ static void statuses(struct mc_cli_write *writes, struct mc_cli_call *c,
 			t->status = mc_cli_code_rpc(rc);
 			t->is_lost = true;
 			t->was_sealed |= c->nsent > 0;
-		} else if (status != 0) {
-			t->state = MC_CLI_TARGET_FAILED;
-			t->status = status;
 		} else {
-			t->state = (uint8_t)ok;
+			status_take(t, status, ok);
 		}
 	}
 	if (rc < 0 && !c->rpc.is_answered && c->n > 0)
@@ -93,6 +98,11 @@ static int seal_add(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, 
 		s.nchunks = w->info.nchunks;
 	} else {
 		s.flags = MC_ST_SEAL_COMPUTE;
+	}
+	if (mc_cli_owner_is_own(t->owner)) {
+		status_take(t, mc_owner_seal(op->st->owner, &s), MC_CLI_TARGET_SEALED);
+		t->is_lost = t->state == MC_CLI_TARGET_FAILED; /* its grant may be left */
+		return 0;
 	}
 	len = sizeof(s) + (size_t)s.nchunks * sizeof(uint32_t);
 	c = mc_cli_call_for(op, first, &t->owner->end, MC_ST_SEAL, len);
@@ -145,6 +155,12 @@ static bool is_left(const struct mc_cli_write *w, const struct mc_cli_target *t)
 	}
 }
 
+static void drop_done(struct mc_cli_target *t)
+{
+	t->state = MC_CLI_TARGET_FAILED;
+	t->is_lost = false;
+}
+
 /* An owner without memory for the question is asked later, too. */
 static void drop_add(struct mc_cli_op *op, size_t first, uint32_t item,
 		     const struct mc_cli_target *t, const struct mc_st_place *p)
@@ -165,40 +181,46 @@ static struct mc_st_place place_of(const struct mc_cli_write *w, const struct mc
 				    .gen = w->gen};
 }
 
-static void drop_done(struct mc_cli_target *t)
+static void drop_one(struct mc_store *st, struct mc_cli_owner *o, const struct mc_st_place *p)
 {
-	t->state = MC_CLI_TARGET_FAILED;
-	t->is_lost = false;
+	if (mc_cli_owner_is_own(o))
+		(void)mc_owner_drop(st->owner, p); /* always 0 */
+	else
+		mc_cli_drops_add(st->drops, o, p);
 }
 
-/* It was not heard: again in the background, and the caller cannot be sure. */
+/* Here, or in the background when it was not heard: then the caller cannot be sure. */
 static void drop_later(struct mc_cli_op *op, struct mc_cli_write *w, struct mc_cli_target *t)
 {
 	struct mc_st_place p = place_of(w, t);
 
-	mc_cli_drops_add(op->st->drops, t->owner, &p);
+	drop_one(op->st, t->owner, &p);
 	if (t->state == MC_CLI_TARGET_FAILED && w->old_gen) {
 		p.gen = w->old_gen;
-		mc_cli_drops_add(op->st->drops, t->owner, &p);
+		drop_one(op->st, t->owner, &p);
 	}
-	w->may_show |= t->was_sealed || t->state == MC_CLI_TARGET_SEALED;
+	w->may_show |=
+	    !mc_cli_owner_is_own(t->owner) && (t->was_sealed || t->state == MC_CLI_TARGET_SEALED);
+	drop_done(t);
 }
 
 /* While the caller waits: what an owner acknowledged is not lost any more. */
 static void drop_now(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
 {
 	size_t first = op->ncalls;
+	bool has_old;
 
 	for (size_t i = 0; i < n; i++)
 		for (unsigned t = 0; t < writes[i].ntargets && writes[i].status < 0; t++) {
 			struct mc_cli_target *x = &writes[i].targets[t];
 			struct mc_st_place p = place_of(&writes[i], x);
 
-			if (!is_left(&writes[i], x))
+			if (!is_left(&writes[i], x) || mc_cli_owner_is_own(x->owner))
 				continue;
+			has_old = x->state == MC_CLI_TARGET_FAILED && writes[i].old_gen;
 			drop_add(op, first, item_of(i, t), x, &p);
 			p.gen = writes[i].old_gen;
-			if (x->state == MC_CLI_TARGET_FAILED && p.gen)
+			if (has_old)
 				drop_add(op, first, item_of(i, t), x, &p);
 		}
 	run_twice(op, first, mc_min(op->deadline_ns, mc_time_after(mc_now_ns(), DROP_WAIT_NS)));
@@ -217,12 +239,9 @@ void mc_cli_drop(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
 	for (size_t i = 0; i < n; i++) {
 		struct mc_cli_write *w = &writes[i];
 
-		for (unsigned t = 0; t < w->ntargets; t++) {
-			if (!is_left(w, &w->targets[t]))
-				continue;
-			drop_later(op, w, &w->targets[t]);
-			drop_done(&w->targets[t]);
-		}
+		for (unsigned t = 0; t < w->ntargets; t++)
+			if (is_left(w, &w->targets[t]))
+				drop_later(op, w, &w->targets[t]);
 		if (w->status < 0 && (w->is_unsure || w->may_show) &&
 		    w->status != MC_STORE_RPC_FAIL)
 			w->status = MC_STORE_RPC_TIMEOUT;
@@ -247,6 +266,11 @@ void mc_cli_regen(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 			if (x->state != MC_CLI_TARGET_SEALED)
 				continue;
 			x->was_sealed = true;
+			if (mc_cli_owner_is_own(x->owner)) {
+				status_take(x, mc_owner_regen(op->st->owner, &g),
+					    MC_CLI_TARGET_SEALED);
+				continue;
+			}
 			c = mc_cli_call_for(op, first, &x->owner->end, MC_ST_REGEN, sizeof(g));
 			if (!c || mc_cli_call_add(c, sizeof(g), item_of(i, t), &wr) < 0) {
 				x->state = MC_CLI_TARGET_FAILED;

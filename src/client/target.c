@@ -5,6 +5,7 @@
  */
 #include "base/log.h"
 #include "client/priv.h"
+#include "owner/owner.h"
 
 #define LATE_NS (300 * MC_NS_PER_MS)
 #define NO_OWNER_NS (3 * MC_NS_PER_S) /* an empty view may fill */
@@ -133,15 +134,20 @@ static size_t plan(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 
 /* ---- asking ---- */
 
+static struct mc_st_grant grant_of(const struct mc_cli_write *w)
+{
+	return (struct mc_st_grant){.gen = w->gen,
+				    .len = w->len,
+				    .key_len = w->key.len,
+				    .tlv_len = w->tlv_len,
+				    .key = w->key.bytes,
+				    .tlv = w->tlv};
+}
+
 static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, uint32_t item,
 		   struct mc_cli_owner *o)
 {
-	struct mc_st_grant g = {.gen = w->gen,
-				.len = w->len,
-				.key_len = w->key.len,
-				.tlv_len = w->tlv_len,
-				.key = w->key.bytes,
-				.tlv = w->tlv};
+	struct mc_st_grant g = grant_of(w);
 	size_t len = sizeof(g) + g.key_len + g.tlv_len + (is_inline(w) ? (size_t)w->len : 0);
 	struct mc_cli_call *c =
 	    mc_cli_call_for(op, first, &o->end, is_inline(w) ? MC_ST_PUT : MC_ST_GRANT, len);
@@ -154,6 +160,58 @@ static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, u
 		mc_wr_bytes(&wr, w->ranges[i].addr, w->ranges[i].len);
 	mc_cli_call_added(c, &wr);
 	return 0;
+}
+
+static void granted(struct mc_cli_target *t, const struct mc_st_granted *g, bool is_sealed)
+{
+	t->addr = g->addr;
+	t->incarnation = g->incarnation;
+	t->is_lost = false;
+	t->status = 0;
+	t->state = is_sealed ? MC_CLI_TARGET_SEALED : MC_CLI_TARGET_GRANTED;
+}
+
+/* The payload in one piece; it is small. NULL: no memory. */
+static const uint8_t *payload_of(struct mc_cli_op *op, const struct mc_cli_write *w)
+{
+	uint8_t *bytes;
+	size_t at = 0;
+
+	if (w->nranges == 1)
+		return w->ranges[0].addr;
+	bytes = mc_cli_alloc(op, 1, w->len);
+	for (uint32_t i = 0; bytes && i < w->nranges; i++) {
+		memcpy(bytes + at, w->ranges[i].addr, w->ranges[i].len);
+		at += w->ranges[i].len;
+	}
+	return bytes;
+}
+
+/*
+ * The process's own pool, without rpc while there is room at once. Else it is asked as the others
+ * are, in one call for all: those that wait have an order, and this thread other owners to ask.
+ * @return false: so it is
+ */
+static bool ask_own(struct mc_cli_op *op, const struct mc_cli_write *w, struct mc_cli_target *t)
+{
+	struct mc_st_grant g = grant_of(w);
+	struct mc_st_granted ret;
+	int32_t status;
+
+	if (is_inline(w)) {
+		g.payload = payload_of(op, w);
+		status =
+		    g.payload ? mc_owner_put(op->st->owner, &g, 0, &ret) : MC_STORE_INTERNAL_ERROR;
+	} else {
+		status = mc_owner_grant(op->st->owner, &g, 0, &ret);
+	}
+	if (status == MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS)
+		return false;
+	if (status == 0)
+		granted(t, &ret, is_inline(w));
+	else
+		target_fail(t, status, false);
+	return true;
 }
 
 /* An owner says that nothing may be evicted as soon as it knows; else it waits for room for as long
@@ -187,12 +245,7 @@ static void answers(struct mc_cli_write *writes, struct mc_cli_call *c)
 			target_fail(t, g.status, false);
 			t->is_waiting = is_late(c);
 		} else {
-			t->addr = g.addr;
-			t->incarnation = g.incarnation;
-			t->is_lost = false;
-			t->status = 0;
-			t->state = c->rpc.method == MC_ST_PUT ? MC_CLI_TARGET_SEALED
-							      : MC_CLI_TARGET_GRANTED;
+			granted(t, &g, c->rpc.method == MC_ST_PUT);
 		}
 	}
 	if (rc < 0 && !c->rpc.is_answered && c->n > 0)
@@ -213,6 +266,8 @@ static void ask(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
 			if (x->state != MC_CLI_TARGET_NEW)
 				continue;
 			x->state = MC_CLI_TARGET_ASKED;
+			if (mc_cli_owner_is_own(x->owner) && ask_own(op, &writes[i], x))
+				continue;
 			if (ask_one(op, first, &writes[i], (uint32_t)(i * MC_CLI_TARGETS_MAX + t),
 				    x->owner) < 0)
 				target_fail(x, MC_STORE_INTERNAL_ERROR, false);

@@ -142,7 +142,7 @@ int mc_cli_owner_segment(struct mc_cli_op *op, struct mc_cli_owner *o, int32_t *
 	uint64_t now_ns = mc_now_ns(), timeout_ns;
 	int rc;
 
-	if (o->id == op->st->owner_id && op->st->owner) {
+	if (mc_cli_owner_is_own(o)) {
 		*ret_segment = MC_SEGMENT_LOCAL;
 		return 0;
 	}
@@ -193,6 +193,13 @@ bool mc_cli_owner_is_bad(struct mc_cli_owner *o)
 	is_bad = !o->is_there || mc_now_ns() < o->bad_until_ns;
 	pthread_mutex_unlock(&view->mu);
 	return is_bad;
+}
+
+bool mc_cli_owner_is_own(const struct mc_cli_owner *o)
+{
+	const struct mc_store *st = o->end.st;
+
+	return st->owner && o->id == st->owner_id;
 }
 
 uint64_t mc_cli_owner_life(struct mc_cli_owner *o)
