@@ -263,16 +263,16 @@ static void a_full_pool_evicts_and_never_gives_other_bytes(void **state)
 	(void)state;
 }
 
-/* 30 MiB of 32, all of it under lease. */
+/* 26 MiB of 32, all of it under lease. */
 static void fill_and_lease(struct mc_store *st, uint8_t *buf)
 {
 	char key[16];
 
-	for (unsigned i = 0; i < 30; i++) {
+	for (unsigned i = 0; i < 26; i++) {
 		(void)snprintf(key, sizeof(key), "l%u", i);
 		assert_int_equal(put(st, key, buf, MIB, i, NULL, 0), 0);
 	}
-	for (unsigned i = 0; i < 30; i++) {
+	for (unsigned i = 0; i < 26; i++) {
 		(void)snprintf(key, sizeof(key), "l%u", i);
 		read_is(st, key, buf, MIB, i);
 	}
@@ -289,7 +289,7 @@ static void a_put_waits_until_leases_run_out(void **state)
 	fill_and_lease(st, buf);
 	begin_ns = mc_now_ns();
 	assert_int_equal(put(st, "large", buf, 16 * MIB, 1, NULL, 0), 0);
-	assert_true(mc_now_ns() - begin_ns > 2 * MC_NS_PER_S);
+	assert_true(mc_now_ns() - begin_ns > MC_NS_PER_S);
 	read_is(st, "large", buf, 16 * MIB, 1);
 	mc_store_close(st);
 	mc_free(buf);

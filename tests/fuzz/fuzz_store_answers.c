@@ -17,7 +17,7 @@
 #include "wire/pb.h"
 #include "wire/store.pb-c.h"
 
-#define POOL_BYTES (256u << 10)
+#define POOL_BYTES (512u << 10)
 #define ITEM_MAX 4096u
 #define ITEMS_MAX 12u
 #define SLOT_BYTES 70000u /* two chunks */

@@ -274,6 +274,28 @@ static void owner_without_room_gets_frees_or_is_told_that_there_is_none(void **s
 	(void)state;
 }
 
+/* A call waits there since the last master: the wish comes before what could go. */
+static void owner_that_still_announces_is_not_told_that_there_is_no_room(void **state)
+{
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	fo_init(&o, &f, 5);
+	fo_start(&o);
+	assert_int_equal(fo_welcomed(&o), 0);
+	fo_space(&o, MC_ST_NOTE_WANT, 800, 50);
+	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 4096);
+	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
+	fo_expect_free(&o, 4096, 11);
+	fo_freed(&o, 4096, 11);
+	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
+	fo_close(&o);
+	fix_close(&f);
+	(void)state;
+}
+
 /* ---- restarts ---- */
 
 static void restarted_master_serves_what_owners_announce(void **state)
@@ -567,6 +589,7 @@ int main(void)
 	    cmocka_unit_test(commit_of_a_slot_of_another_life_is_refused),
 	    cmocka_unit_test(slot_that_was_never_committed_is_freed_and_cannot_be_later),
 	    cmocka_unit_test(owner_without_room_gets_frees_or_is_told_that_there_is_none),
+	    cmocka_unit_test(owner_that_still_announces_is_not_told_that_there_is_no_room),
 	    cmocka_unit_test(restarted_master_serves_what_owners_announce),
 	    cmocka_unit_test(restart_with_a_free_under_way_does_not_bring_the_object_back),
 	    cmocka_unit_test(highest_generation_announced_wins),
