@@ -207,8 +207,8 @@ uint64_t mc_cli_owner_life(struct mc_cli_owner *o);
 struct mc_cli_owner *mc_cli_view_choose(struct mc_cli_op *op, uint64_t len,
 					const struct mc_store_conf *conf,
 					struct mc_cli_owner *const * not, unsigned nnot);
-/** Is there any that takes puts? */
-bool mc_cli_view_has_owner(struct mc_store *st);
+/** Is there any that takes puts, and so long a slot if it makes room? */
+bool mc_cli_view_can_take(struct mc_store *st, uint64_t len);
 
 /* ---- transfers (move.c) ---- */
 

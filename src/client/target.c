@@ -8,7 +8,7 @@
 #include "owner/owner.h"
 
 #define LATE_NS (300 * MC_NS_PER_MS)
-#define NO_OWNER_NS (3 * MC_NS_PER_S) /* an empty view may fill */
+#define NO_OWNER_NS (3 * MC_NS_PER_S) /* others may come */
 
 static bool is_inline(const struct mc_cli_write *w)
 {
@@ -79,7 +79,7 @@ static void compact(struct mc_cli_write *w)
 
 /* Owners for the replicas that are missing. @return how many are to be asked */
 static unsigned plan_one(struct mc_cli_op *op, struct mc_cli_write *w,
-			 const struct mc_store_conf *conf, bool *wants_pause)
+			 const struct mc_store_conf *conf, uint64_t until_ns, bool *wants_pause)
 {
 	struct mc_cli_owner * not [MC_CLI_TARGETS_MAX];
 	unsigned have = mc_cli_write_count(w, goal(w)), fresh = 0;
@@ -105,8 +105,11 @@ static unsigned plan_one(struct mc_cli_op *op, struct mc_cli_write *w,
 		return 0;
 	}
 	*wants_pause = true;
-	if (w->ntargets == 0)
+	if (w->ntargets == 0) {
+		if (mc_now_ns() > until_ns && !mc_cli_view_can_take(op->st, w->info.slot_len))
+			w->status = MC_STORE_NO_AVAILABLE_HANDLE; /* larger than any pool */
 		return 0;
+	}
 	if (again(w))
 		return mc_cli_write_count(w, MC_CLI_TARGET_NEW);
 	w->status = reason(w);
@@ -115,7 +118,7 @@ static unsigned plan_one(struct mc_cli_op *op, struct mc_cli_write *w,
 
 /* @return how many targets are to be asked */
 static size_t plan(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
-		   const struct mc_store_conf *conf, bool *wants_pause)
+		   const struct mc_store_conf *conf, uint64_t until_ns, bool *wants_pause)
 {
 	size_t count = 0;
 
@@ -127,7 +130,7 @@ static size_t plan(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 		if (mc_cli_write_count(w, goal(w)) >= w->wanted)
 			w->is_done = true;
 		else
-			count += plan_one(op, w, conf, wants_pause);
+			count += plan_one(op, w, conf, until_ns, wants_pause);
 	}
 	return count;
 }
@@ -364,14 +367,14 @@ void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_
 	(void)mc_cli_view_refresh(op, mc_cli_view_knows(op->st, conf) ? MC_NS_PER_S : 0);
 	for (;;) {
 		wants_pause = false;
-		asked = plan(op, writes, n, conf, &wants_pause);
+		asked = plan(op, writes, n, conf, until_ns, &wants_pause);
 		if (asked == 0 && !wants_pause)
 			return;
 		if (wants_pause) {
 			if (!mc_cli_backoff(op))
 				break;
 			(void)mc_cli_view_refresh(op, 0);
-			if (!mc_cli_view_has_owner(op->st) && mc_now_ns() > until_ns)
+			if (!mc_cli_view_can_take(op->st, 0) && mc_now_ns() > until_ns)
 				break;
 		}
 		if (asked == 0)

@@ -213,13 +213,14 @@ uint64_t mc_cli_owner_life(struct mc_cli_owner *o)
 	return life;
 }
 
-bool mc_cli_view_has_owner(struct mc_store *st)
+bool mc_cli_view_can_take(struct mc_store *st, uint64_t len)
 {
 	bool has = false;
 
 	pthread_mutex_lock(&st->view.mu);
 	for (size_t i = 0; i < st->view.n; i++)
-		has |= st->view.owners[i]->is_there && st->view.owners[i]->takes_puts;
+		has |= st->view.owners[i]->is_there && st->view.owners[i]->takes_puts &&
+		       st->view.owners[i]->capacity >= len;
 	pthread_mutex_unlock(&st->view.mu);
 	return has;
 }

@@ -464,6 +464,22 @@ static void a_put_that_went_elsewhere_is_dropped_where_it_was_first(void **state
 	(void)state;
 }
 
+static void an_object_larger_than_any_pool_is_refused_within_seconds(void **state)
+{
+	struct world *w = world_open(1);
+	struct mc_store *st = world_store(w, 20000);
+	size_t len = WORLD_POOL + MIB;
+	uint64_t begin_ns = mc_now_ns();
+	uint8_t *in = mc_calloc(1, len);
+
+	assert_int_equal(put(st, "large", in, len, NULL, 0), MC_STORE_NO_AVAILABLE_HANDLE);
+	assert_true(mc_now_ns() - begin_ns < 10 * MC_NS_PER_S);
+	mc_free(in);
+	mc_store_close(st);
+	world_close(w);
+	(void)state;
+}
+
 static void a_dead_owner_costs_no_batch_its_other_objects(void **state)
 {
 	struct world *w = world_open(2);
@@ -614,6 +630,7 @@ int main(void)
 	    cmocka_unit_test(a_commit_without_an_answer_is_no_failure_and_its_bytes_stay),
 	    cmocka_unit_test(what_an_owner_sealed_unheard_is_dropped_once_it_is_reached),
 	    cmocka_unit_test(a_put_that_went_elsewhere_is_dropped_where_it_was_first),
+	    cmocka_unit_test(an_object_larger_than_any_pool_is_refused_within_seconds),
 	    cmocka_unit_test(a_dead_owner_costs_no_batch_its_other_objects),
 	    cmocka_unit_test(exist_size_remove_and_list_say_what_is_there),
 	    cmocka_unit_test(sessions_write_pieces_and_unwritten_bytes_are_zeros),
