@@ -21,6 +21,11 @@ static const struct mc_opt table[] = {
     MC_OPT_INT(FLAGS, metrics_port, "metrics_port", "9003", 0, 65535,
 	       "port of metrics and administration; 0: none"),
     MC_OPT_STR(FLAGS, metrics_host, "metrics_host", "0.0.0.0", "its address"),
+    MC_OPT_BOOL(FLAGS, has_metadata, "enable_http_metadata_server", "0",
+		"serve /metadata to engines, as mooncake_http_metadata_server does"),
+    MC_OPT_INT(FLAGS, metadata_port, "http_metadata_server_port", "8080", 0, 65535,
+	       "port of /metadata; 0: any"),
+    MC_OPT_STR(FLAGS, metadata_host, "http_metadata_server_host", "0.0.0.0", "its address"),
     MC_OPT_STR(FLAGS, lease_ttl, "default_kv_lease_ttl", "10000",
 	       "lease of what was looked up: milliseconds, or with ms s m h"),
     MC_OPT_STR(FLAGS, soft_pin_ttl, "default_kv_soft_pin_ttl", "1800000",
@@ -44,11 +49,6 @@ static const struct mc_opt table[] = {
 /* Options of upstream's that nothing here needs, or that are refused. */
 static const struct mc_args_other others[] = {
     {"enable_metric_reporting", true, NULL},
-    {"enable_http_metadata_server", true,
-     "not in this build; mooncake_http_metadata_server is a program of its own, and P2PHANDSHAKE "
-     "needs none"},
-    {"http_metadata_server_host", false, NULL},
-    {"http_metadata_server_port", false, NULL},
     {"rpc_thread_num", false, NULL},
     {"max_threads", false, NULL},
     {"rpc_interface", false, "give the interface's address as --rpc_address"},

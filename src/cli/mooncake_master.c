@@ -14,6 +14,7 @@
 #include "base/mem.h"
 #include "cli/master_flags.h"
 #include "master/admin.h"
+#include "master/metadata.h"
 
 #define PATH_MAX_BYTES 4096
 
@@ -112,10 +113,35 @@ static void admin_open(struct mc_master *master, const struct mc_master_flags *f
 			    "cause=\"%s\" hint=\"--metrics_port, --metrics_host\"", diag.text);
 }
 
+/* Engines were told to look there: without it they would wait in vain. */
+static int metadata_open(struct mc_loop *side, const struct mc_master_flags *flags,
+			 struct mc_diag *diag, struct mc_metadata **ret)
+{
+	char text[MC_ADDR_TEXT_MAX];
+	struct mc_addr at;
+	int rc;
+
+	if (!flags->has_metadata)
+		return 0;
+	rc = mc_addr_resolve(flags->metadata_host, (uint16_t)flags->metadata_port, &at, diag);
+	if (rc == 0)
+		rc = mc_metadata_open(side, &at, 0, diag, ret);
+	if (rc < 0) {
+		mc_diag_wrap(diag, "--enable_http_metadata_server (--http_metadata_server_host, "
+				   "--http_metadata_server_port)");
+		return rc;
+	}
+	mc_addr_port_set(&at, mc_metadata_port(*ret));
+	printf("mooncake_master serves http://%s/metadata\n", mc_addr_format(&at, text));
+	(void)fflush(stdout);
+	return 0;
+}
+
 static int run(struct mc_master_flags *flags, const sigset_t *stop, struct mc_diag *diag)
 {
 	struct mc_loop *loop = NULL, *side = NULL;
 	struct mc_master_admin *admin = NULL;
+	struct mc_metadata *metadata = NULL;
 	struct mc_master *master = NULL;
 	char path[PATH_MAX_BYTES];
 	int rc, signo;
@@ -137,7 +163,10 @@ static int run(struct mc_master_flags *flags, const sigset_t *stop, struct mc_di
 	if (rc == 0)
 		admin_open(master, flags, &admin);
 	if (rc == 0)
+		rc = metadata_open(side, flags, diag, &metadata);
+	if (rc == 0)
 		(void)sigwait(stop, &signo);
+	mc_metadata_close(metadata);
 	mc_master_admin_close(admin);
 	mc_master_close(master);
 	mc_loop_close(side);

@@ -9,10 +9,12 @@
 #include "base/json.h"
 #include "base/statreg.h"
 #include "io/http_server.h"
+#include "master/admin_remove.h"
 #include "master/priv.h"
 
 #define STATS_MAX 256u
 #define TEXT_MAX (256u << 20)
+#define BODY_MAX 4096u /* what is posted is in the query */
 
 /* Numbers that the index loop fills in when somebody asks. */
 enum gauge {
@@ -65,6 +67,7 @@ static const struct {
 struct mc_master_admin {
 	struct mc_master *m;
 	struct mc_http_server *http;
+	struct mc_admin_remove *remove;
 	struct mc_stat_reg *reg;
 	struct mc_gauge gauge[GAUGE_COUNT];
 };
@@ -279,7 +282,7 @@ static int query_segment(struct mc_master_admin *a, const char *name, struct mc_
 	return status;
 }
 
-static void on_get(void *user, const char *path, struct mc_http_answer *ret)
+static void on_get(struct mc_master_admin *a, const char *path, struct mc_http_answer *ret)
 {
 	static const struct {
 		const char *path, *type;
@@ -294,12 +297,9 @@ static void on_get(void *user, const char *path, struct mc_http_answer *ret)
 	    {"/get_all_segments", "text/plain", all_segments},
 	    {"/get_segments_detail", "application/json", detail},
 	};
-	struct mc_master_admin *a = user;
 	struct mc_str out;
 
 	mc_str_init(&out, TEXT_MAX);
-	ret->status = 404;
-	ret->type = "text/plain";
 	if (strcmp(path, "/query_segment") == 0)
 		ret->status = query_segment(a, mc_http_arg(ret, "segment"), &out);
 	for (size_t i = 0; i < MC_ARRAY_LEN(pages); i++) {
@@ -320,6 +320,23 @@ static void on_get(void *user, const char *path, struct mc_http_answer *ret)
 	ret->body = mc_str_take(&out);
 	if (!ret->body)
 		ret->len = 0;
+}
+
+static void on_request(void *user, const char *path, struct mc_http_answer *ret)
+{
+	static const char post[] = "/api/v1/remove_all";
+	struct mc_master_admin *a = user;
+	bool is_post = strcmp(path, post) == 0;
+
+	if (strcmp(mc_http_method(ret), is_post ? "POST" : "GET") != 0) {
+		ret->status = 405;
+		ret->body = mc_asprintf("%s is for %s\n", path, is_post ? "POST" : "GET");
+		ret->len = ret->body ? strlen(ret->body) : 0;
+	} else if (is_post) {
+		(void)mc_admin_remove_page(a->remove, ret); /* now, or later */
+	} else {
+		on_get(a, path, ret);
+	}
 }
 
 /* ---- life ---- */
@@ -360,7 +377,10 @@ void mc_master_admin_close(struct mc_master_admin *admin)
 {
 	if (!admin)
 		return;
+	if (admin->http)
+		mc_admin_remove_leave(admin->remove);
 	mc_http_server_close(admin->http);
+	mc_admin_remove_close(admin->remove);
 	mc_stat_reg_close(admin->reg);
 	mc_free(admin);
 }
@@ -368,6 +388,7 @@ void mc_master_admin_close(struct mc_master_admin *admin)
 int mc_master_admin_open(struct mc_master *master, const struct mc_addr *at, struct mc_diag *diag,
 			 struct mc_master_admin **ret_admin)
 {
+	static const struct mc_http_opts opts = {.body_max = BODY_MAX};
 	struct mc_master_admin *a = mc_calloc(1, sizeof(*a));
 	int rc;
 
@@ -378,7 +399,10 @@ int mc_master_admin_open(struct mc_master *master, const struct mc_addr *at, str
 	if (rc == 0)
 		rc = stats_add(a);
 	if (rc == 0)
-		rc = mc_http_server_open(master->side, at, on_get, a, &a->http, diag);
+		rc = mc_admin_remove_open(master, &a->remove);
+	if (rc == 0)
+		rc = mc_http_server_open_opts(master->side, at, &opts, on_request, a, &a->http,
+					      diag);
 	if (rc < 0) {
 		mc_master_admin_close(a);
 		return rc;

@@ -1,7 +1,8 @@
 /*
  * admin.h: a master over HTTP, for people and monitors: /health, /metrics, /metrics/summary,
  * /get_all_segments, /query_segment, /get_segments_detail, /get_all_keys, /query_key,
- * /batch_query_keys, as upstream's master names them.
+ * /batch_query_keys, /role, /ha_status, /leader, POST /api/v1/remove_all, as upstream's master
+ * names them.
  */
 #ifndef MC_MASTER_ADMIN_H
 #define MC_MASTER_ADMIN_H

@@ -18,8 +18,9 @@
 struct walk {
 	struct mc_list link; /* mc_master.walks */
 	struct mc_master *m;
-	struct mc_timer timer; /* the next piece: now, after what waits */
-	struct mc_rpc_req *req;
+	struct mc_timer timer;		/* the next piece: now, after what waits */
+	struct mc_rpc_req *req;		/* NULL: of `removal`, or nobody waits for it */
+	struct mc_mst_removal *removal; /* NULL: as above */
 	struct mc_mst_method *method;
 	uint64_t start_ns;
 	void (*step)(struct walk *w);
@@ -28,6 +29,7 @@ struct walk {
 	/* remove by pattern */
 	regex_t regex;
 	bool has_regex, is_over;
+	int32_t status; /* once it is over */
 	unsigned flags;
 	uint8_t prefix[1 + TENANT_MAX];
 	size_t prefix_len;
@@ -54,16 +56,10 @@ static void walk_end(struct walk *w)
 	walk_free(w);
 }
 
-static void walk_fail(struct walk *w, int rc)
+/* The next piece. @return 0; -MC_E_LIMIT */
+static int walk_on(struct walk *w)
 {
-	(void)mc_rpc_reply(w->req, rc, NULL, 0, NULL, 0);
-	walk_end(w);
-}
-
-static void walk_on(struct walk *w)
-{
-	if (mc_loop_timer_set(w->m->loop, &w->timer, mc_loop_now(w->m->loop)) < 0)
-		walk_fail(w, -MC_E_LIMIT);
+	return mc_loop_timer_set(w->m->loop, &w->timer, mc_loop_now(w->m->loop));
 }
 
 static void on_time(struct mc_timer *t)
@@ -75,14 +71,15 @@ static void on_time(struct mc_timer *t)
 	mc_mst_frees_send(m);
 }
 
-/* @return NULL: answered */
+/* @return NULL: there are too many; told to the request */
 static struct walk *walk_new(struct mc_master *m, struct mc_rpc_req *req, uint16_t method,
 			     void (*step)(struct walk *w))
 {
 	struct walk *w = m->nwalks < WALKS_MAX ? mc_calloc(1, sizeof(*w)) : NULL;
 
 	if (!w) {
-		(void)mc_rpc_reply(req, -MC_E_BUSY, NULL, 0, NULL, 0);
+		if (req)
+			(void)mc_rpc_reply(req, -MC_E_BUSY, NULL, 0, NULL, 0);
 		return NULL;
 	}
 	w->m = m;
@@ -102,7 +99,9 @@ void mc_mst_walks_drop(struct mc_master *m)
 	struct walk *w;
 
 	mc_list_each (w, &m->walks, link) {
-		(void)mc_rpc_reply(w->req, -MC_E_CLOSED, NULL, 0, NULL, 0);
+		mc_assert(!w->removal); /* whose asker has left before */
+		if (w->req)
+			(void)mc_rpc_reply(w->req, -MC_E_CLOSED, NULL, 0, NULL, 0);
 		walk_free(w);
 	}
 }
@@ -170,15 +169,22 @@ static void list_reply(struct walk *w)
 	mc_free(list);
 }
 
+static void list_fail(struct walk *w, int rc)
+{
+	(void)mc_rpc_reply(w->req, rc, NULL, 0, NULL, 0);
+	walk_end(w);
+}
+
 static void list_step(struct walk *w)
 {
 	int rc = mc_index_list_step(w->list, BUDGET);
+	bool is_more = rc > 0;
 
+	if (is_more)
+		rc = walk_on(w);
 	if (rc < 0) {
-		walk_fail(w, rc);
-	} else if (rc > 0) {
-		walk_on(w);
-	} else {
+		list_fail(w, rc);
+	} else if (!is_more) {
 		list_reply(w);
 		walk_end(w);
 	}
@@ -214,10 +220,10 @@ bool mc_mst_list(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rp
 		return true;
 	rc = mc_index_list_open(m->index, &key, said->after.len ? &after : NULL,
 				said->max && said->max < PAGE_MAX ? said->max : PAGE_MAX, &w->list);
+	if (rc == 0)
+		rc = walk_on(w);
 	if (rc < 0)
-		walk_fail(w, rc);
-	else
-		walk_on(w);
+		list_fail(w, rc);
 	return false;
 }
 
@@ -232,12 +238,21 @@ static void like_end(struct walk *w, int32_t status)
 {
 	Mc__St__RemoveLikeReply reply = MC__ST__REMOVE_LIKE_REPLY__INIT;
 
+	struct mc_mst_removal *r = w->removal;
+
 	reply.status = status;
 	reply.removed = w->removed;
 	mc_tally_call(&w->m->tally, w->has_regex ? MC_TALLY_REMOVE_REGEX : MC_TALLY_REMOVE_ALL, 1,
 		      status != 0);
-	mc_mst_reply_pb(w->m, w->req, &reply.base);
+	if (w->req)
+		mc_mst_reply_pb(w->m, w->req, &reply.base);
 	walk_end(w);
+	if (!r)
+		return;
+	r->walk = NULL;
+	r->status = status;
+	r->removed = reply.removed;
+	r->on_done(r);
 }
 
 static void like_wake(struct mc_master *m, struct mc_mst_wait *wait)
@@ -247,7 +262,7 @@ static void like_wake(struct mc_master *m, struct mc_mst_wait *wait)
 	(void)m;
 	mc_free(mc_container_of(wait, struct like_wait, wait));
 	if (--w->nwaits == 0 && w->is_over)
-		like_end(w, 0);
+		like_end(w, w->status);
 }
 
 static void like_each(void *user, const struct mc_index_view *v)
@@ -322,15 +337,55 @@ static void like_step(struct walk *w)
 	is_more = mc_index_walk(w->m->index, mc_mst_now_ms(w->m), &w->cursor, BUDGET, like_each, w);
 	if (w->nvictims > 0)
 		rc = like_remove(w);
+	if (rc == 0 && is_more)
+		rc = walk_on(w);
 	if (rc < 0)
 		mc_log_error("removal by pattern stopped", "error=%s", mc_err_name(rc));
-	if (rc == 0 && is_more) {
-		walk_on(w);
+	if (rc == 0 && is_more)
 		return;
-	}
 	w->is_over = true;
+	w->status = rc < 0 ? MC_STORE_INTERNAL_ERROR : 0;
 	if (w->nwaits == 0)
-		like_end(w, rc < 0 ? MC_STORE_INTERNAL_ERROR : 0);
+		like_end(w, w->status);
+}
+
+/* Begin, in any case to the end. */
+static void like_begin(struct walk *w)
+{
+	if (w->m->is_recovering)
+		like_end(w, MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
+	else if (walk_on(w) < 0)
+		like_end(w, MC_STORE_INTERNAL_ERROR);
+}
+
+int mc_mst_removal_start(struct mc_master *m, struct mc_mst_removal *r, const char *tenant,
+			 bool is_forced)
+{
+	uint8_t prefix[1 + TENANT_MAX];
+	struct walk *w;
+	size_t len;
+
+	if (!tenant_put(tenant, prefix, &len))
+		return -MC_E_INVAL;
+	w = walk_new(m, NULL, MC_ST_REMOVE_LIKE, like_step);
+	if (!w)
+		return -MC_E_BUSY;
+	memcpy(w->prefix, prefix, len);
+	w->prefix_len = len;
+	w->flags = is_forced ? MC_INDEX_FORCE : 0;
+	w->removal = r;
+	r->walk = w;
+	like_begin(w);
+	return 0;
+}
+
+void mc_mst_removal_leave(struct mc_mst_removal *r)
+{
+	struct walk *w = r->walk;
+
+	if (w)
+		w->removal = NULL;
+	r->walk = NULL;
 }
 
 bool mc_mst_remove_like(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg)
@@ -357,10 +412,7 @@ bool mc_mst_remove_like(struct mc_master *m, struct mc_rpc_req *req, const struc
 		}
 		w->has_regex = true;
 	}
-	if (m->is_recovering)
-		like_end(w, MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
-	else
-		walk_on(w);
+	like_begin(w);
 	return false;
 }
 

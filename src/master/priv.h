@@ -208,6 +208,19 @@ const char *mc_mst_owner_state_text(const struct mc_mst_owner *o);
 /** At the end of the master: nobody is told. */
 void mc_mst_walks_drop(struct mc_master *m);
 
+/** Removal of all that a tenant has, for who is no client. The asker's memory until it is over. */
+struct mc_mst_removal {
+	void (*on_done)(struct mc_mst_removal *r);
+	struct walk *walk; /* while it is under way */
+	int32_t status;	   /* 0 or MC_STORE_*; with `removed`, at the end */
+	uint64_t removed;
+};
+/** @return 0: on_done() is called, maybe at once; -MC_E_INVAL (tenant); -MC_E_BUSY */
+MC_MUST_CHECK int mc_mst_removal_start(struct mc_master *m, struct mc_mst_removal *r,
+				       const char *tenant, bool is_forced);
+/** Nobody waits for it any more; it goes on. */
+void mc_mst_removal_leave(struct mc_mst_removal *r);
+
 /* ---- frees.c ---- */
 
 /** What calls of the index have left in m->frees goes to owners, or becomes tombstones; those who

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Node, free_port, wait_for_port
+from pool import PROGRAMS
 
 SIZE = 1 << 20
 REFRESH = {"MC_METADATA_REFRESH": "1"}
@@ -90,6 +91,18 @@ class Http(Service):
             return None
 
 
+class Master(Http):
+    """The same, served by a Store's master."""
+
+    def command(self) -> list[str]:
+        rpc = self.__dict__.setdefault("rpc_port", free_port(30000, 32000))
+        return [
+            str(PROGRAMS / "mooncake_master"), "--enable_http_metadata_server", "--http_metadata_server_host=127.0.0.1",
+            f"--http_metadata_server_port={self.port}", "--rpc_address=127.0.0.1", f"--rpc_port={rpc}", "--metrics_port=0",
+            "--state_dir=-",
+        ]  # fmt: skip
+
+
 class Etcd(Service):
     scheme = "etcd"
     forgets = False
@@ -150,7 +163,7 @@ class Redis(Service):
         return int(lines[0].split("calls=")[1].split(",")[0]) if lines else 0
 
 
-SERVICES = {"http": (Http, None), "etcd": (Etcd, "etcd"), "redis": (Redis, "redis-server")}
+SERVICES = {"http": (Http, None), "master": (Master, None), "etcd": (Etcd, "etcd"), "redis": (Redis, "redis-server")}
 
 
 @pytest.fixture(params=SERVICES)

@@ -34,18 +34,24 @@ static void admin_open(struct site *s)
 		fail_msg("%s", diag.text);
 }
 
-static struct site *site_open(void)
+static struct site *site_open_lease(uint64_t lease_ms)
 {
 	struct site *s = mc_calloc(1, sizeof(*s));
 	struct mc_diag diag = {.text = ""};
 
 	assert_non_null(s);
 	fix_open(&s->f);
+	s->f.conf.lease_ms = lease_ms;
 	fix_start(&s->f);
 	admin_open(s);
 	fo_open(&s->o, &s->f, 5);
 	assert_int_equal(mc_http_client_open(&s->client, &diag), 0);
 	return s;
+}
+
+static struct site *site_open(void)
+{
+	return site_open_lease(0);
 }
 
 static void site_close(struct site *s)
@@ -58,10 +64,10 @@ static void site_close(struct site *s)
 }
 
 /* @return the body, which the caller frees */
-static char *get(struct site *s, const char *path, int status)
+static char *ask(struct site *s, const char *method, const char *path, int status)
 {
 	char url[MC_STORE_KEY_MAX + 128];
-	struct mc_http_req req = {.method = "GET",
+	struct mc_http_req req = {.method = method,
 				  .url = url,
 				  .connect_timeout_ms = 1000,
 				  .deadline_ns = mc_now_ns() + SOON_NS,
@@ -74,6 +80,11 @@ static char *get(struct site *s, const char *path, int status)
 		fail_msg("%s: %s", path, diag.text);
 	assert_int_equal(reply.status, status);
 	return reply.body;
+}
+
+static char *get(struct site *s, const char *path, int status)
+{
+	return ask(s, "GET", path, status);
 }
 
 static void expect(struct site *s, const char *path, int status, const char *body)
@@ -229,6 +240,145 @@ static void what_happens_is_counted_under_upstreams_names(void **state)
 	(void)state;
 }
 
+static void eviction_is_counted(void **state)
+{
+	static const char *const lines[] = {
+	    "master_successful_evictions_total 1",
+	    "master_evicted_key_count 1",
+	    "master_evicted_size_bytes 100",
+	};
+	struct site *s = site_open();
+	unsigned tried = 0;
+	char *body, *at;
+
+	fo_space(&s->o, MC_ST_NOTE_WANT, 1000, 50);
+	(void)fo_expect(&s->o, MC_ST_NOTE_NO_ROOM);
+	commit(s, "m", 11, 4096, MC_ST_MEMORY);
+	fo_space(&s->o, MC_ST_NOTE_WANT, 1000, 50);
+	fo_expect_free(&s->o, 4096, 11);
+	body = get(s, "/metrics", 200);
+	for (size_t i = 0; i < MC_ARRAY_LEN(lines); i++)
+		has_line(body, lines[i]);
+	at = strstr(body, "\nmaster_attempted_evictions_total ");
+	assert_non_null(at);
+	assert_int_equal(sscanf(at, "\nmaster_attempted_evictions_total %u", &tried), 1);
+	assert_true(tried >= 2); /* the master looks by itself, too, while the pool is full */
+	mc_free(body);
+	site_close(s);
+	(void)state;
+}
+
+/* ---- remove_all ---- */
+
+/* Somebody who asks for it and waits. */
+struct remover {
+	struct site *s;
+	const char *path;
+	int status;
+	char *body;
+	pthread_t thread;
+};
+
+static void *remover_run(void *arg)
+{
+	struct remover *r = arg;
+
+	r->body = ask(r->s, "POST", r->path, r->status);
+	return NULL;
+}
+
+static void remover_start(struct remover *r, struct site *s, const char *path, int status)
+{
+	*r = (struct remover){.s = s, .path = path, .status = status};
+	assert_int_equal(pthread_create(&r->thread, NULL, remover_run, r), 0);
+}
+
+static void remover_end(struct remover *r, const char *body)
+{
+	assert_int_equal(pthread_join(r->thread, NULL), 0);
+	assert_string_equal(r->body, body);
+	mc_free(r->body);
+}
+
+static void remove_all_is_done_when_owners_have_freed(void **state)
+{
+	struct site *s = site_open();
+	struct remover r;
+	char *body;
+
+	commit(s, "a", 11, 4096, MC_ST_MEMORY);
+	remover_start(&r, s, "/api/v1/remove_all", 200);
+	fo_expect_free(&s->o, 4096, 11);
+	expect(s, "/get_all_keys", 200, ""); /* it is gone, and nobody is held up */
+	body = get(s, "/metrics", 200);
+	has_line(body, "master_remove_all_requests_total 0"); /* under way */
+	mc_free(body);
+	fo_freed(&s->o, 4096, 11);
+	remover_end(&r, "{\"success\":true,\"removed\":1}");
+	body = get(s, "/metrics", 200);
+	has_line(body, "master_remove_all_requests_total 1");
+	mc_free(body);
+	site_close(s);
+	(void)state;
+}
+
+static void remove_all_leaves_what_readers_hold_unless_forced(void **state)
+{
+	struct site *s = site_open_lease(600000);
+	struct mc_st_object found;
+	struct remover r;
+
+	commit(s, "held", 11, 4096, MC_ST_MEMORY);
+	assert_int_equal(fix_lookup(&s->f, "held", &found), 0);
+	remover_start(&r, s, "/api/v1/remove_all", 200);
+	remover_end(&r, "{\"success\":true,\"removed\":0}");
+	remover_start(&r, s, "/api/v1/remove_all?force=true&tenant_id=other", 200);
+	remover_end(&r, "{\"success\":true,\"removed\":0}");
+	expect(s, "/get_all_keys", 200, "held\n");
+	remover_start(&r, s, "/api/v1/remove_all?force=true", 200);
+	fo_expect_free(&s->o, 4096, 11);
+	fo_freed(&s->o, 4096, 11);
+	remover_end(&r, "{\"success\":true,\"removed\":1}");
+	site_close(s);
+	(void)state;
+}
+
+static void closing_does_not_wait_for_owners_that_free(void **state)
+{
+	struct site *s = site_open();
+	struct remover r;
+
+	commit(s, "a", 11, 4096, MC_ST_MEMORY);
+	remover_start(&r, s, "/api/v1/remove_all", 503);
+	fo_expect_free(&s->o, 4096, 11);
+	mc_master_admin_close(s->admin);
+	s->admin = NULL;
+	remover_end(&r, "");
+	fo_freed(&s->o, 4096, 11); /* nobody is there any more to be told */
+	fix_until(&s->f, "a", MC_STORE_OBJECT_NOT_FOUND);
+	site_close(s);
+	(void)state;
+}
+
+static void pages_say_how_they_want_to_be_asked(void **state)
+{
+	char path[512] = "/api/v1/remove_all?tenant_id=";
+	struct site *s = site_open();
+	char *body = ask(s, "GET", "/api/v1/remove_all", 405);
+
+	assert_string_equal(body, "/api/v1/remove_all is for POST\n");
+	mc_free(body);
+	body = ask(s, "POST", "/metrics", 405);
+	assert_string_equal(body, "/metrics is for GET\n");
+	mc_free(body);
+	memset(path + strlen(path), 't', 256);
+	body = ask(s, "POST", path, 400);
+	assert_non_null(strstr(body, "tenant_id is too long"));
+	mc_free(body);
+	site_close(s);
+	(void)state;
+}
+
 static void the_only_master_leads(void **state)
 {
 	struct site *s = site_open();
@@ -253,6 +403,11 @@ int main(void)
 	    cmocka_unit_test(keys_that_cannot_be_are_absent),
 	    cmocka_unit_test(every_key_is_told_once),
 	    cmocka_unit_test(what_happens_is_counted_under_upstreams_names),
+	    cmocka_unit_test(eviction_is_counted),
+	    cmocka_unit_test(remove_all_is_done_when_owners_have_freed),
+	    cmocka_unit_test(remove_all_leaves_what_readers_hold_unless_forced),
+	    cmocka_unit_test(closing_does_not_wait_for_owners_that_free),
+	    cmocka_unit_test(pages_say_how_they_want_to_be_asked),
 	    cmocka_unit_test(the_only_master_leads),
 	};
 
