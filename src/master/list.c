@@ -94,18 +94,6 @@ static struct walk *walk_new(struct mc_master *m, struct mc_rpc_req *req, uint16
 	return w;
 }
 
-void mc_mst_walks_drop(struct mc_master *m)
-{
-	struct walk *w;
-
-	mc_list_each (w, &m->walks, link) {
-		mc_assert(!w->removal); /* whose asker has left before */
-		if (w->req)
-			(void)mc_rpc_reply(w->req, -MC_E_CLOSED, NULL, 0, NULL, 0);
-		walk_free(w);
-	}
-}
-
 /* The tenant as keys begin with it. @return false: too long */
 static bool tenant_put(const char *tenant, uint8_t *to, size_t *ret_len)
 {
@@ -414,6 +402,35 @@ bool mc_mst_remove_like(struct mc_master *m, struct mc_rpc_req *req, const struc
 	}
 	like_begin(w);
 	return false;
+}
+
+/* Those of a bucket that are a walk's. */
+static void like_waits_drop(struct mc_mst_wait **at)
+{
+	while (*at) {
+		struct mc_mst_wait *wait = *at;
+
+		if (wait->wake != like_wake) {
+			at = &wait->next;
+			continue;
+		}
+		*at = wait->next;
+		mc_free(mc_container_of(wait, struct like_wait, wait));
+	}
+}
+
+void mc_mst_walks_drop(struct mc_master *m)
+{
+	struct walk *w;
+
+	for (size_t i = 0; m->waits && i < MC_MST_WAIT_BUCKETS; i++)
+		like_waits_drop(&m->waits[i]);
+	mc_list_each (w, &m->walks, link) {
+		mc_assert(!w->removal); /* whose asker has left before */
+		if (w->req)
+			(void)mc_rpc_reply(w->req, -MC_E_CLOSED, NULL, 0, NULL, 0);
+		walk_free(w);
+	}
 }
 
 /* ---- segments ---- */
