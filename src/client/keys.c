@@ -338,7 +338,10 @@ int64_t mc_store_list(struct mc_store *store, const char *prefix,
 		is_more = rc == 0 && list_page(&l, reply);
 		if (is_more) {
 			last = &reply->objects[reply->n_objects - 1]->key;
-			is_more = last->len <= sizeof(after);
+			/* A page that does not go on would be asked for again and again. */
+			is_more = last->len > 0 && last->len <= sizeof(after) &&
+				  (last->len != msg.after.len ||
+				   memcmp(last->data, after, last->len) != 0);
 			if (is_more)
 				memcpy(after, last->data, last->len);
 			msg.after = (ProtobufCBinaryData){.data = after, .len = last->len};
