@@ -205,9 +205,9 @@ static void close_end(void *arg)
 {
 	struct mc_master *m = arg;
 
+	mc_mst_walks_drop(m); /* looks through those that wait, ops among them */
 	mc_mst_ops_drop(m);
 	mc_mst_leaving_drop(m);
-	mc_mst_walks_drop(m);
 	mc_mst_owners_fini(m);
 	mc_state_close(m->state);
 }
