@@ -28,7 +28,7 @@ ARROWS = {
     "ep": ["coll"],
     "master": ["meta", "rpc"],
     "owner": ["meta", "engine"],
-    "node": ["owner"],
+    "node": ["owner", "log"],
     "client": ["owner"],
     "conductor": ["engine"],
     "capi": ["engine"],

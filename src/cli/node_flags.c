@@ -10,7 +10,6 @@
 
 #define FLAGS struct mc_node_flags
 #define SEGMENT_MIN (1 << 20)
-#define NO_SSD "this build keeps objects in memory only; leave it out"
 
 static const struct mc_opt table[] = {
     MC_OPT_STR(FLAGS, host, "host", "0.0.0.0",
@@ -25,9 +24,22 @@ static const struct mc_opt table[] = {
 		"memory for the pool, as 512MB, 4GB"),
     MC_OPT_SIZE(FLAGS, buffer_bytes, "local_buffer_size", "0", 0, INT64_MAX,
 		"taken for upstream's sake: a node needs no buffers"),
+    MC_OPT_BOOL(FLAGS, has_disk, "enable_offload", "0",
+		"keep a copy of every object on a disk: MOONCAKE_OFFLOAD_FILE_STORAGE_PATH"),
+    MC_OPT_BOOL(FLAGS, has_ssd, "enable_ssd_offload", "0", "the same"),
+    MC_OPT_STR(FLAGS, disk_path, "ssd_offload_path", "",
+	       "directory of the disk, instead of MOONCAKE_OFFLOAD_FILE_STORAGE_PATH"),
     MC_OPT_BOOL(FLAGS, has_http, "enable_http_server", "0", "serve /health and /metrics"),
     MC_OPT_STR(FLAGS, http_host, "http_host", "0.0.0.0", "their address"),
     MC_OPT_INT(FLAGS, http_port, "http_port", "9300", 0, 65535, "their port; 0: any"),
+};
+
+/* Upstream's names of what has no option. */
+static const struct mc_opt env_table[] = {
+    MC_OPT_STR(FLAGS, env_path, "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH", "/data/file_storage",
+	       "directory of a node's SSD tier"),
+    MC_OPT_SIZE(FLAGS, disk_bytes, "MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES", "0", 0, INT64_MAX,
+		"bytes of all its files; 0: nine tenths of what is free"),
 };
 
 /* Options of upstream's that nothing here needs, or that are refused. */
@@ -38,11 +50,20 @@ static const struct mc_args_other others[] = {
     {"start_offload_rpc_server", true, NULL},
     {"use_mmap_arena_allocator", true, NULL},
     {"mmap_arena_pool_size", false, NULL},
-    {"enable_offload", true, NO_SSD},
-    {"enable_ssd_offload", true, NO_SSD},
-    {"ssd_offload_path", false, NO_SSD},
     {NULL, false, NULL},
 };
+
+/* @return 0; -MC_E_INVAL */
+static int disk_parse(struct mc_node_flags *flags, struct mc_diag *diag)
+{
+	if (!flags->has_disk && !flags->has_ssd)
+		return 0;
+	if (mc_opt_load_env(env_table, MC_ARRAY_LEN(env_table), flags, diag) > 0)
+		return -MC_E_INVAL;
+	flags->conf.disk_path = flags->disk_path[0] ? flags->disk_path : flags->env_path;
+	flags->conf.disk_bytes = flags->disk_bytes;
+	return 0;
+}
 
 int mc_node_flags_parse(int argc, char **argv, struct mc_node_flags *flags, struct mc_diag *diag)
 {
@@ -69,5 +90,5 @@ int mc_node_flags_parse(int argc, char **argv, struct mc_node_flags *flags, stru
 					    .has_http = flags->has_http,
 					    .http_host = flags->http_host,
 					    .http_port = (uint16_t)flags->http_port};
-	return 0;
+	return disk_parse(flags, diag);
 }

@@ -11,6 +11,9 @@ struct mc_node_flags {
 	/* as given */
 	char host[256], master[256], metadata[512], protocol[32], devices[512];
 	uint64_t segment_bytes, buffer_bytes;
+	bool has_disk, has_ssd; /* two names for one */
+	char disk_path[1024], env_path[1024];
+	uint64_t disk_bytes;
 	bool has_http;
 	char http_host[256];
 	int64_t http_port;

@@ -244,7 +244,7 @@ void mc_cli_cache_put(struct mc_cli_cache *cache, const struct mc_cli_key *key,
 void mc_cli_cache_del(struct mc_cli_cache *cache, const struct mc_cli_key *key);
 void mc_cli_cache_clear(struct mc_cli_cache *cache);
 
-/* ---- lookups and reads (lookup.c, read.c) ---- */
+/* ---- lookups and reads (lookup.c, read.c, fetch.c) ---- */
 
 /** One object that is asked for. */
 struct mc_cli_look {
@@ -256,6 +256,14 @@ struct mc_cli_look {
 };
 /** LOOKUP of all that are wanted. Waits within the deadline for a master that recovers. */
 void mc_cli_lookup(struct mc_cli_op *op, struct mc_cli_look *const *looks, size_t n);
+
+enum mc_cli_read_outcome {
+	MC_CLI_READ_OK,
+	MC_CLI_READ_STAMP,  /* right, if the header still stands */
+	MC_CLI_READ_FAILED, /* not transferred */
+	MC_CLI_READ_STALE,  /* another slot, or none */
+	MC_CLI_READ_BAD,    /* the slot, but not its bytes */
+};
 
 /** One object to read. */
 struct mc_cli_read {
@@ -283,6 +291,14 @@ struct mc_cli_read {
 void mc_cli_read_run(struct mc_cli_op *op, struct mc_cli_read *reads, size_t n,
 		     int (*fit)(struct mc_cli_op *op, struct mc_cli_read *r, void *user),
 		     void *user);
+/** Tell the master of replicas that were not what it said. */
+void mc_cli_read_report(struct mc_cli_op *op, struct mc_cli_read *const *bad, size_t n);
+/**
+ * Those whose replica is on a disk: their owners bring it to memory, and that is the replica then.
+ * @param open  those that are left stay, in order. @param some  room for n. @return how many
+ */
+size_t mc_cli_fetch(struct mc_cli_op *op, struct mc_cli_read **open, size_t n,
+		    struct mc_cli_read **some);
 /** A slot of this process's own owner. @return 0; -MC_E_NOENT; -MC_E_CORRUPT */
 int mc_cli_local_read(struct mc_cli_op *op, struct mc_cli_read *r);
 /** Check the chunks that the ranges cover. @return 0; -MC_E_CORRUPT; 1: some were not covered

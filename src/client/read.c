@@ -6,20 +6,15 @@
  * chunk was not read whole its CRC says nothing; for those the header is read again after the
  * payload: the owner clears it before the bytes are used anew. What does not pass is looked for at
  * the next replica, then asked for again, and in the end is a miss or a code, never bytes.
+ *
+ * What is on a disk only is brought to its owner's memory first (fetch.c).
  */
 #include "base/log.h"
 #include "client/priv.h"
 
 #define LOOKS_MAX 4u /* the master's word for one object that no replica bears out */
+#define VIEW_AGE_NS (100 * MC_NS_PER_MS)
 #define GAP_MAX 512u /* bytes between table and payload that are rather read than skipped */
-
-enum outcome {
-	OUTCOME_OK,
-	OUTCOME_STAMP,	/* right, if the header still stands */
-	OUTCOME_FAILED, /* not transferred */
-	OUTCOME_STALE,	/* another slot, or none */
-	OUTCOME_BAD,	/* the slot, but not its bytes */
-};
 
 static void end(struct mc_cli_read *r, int64_t result)
 {
@@ -221,25 +216,25 @@ int mc_cli_read_check(const struct mc_cli_read *r)
 	return is_partial ? 1 : 0;
 }
 
-static enum outcome judge(struct mc_cli_read *r)
+static enum mc_cli_read_outcome judge(struct mc_cli_read *r)
 {
 	struct mc_slot_info info;
 	int rc;
 
 	if (r->move->rc < 0)
-		return OUTCOME_FAILED;
+		return MC_CLI_READ_FAILED;
 	rc = mc_slot_decode(r->head, r->head_len, &info, NULL);
 	if (rc < 0)
-		return rc == -MC_E_NOENT ? OUTCOME_STALE : OUTCOME_BAD;
+		return rc == -MC_E_NOENT ? MC_CLI_READ_STALE : MC_CLI_READ_BAD;
 	if (info.gen != r->look.place.gen || info.len != r->look.place.len ||
 	    info.key_len != r->look.key.len ||
 	    memcmp(info.key, r->look.key.bytes, info.key_len) != 0)
-		return OUTCOME_STALE;
+		return MC_CLI_READ_STALE;
 	r->info.incarnation = info.incarnation;
 	rc = mc_cli_read_check(r);
 	if (rc < 0)
-		return OUTCOME_BAD;
-	return rc == 1 ? OUTCOME_STAMP : OUTCOME_OK;
+		return MC_CLI_READ_BAD;
+	return rc == 1 ? MC_CLI_READ_STAMP : MC_CLI_READ_OK;
 }
 
 /* The headers of those with a stamp once more, all after all payloads. */
@@ -250,7 +245,7 @@ static void stamps(struct mc_cli_op *op, struct mc_cli_read **r, size_t n)
 	uint8_t *heads = mc_cli_alloc(op, n, MC_SLOT_HEADER_LEN);
 
 	for (size_t i = 0; i < n; i++)
-		r[i]->outcome = OUTCOME_FAILED;
+		r[i]->outcome = MC_CLI_READ_FAILED;
 	if (!moves || !iov || !heads)
 		return;
 	for (size_t i = 0; i < n; i++) {
@@ -271,14 +266,14 @@ static void stamps(struct mc_cli_op *op, struct mc_cli_read **r, size_t n)
 		if (moves[i].rc == 0)
 			r[i]->outcome = memcmp(heads + i * MC_SLOT_HEADER_LEN, r[i]->head,
 					       MC_SLOT_HEADER_LEN) == 0
-					    ? OUTCOME_OK
-					    : OUTCOME_STALE;
+					    ? MC_CLI_READ_OK
+					    : MC_CLI_READ_STALE;
 }
 
 /* ---- what comes of it ---- */
 
 /* Tell the master of replicas that did not pass. Its answer changes nothing for us. */
-static void report(struct mc_cli_op *op, struct mc_cli_read *const *bad, size_t n)
+void mc_cli_read_report(struct mc_cli_op *op, struct mc_cli_read *const *bad, size_t n)
 {
 	size_t first = op->ncalls;
 	struct mc_cli_call *c = NULL;
@@ -292,7 +287,7 @@ static void report(struct mc_cli_op *op, struct mc_cli_read *const *bad, size_t 
 		size_t len = sizeof(b) + b.key_len;
 		struct mc_wr w;
 
-		if (r->outcome == OUTCOME_BAD)
+		if (r->outcome == MC_CLI_READ_BAD)
 			mc_log_warn("replica did not pass its check",
 				    "owner=%s addr=0x%llx gen=%llu", r->owner->segment_name,
 				    (unsigned long long)b.replica.addr, (unsigned long long)b.gen);
@@ -309,10 +304,10 @@ static void report(struct mc_cli_op *op, struct mc_cli_read *const *bad, size_t 
 
 static int64_t failure(const struct mc_cli_read *r)
 {
-	switch ((enum outcome)r->outcome) {
-	case OUTCOME_BAD:
+	switch ((enum mc_cli_read_outcome)r->outcome) {
+	case MC_CLI_READ_BAD:
 		return MC_STORE_CHECKSUM_MISMATCH;
-	case OUTCOME_STALE:
+	case MC_CLI_READ_STALE:
 		return MC_STORE_OBJECT_NOT_FOUND;
 	default:
 		return r->look.place.nreplicas > 0 ? MC_STORE_TRANSFER_FAIL
@@ -340,6 +335,9 @@ static void exhausted(struct mc_cli_op *op, struct mc_cli_read *r, bool *has_wai
 		(void)mc_cli_backoff(op);
 		*has_waited = true;
 	}
+	/* An owner that came back may be somewhere else now. */
+	if (r->outcome == MC_CLI_READ_FAILED)
+		(void)mc_cli_view_refresh(op, VIEW_AGE_NS);
 	r->is_placed = false;
 	r->tried = 0;
 	ask_again(op, r);
@@ -360,9 +358,9 @@ static void local_run(struct mc_cli_op *op, struct mc_cli_read *r)
 		end(r, bytes_of(r));
 		return;
 	}
-	r->outcome = rc == -MC_E_CORRUPT ? OUTCOME_BAD : OUTCOME_STALE;
+	r->outcome = rc == -MC_E_CORRUPT ? MC_CLI_READ_BAD : MC_CLI_READ_STALE;
 	if (r->look.is_fresh)
-		report(op, &r, 1);
+		mc_cli_read_report(op, &r, 1);
 }
 
 /* The next replica of one object. @return true: it wants a transfer */
@@ -381,7 +379,7 @@ static bool plan_one(struct mc_cli_op *op, struct mc_cli_read *r, bool *has_wait
 
 /* Replicas for all that are open, and their transfers. @return how many */
 static size_t plan(struct mc_cli_op *op, struct mc_cli_read *reads, size_t n,
-		   struct mc_cli_read **open, struct mc_cli_move *moves)
+		   struct mc_cli_read **open, struct mc_cli_read **some, struct mc_cli_move *moves)
 {
 	size_t nopen = 0, bytes = 0;
 	bool has_refreshed = false, has_waited = false;
@@ -398,9 +396,12 @@ static size_t plan(struct mc_cli_op *op, struct mc_cli_read *reads, size_t n,
 		}
 		if (!plan_one(op, r, &has_waited))
 			continue;
-		r->move = &moves[nopen];
 		open[nopen++] = r;
-		bytes += r->info.payload_off + MC_CACHELINE;
+	}
+	nopen = mc_cli_fetch(op, open, nopen, some);
+	for (size_t i = 0; i < nopen; i++) {
+		open[i]->move = &moves[i];
+		bytes += open[i]->info.payload_off + MC_CACHELINE;
 	}
 	heads = nopen ? mc_cli_scratch(op, bytes) : NULL;
 	for (size_t i = 0; i < nopen; i++) {
@@ -421,7 +422,7 @@ static void settle(struct mc_cli_op *op, struct mc_cli_read **open, size_t n,
 
 	for (size_t i = 0; i < n; i++) {
 		open[i]->outcome = (uint8_t)judge(open[i]);
-		if (open[i]->outcome == OUTCOME_STAMP)
+		if (open[i]->outcome == MC_CLI_READ_STAMP)
 			some[nstamps++] = open[i];
 	}
 	if (nstamps > 0)
@@ -429,14 +430,14 @@ static void settle(struct mc_cli_op *op, struct mc_cli_read **open, size_t n,
 	for (size_t i = 0; i < n; i++) {
 		struct mc_cli_read *r = open[i];
 
-		if (r->outcome == OUTCOME_OK)
+		if (r->outcome == MC_CLI_READ_OK)
 			end(r, bytes_of(r));
 		/* Of a place that the master named just now, not of an old one of ours. */
-		else if (r->look.is_fresh && r->outcome != OUTCOME_FAILED)
+		else if (r->look.is_fresh && r->outcome != MC_CLI_READ_FAILED)
 			some[nbad++] = r;
 	}
 	if (nbad > 0)
-		report(op, some, nbad);
+		mc_cli_read_report(op, some, nbad);
 }
 
 void mc_cli_read_run(struct mc_cli_op *op, struct mc_cli_read *reads, size_t n,
@@ -463,7 +464,7 @@ void mc_cli_read_run(struct mc_cli_op *op, struct mc_cli_read *reads, size_t n,
 	}
 	do {
 		locate(op, reads, n, fit, user);
-		nopen = plan(op, reads, n, open, moves);
+		nopen = plan(op, reads, n, open, some, moves);
 		if (nopen > 0)
 			mc_cli_moves_run(op, moves, nopen, mc_cli_attempt_ns(op));
 		settle(op, open, nopen, some);

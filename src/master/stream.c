@@ -13,9 +13,10 @@
 #define PLACE_LEN 16u
 #define HAS_FIX 32u /* of a HAS without key and TLV */
 #define FREES_A_NOTE 4096u
-#define VICTIMS_MAX 4096u /* of one look for room */
-#define ANNOUNCE_MS 20u	  /* between two looks for room while an owner still tells what it has */
-#define VIEW_SHARE 16u	  /* free bytes in the view are right up to this part of all */
+#define VICTIMS_MAX 4096u  /* of one look for room */
+#define ANNOUNCE_MS 20u	   /* between two looks for room while an owner still tells what it has */
+#define DISK_WAIT_MS 2000u /* room in memory waits so long for a disk that takes nothing */
+#define VIEW_SHARE 16u	   /* free bytes in the view are right up to this part of all */
 
 /* ---- to the owner ---- */
 
@@ -127,12 +128,31 @@ static void evict(struct mc_master *m, struct mc_mst_owner *o, unsigned kind, ui
 	*ret_got += got;
 }
 
+/* Memory waits for the disk, but not for one that is stuck, nor for what does not fit on it. */
+static void evict_wanted(struct mc_master *m, struct mc_mst_owner *o, unsigned kind,
+			 uint64_t *ret_got, uint64_t *ret_retry_ms)
+{
+	uint64_t now = mc_mst_now_ms(m);
+
+	evict(m, o, kind, o->want[kind].want, ret_got, ret_retry_ms);
+	if (kind != MC_ST_MEMORY || o->space[MC_ST_DISK].capacity == 0)
+		return;
+	if (*ret_got > 0 || *ret_retry_ms == UINT64_MAX || now - o->tried_ms > DISK_WAIT_MS / 2)
+		o->starved_ms = now; /* not starved, or not until now */
+	o->tried_ms = now;
+	if (*ret_got > 0 || now - o->starved_ms < DISK_WAIT_MS)
+		return;
+	mc_index_owner_disk(m->index, o->id, false);
+	evict(m, o, kind, o->want[kind].want, ret_got, ret_retry_ms);
+	mc_index_owner_disk(m->index, o->id, true);
+}
+
 void mc_mst_room(struct mc_master *m, struct mc_mst_owner *o, unsigned kind)
 {
 	uint64_t got, retry_ms, want = ahead(m, &o->space[kind]);
 
 	if (o->want_ms[kind] <= mc_mst_now_ms(m)) {
-		evict(m, o, kind, o->want[kind].want, &got, &retry_ms);
+		evict_wanted(m, o, kind, &got, &retry_ms);
 		if (got == 0 && retry_ms == UINT64_MAX && !o->is_announced)
 			retry_ms = mc_mst_now_ms(m) + ANNOUNCE_MS;
 		o->want_ms[kind] = got ? UINT64_MAX : retry_ms;
@@ -160,6 +180,8 @@ static void on_space(struct mc_mst_owner *o, struct mc_rd *r, bool is_want)
 		o->want[s.kind] = s;
 		o->want_ms[s.kind] = 0;
 	}
+	if (s.kind == MC_ST_DISK)
+		mc_index_owner_disk(m->index, o->id, s.capacity > 0);
 	mc_mst_room(m, o, s.kind);
 	if (s.kind != MC_ST_MEMORY)
 		return;
@@ -202,8 +224,25 @@ static bool is_replaced(struct mc_master *m, struct mc_index_request *q, uint32_
 	return !m->is_recovering && mc_index_view(q, i, &v) == 0 && v.object.gen != h->gen;
 }
 
+/* @return as the calls of the index */
+static int has_one(struct mc_mst_owner *o, struct mc_index_request *q, uint32_t i,
+		   const struct mc_st_has *h, uint8_t type)
+{
+	struct mc_master *m = o->master;
+	int rc;
+
+	if (type == MC_ST_NOTE_MORE)
+		return mc_index_more(q, i, o->id, h, &m->frees);
+	if (type == MC_ST_NOTE_HAS && !is_replaced(m, q, i, h))
+		return mc_index_adopt(q, i, o->id, h, &m->frees);
+	rc = mc_index_check(q, i, o->id, h, &m->frees);
+	if (type == MC_ST_NOTE_CHECK && rc == 1)
+		mc_mst_kill(m, h->gen);
+	return rc;
+}
+
 /* @return 0 or < 0 */
-static int on_has(struct mc_mst_owner *o, struct mc_rd *r, bool is_check)
+static int on_has(struct mc_mst_owner *o, struct mc_rd *r, uint8_t type)
 {
 	struct mc_master *m = o->master;
 	struct mc_index_request q;
@@ -216,11 +255,7 @@ static int on_has(struct mc_mst_owner *o, struct mc_rd *r, bool is_check)
 	if (rc < 0)
 		return rc;
 	for (uint32_t i = 0; rc >= 0 && i < (uint32_t)n; i++) {
-		rc = is_check || is_replaced(m, &q, i, &rows[i])
-			 ? mc_index_check(&q, i, o->id, &rows[i], &m->frees)
-			 : mc_index_adopt(&q, i, o->id, &rows[i], &m->frees);
-		if (is_check && rc == 1)
-			mc_mst_kill(m, rows[i].gen);
+		rc = has_one(o, &q, i, &rows[i], type);
 		if (rc == MC_STORE_INVALID_KEY || rc == MC_STORE_INVALID_PARAMS)
 			rc = 0; /* not a slot that can be used; it stays where it is */
 		else if (rc < 0)
@@ -253,7 +288,8 @@ static int on_note(struct mc_mst_owner *o, const struct mc_st_note_head *head, c
 	switch (head->type) {
 	case MC_ST_NOTE_HAS:
 	case MC_ST_NOTE_CHECK:
-		rc = on_has(o, &r, head->type == MC_ST_NOTE_CHECK);
+	case MC_ST_NOTE_MORE:
+		rc = on_has(o, &r, head->type);
 		break;
 	case MC_ST_NOTE_HAS_ALL:
 		mc_mst_owner_announced(o->master, o);
@@ -443,6 +479,7 @@ void mc_mst_welcome(struct mc_mst_owner *o)
 		mc_mst_stream_end(o, -MC_E_NOMEM);
 		return;
 	}
+	mc_index_owner_disk(m->index, o->id, o->space[MC_ST_DISK].capacity > 0);
 	o->is_joined = true;
 	o->welcome_epoch = v.epoch;
 	if (o->is_resuming) {

@@ -101,6 +101,9 @@ MC_MUST_CHECK int mc_index_owner_drop(struct mc_index *ix, uint64_t owner, unsig
 MC_MUST_CHECK int mc_index_owner_away(struct mc_index *ix, uint64_t owner);
 /** It told all it has: it is no longer away, its tombstones are over. */
 void mc_index_owner_announced(struct mc_index *ix, uint64_t owner);
+/** Does what it has in memory go to a disk of its own? Then mc_index_evict() leaves an object in
+ * its memory until that has been on a disk. */
+void mc_index_owner_disk(struct mc_index *ix, uint64_t owner, bool has_disk);
 /** It never comes back (drained, or its disk was wiped). What is pending of it stays: see
  * mc_index_pending(). */
 void mc_index_owner_forget(struct mc_index *ix, uint64_t owner);
@@ -192,6 +195,11 @@ int mc_index_adopt(struct mc_index_request *q, uint32_t i, uint64_t owner,
  * @return 0; 1: freed; INTERNAL_ERROR */
 int mc_index_check(struct mc_index_request *q, uint32_t i, uint64_t owner,
 		   const struct mc_st_has *h, struct mc_index_frees *frees);
+/** An owner has made another replica of keys[i]: taken if this generation is in the index, else
+ * freed. @return 0; 1: freed, or about to be; INVALID_REPLICA (the owner is not there);
+ * INTERNAL_ERROR */
+int mc_index_more(struct mc_index_request *q, uint32_t i, uint64_t owner, const struct mc_st_has *h,
+		  struct mc_index_frees *frees);
 /** @return 0 (answer when the frees are acknowledged); MC_STORE_OBJECT_NOT_FOUND;
  * MC_STORE_OBJECT_HAS_LEASE; MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS; MC_STORE_INTERNAL_ERROR */
 int mc_index_remove(struct mc_index_request *q, uint32_t i, unsigned flags,

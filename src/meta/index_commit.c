@@ -159,6 +159,8 @@ static int replicas_add(const struct change *c, uint32_t h)
 				change_free_one(c, v);
 			continue;
 		}
+		if (v->kind == MC_ST_DISK)
+			object_at(ix, h)->flags |= OBJECT_DISK;
 		n++;
 	}
 	return n ? n : is_nomem ? -MC_E_NOMEM : 0;
@@ -350,6 +352,7 @@ int mc_index_adopt(struct mc_index_request *q, uint32_t i, uint64_t owner,
 		return 1;
 	old = mc_ix_object_find(ix, q->hashes[i], &q->keys[i]);
 	if (mc_ix_tomb_covers(ix, owner, q->hashes[i], h->gen) ||
+	    (!old && mc_ix_pend_covers(ix, owner, q->hashes[i], h->gen)) ||
 	    (old && object_at(ix, old)->gen > h->gen)) {
 		change_free(&c);
 		return 1;
@@ -386,6 +389,38 @@ int mc_index_check(struct mc_index_request *q, uint32_t i, uint64_t owner,
 		return MC_STORE_INTERNAL_ERROR;
 	change_free(&c);
 	return 1;
+}
+
+int mc_index_more(struct mc_index_request *q, uint32_t i, uint64_t owner, const struct mc_st_has *h,
+		  struct mc_index_frees *frees)
+{
+	const struct mc_st_replica at = {.owner = owner, .addr = h->addr, .kind = h->kind};
+	struct mc_index *ix = q->ix;
+	const struct owner *who = mc_ix_owner_find(ix, owner);
+	const struct change c = {.q = q,
+				 .i = i,
+				 .gen = h->gen,
+				 .len = h->len,
+				 .replicas = &at,
+				 .nreplicas = 1,
+				 .frees = frees};
+	uint32_t o;
+	int rc;
+
+	mc_assert(i < q->n);
+	if (!who || who->state == MC_INDEX_OWNER_AWAY || h->kind >= MC_ST_KIND_COUNT)
+		return MC_STORE_INVALID_REPLICA;
+	if (mc_ix_frees_reserve(ix, frees) < 0)
+		return MC_STORE_INTERNAL_ERROR;
+	if (mc_ix_pend_has(ix, owner, h->addr, h->gen))
+		return 1;
+	o = mc_ix_object_find(ix, q->hashes[i], &q->keys[i]);
+	if (!o || object_at(ix, o)->gen != h->gen) {
+		change_free(&c);
+		return 1;
+	}
+	rc = change_same(&c, o);
+	return rc == MC_INDEX_WAIT ? 0 : rc;
 }
 
 /* ---- taking ---- */

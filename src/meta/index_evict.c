@@ -5,6 +5,7 @@
 
 #define SOFT_LOOK 64u	/* soft-pinned ones looked at for one without children */
 #define HIDDEN_MS 1000u /* what is not published yet is looked at again after that */
+#define DISK_MS 20u	/* so is what is not on its owner's disk yet */
 #define COST_MIN 64u	/* bytes that an object is taken for at least: its slot */
 
 struct press {
@@ -31,6 +32,18 @@ static int replica_evict(struct press *p, uint32_t h, uint32_t r)
 	ix->stats.evicted_bytes += len;
 	mc_ix_free_replica_only(ix, p->frees, h, r);
 	return 0;
+}
+
+/* It leaves the memory when it has been on the disk. */
+static bool is_due_on_disk(const struct press *p, uint32_t h)
+{
+	const struct pool *pool = &p->ix->pools[p->pool];
+	const struct owner *owner;
+
+	if (pool->kind != MC_ST_MEMORY || object_at(p->ix, h)->flags & OBJECT_DISK)
+		return false;
+	owner = mc_ix_owner_find(p->ix, pool->owner);
+	return owner && owner->has_disk;
 }
 
 /* A member's replicas of this kind, wherever they are. */
@@ -70,7 +83,8 @@ static int object_evict(struct press *p, uint32_t h, uint32_t r)
 	while (at && rc == 0) {
 		uint32_t next = mc_ix_object_member(object_at(ix, at))->next;
 
-		if (!(object_at(ix, at)->flags & (OBJECT_HARD | OBJECT_HIDDEN)))
+		if (!(object_at(ix, at)->flags & (OBJECT_HARD | OBJECT_HIDDEN)) &&
+		    !is_due_on_disk(p, at))
 			rc = member_evict(p, at, kind);
 		at = next;
 	}
@@ -78,13 +92,17 @@ static int object_evict(struct press *p, uint32_t h, uint32_t r)
 }
 
 /* Until when nothing of the object's group may go; 0: it may. */
-static uint64_t kept_until(struct mc_index *ix, uint32_t h, uint64_t now_ms)
+static uint64_t kept_until(const struct press *p, uint32_t h)
 {
+	struct mc_index *ix = p->ix;
+	uint64_t now_ms = p->now_ms;
 	struct object *o = object_at(ix, h);
 	uint64_t until = mc_ix_object_lease_ms(ix, o, now_ms);
 
 	if (o->flags & OBJECT_HIDDEN)
 		until = mc_max(until, now_ms + HIDDEN_MS);
+	if (is_due_on_disk(p, h))
+		until = mc_max(until, now_ms + DISK_MS);
 	return until;
 }
 
@@ -98,7 +116,7 @@ static uint32_t soft_victim(struct press *p, uint64_t *ret_retry_ms)
 		return 0;
 	for (uint32_t r = ix->pools[p->pool].soft_first; r && n < SOFT_LOOK;
 	     r = mc_ix_replica_at(ix, r)->node.next, n++) {
-		uint64_t until = kept_until(ix, mc_ix_replica_object(ix, r), p->now_ms);
+		uint64_t until = kept_until(p, mc_ix_replica_object(ix, r));
 
 		if (until) {
 			*ret_retry_ms = mc_min(*ret_retry_ms, until);
@@ -140,7 +158,7 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 			*ret_retry_ms = retry_ms;
 			break;
 		}
-		until = kept_until(ix, mc_ix_replica_object(ix, r), now_ms);
+		until = kept_until(&p, mc_ix_replica_object(ix, r));
 		if (until) {
 			mc_evict_lease(ix->evict, r, until);
 			continue;

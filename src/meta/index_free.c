@@ -35,6 +35,19 @@ bool mc_ix_pend_has(const struct mc_index *ix, uint64_t owner, uint64_t addr, ui
 	return pend_find(ix, owner, addr, gen) != 0;
 }
 
+bool mc_ix_pend_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash, uint64_t gen)
+{
+	uint32_t h = mc_ltab_first(&ix->pend_by_key, mc_ix_table_hash(ix, hash));
+
+	for (; h; h = pend_at(ix, h)->by_key.next) {
+		const struct mc_index_free *f = &pend_at(ix, h)->f;
+
+		if (f->owner == owner && f->key_hash == hash && f->gen >= gen)
+			return true;
+	}
+	return false;
+}
+
 bool mc_index_is_pending(const struct mc_index *ix, uint64_t key_hash)
 {
 	uint32_t h = mc_ltab_first(&ix->pend_by_key, mc_ix_table_hash(ix, key_hash));

@@ -150,6 +150,14 @@ void mc_index_owner_announced(struct mc_index *ix, uint64_t id)
 	mc_ix_tombs_drop(ix, id);
 }
 
+void mc_index_owner_disk(struct mc_index *ix, uint64_t id, bool has_disk)
+{
+	struct owner *o = mc_ix_owner_find(ix, id);
+
+	if (o)
+		o->has_disk = has_disk;
+}
+
 void mc_index_owner_forget(struct mc_index *ix, uint64_t id)
 {
 	struct owner *o = mc_ix_owner_find(ix, id);

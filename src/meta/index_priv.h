@@ -47,6 +47,7 @@ enum object_flag {
 	OBJECT_TENANT = 16, /* has struct order */
 	OBJECT_HIDDEN = 32, /* until nothing of its key is pending */
 	OBJECT_NEWER = 64,  /* it replaced another, or might have */
+	OBJECT_DISK = 128,  /* it is on a disk, or was */
 };
 
 /* Behind it: u64 parent, struct soft, struct member, struct order, as flags say; then the key. */
@@ -118,6 +119,7 @@ struct owner {
 	uint8_t state;	     /* enum mc_index_owner_state */
 	bool is_unannounced; /* it may have what the index does not know */
 	bool comes_empty;
+	bool has_disk; /* what it has in memory goes to its disk before it is evicted */
 };
 
 struct tenant {
@@ -240,6 +242,8 @@ void mc_ix_free_replica_only(struct mc_index *ix, struct mc_index_frees *frees, 
 			     uint32_t r);
 bool mc_ix_tomb_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash, uint64_t gen);
 bool mc_ix_pend_has(const struct mc_index *ix, uint64_t owner, uint64_t addr, uint64_t gen);
+/** Is a free of this key pending at this owner, of this generation or a later one? */
+bool mc_ix_pend_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash, uint64_t gen);
 void mc_ix_tombs_drop(struct mc_index *ix, uint64_t owner);
 
 /* ---- owners (index_owner.c) ---- */

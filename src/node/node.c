@@ -1,6 +1,6 @@
 /*
- * node.c: engine, owner and HTTP of a node. HTTP has a loop of its own, so that no scrape delays
- * the owner's calls.
+ * node.c: engine, owner, disk and HTTP of a node. HTTP has a loop of its own, so that no scrape
+ * delays the owner's calls.
  */
 #include "node/node.h"
 
@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "io/http_server.h"
+#include "node/ssd.h"
 #include "owner/owner.h"
 
 #define TEXT_MAX (4u << 20)
@@ -19,6 +20,7 @@
 struct mc_node {
 	struct mc_engine *engine;
 	struct mc_owner *owner;
+	struct mc_ssd *ssd; /* NULL: none */
 	struct mc_loop *side;
 	struct mc_http_server *http;
 };
@@ -28,6 +30,29 @@ static void metric(struct mc_str *out, const char *name, const char *type, const
 {
 	(void)mc_str_appendf(out, "# HELP %s %s\n# TYPE %s %s\n%s %" PRIu64 "\n", name, help, name,
 			     type, name, value); /* errors stick */
+}
+
+static void disk_metrics(struct mc_node *node, const struct mc_owner_stats *s, struct mc_str *out)
+{
+	struct mc_ssd_stats d;
+
+	mc_ssd_stats(node->ssd, &d);
+	metric(out, "mc_disk_capacity_bytes", "gauge", "Room for objects.", s->disk_capacity);
+	metric(out, "mc_disk_live_bytes", "gauge", "Records of objects.", d.live_bytes);
+	metric(out, "mc_disk_file_bytes", "gauge", "All segment files.", d.segment_bytes);
+	metric(out, "mc_disk_quota_bytes", "gauge", "What they may take.", d.quota_bytes);
+	metric(out, "mc_disk_objects", "gauge", "Objects on the disk.", s->disk_records);
+	metric(out, "mc_disk_read_only", "gauge", "The log takes nothing more.", d.is_read_only);
+	metric(out, "mc_disk_writes_total", "counter", "Objects written.", s->disk_writes);
+	metric(out, "mc_disk_reads_total", "counter", "Objects brought back.", s->disk_reads);
+	metric(out, "mc_disk_deletes_total", "counter", "Objects deleted.", s->disk_deletes);
+	metric(out, "mc_disk_failures_total", "counter", "Objects that stayed in memory alone.",
+	       s->disk_failures);
+	metric(out, "mc_disk_bad_reads_total", "counter", "Reads that failed their check.",
+	       d.bad_reads);
+	metric(out, "mc_disk_bad_records_total", "counter", "Damaged places in the log.",
+	       d.bad_records);
+	metric(out, "mc_disk_compactions_total", "counter", "Segments compacted.", d.compactions);
 }
 
 char *mc_node_metrics(struct mc_node *node)
@@ -61,6 +86,8 @@ char *mc_node_metrics(struct mc_node *node)
 	metric(&out, "mc_owner_orders_total", "counter", "Orders of the master.", s.orders);
 	metric(&out, "mc_owner_connects_total", "counter", "Times a master welcomed it.",
 	       s.connects);
+	if (node->ssd)
+		disk_metrics(node, &s, &out);
 	return mc_str_take(&out);
 }
 
@@ -103,6 +130,34 @@ static int http_open(struct mc_node *node, const struct mc_node_conf *conf, stru
 	return rc;
 }
 
+static int owner_open(struct mc_node *node, const struct mc_node_conf *conf, struct mc_diag *diag)
+{
+	struct mc_owner_opts opts = {.engine = node->engine,
+				     .bytes = conf->segment_bytes,
+				     .master = conf->master,
+				     .protocol = conf->protocol};
+	int rc = 0;
+
+	if (conf->disk_path)
+		rc = mc_ssd_open(conf->disk_path, conf->disk_bytes, diag, &node->ssd);
+	if (rc < 0)
+		return rc;
+	if (node->ssd) {
+		opts.id = mc_ssd_owner_id(node->ssd);
+		opts.epoch = mc_ssd_epoch(node->ssd);
+		opts.disk_bytes = mc_ssd_capacity(node->ssd);
+	}
+	rc = mc_owner_open(&opts, diag, &node->owner);
+	if (rc < 0 || !node->ssd)
+		return rc;
+	rc = mc_ssd_start(node->ssd, node->owner);
+	if (rc < 0)
+		mc_diag_set(diag, "SSD directory %s: %s", conf->disk_path, mc_err_text(rc));
+	else
+		mc_owner_start(node->owner);
+	return rc;
+}
+
 int mc_node_open(const struct mc_node_conf *conf, struct mc_diag *diag, struct mc_node **ret)
 {
 	struct mc_node *node = mc_calloc(1, sizeof(*node));
@@ -111,8 +166,6 @@ int mc_node_open(const struct mc_node_conf *conf, struct mc_diag *diag, struct m
 					      .metadata = conf->metadata,
 					      .protocol = conf->protocol,
 					      .devices = conf->devices};
-	struct mc_owner_opts owner = {
-	    .bytes = conf->segment_bytes, .master = conf->master, .protocol = conf->protocol};
 	int rc;
 
 	if (!node)
@@ -120,8 +173,7 @@ int mc_node_open(const struct mc_node_conf *conf, struct mc_diag *diag, struct m
 	rc = mc_engine_open(&engine, diag, &node->engine);
 	if (rc < 0)
 		goto fail;
-	owner.engine = node->engine;
-	rc = mc_owner_open(&owner, diag, &node->owner);
+	rc = owner_open(node, conf, diag);
 	if (rc < 0)
 		goto fail;
 	if (conf->has_http)
@@ -141,7 +193,9 @@ void mc_node_close(struct mc_node *node)
 		return;
 	mc_http_server_close(node->http);
 	mc_loop_close(node->side);
+	mc_ssd_stop(node->ssd);
 	mc_owner_close(node->owner);
+	mc_ssd_close(node->ssd);
 	mc_engine_close(node->engine);
 	mc_free(node);
 }

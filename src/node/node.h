@@ -1,5 +1,6 @@
 /*
- * node.h: an owner in a process of its own: an engine, an owner on it, and HTTP for monitors.
+ * node.h: an owner in a process of its own: an engine, an owner on it, perhaps a disk behind it,
+ * and HTTP for monitors.
  */
 #ifndef MC_NODE_NODE_H
 #define MC_NODE_NODE_H
@@ -17,6 +18,8 @@ struct mc_node_conf {
 	const char *metadata, *protocol, *devices; /* as mc_engine_opts */
 	const char *master;			   /* "host:port" */
 	uint64_t segment_bytes;			   /* of memory for the pool */
+	const char *disk_path;			   /* directory of the SSD tier; NULL: none */
+	uint64_t disk_bytes; /* its files may take so much; 0: nine tenths of what is free */
 	bool has_http;
 	const char *http_host; /* address to listen on */
 	uint16_t http_port;    /* 0: any */
@@ -25,11 +28,12 @@ struct mc_node_conf {
 /**
  * Open. Does not wait for the master.
  * @return 0; < 0 with a diag that says what is wrong: codes of mc_engine_open(), mc_owner_open(),
- * mc_http_server_open()
+ * mc_ssd_open(), mc_http_server_open()
  */
 MC_MUST_CHECK int mc_node_open(const struct mc_node_conf *conf, struct mc_diag *diag,
 			       struct mc_node **ret);
-/** Leaves the pool with its objects. NULL is allowed. */
+/** Leaves the pool with its objects; what is on the disk comes back with the next node on it. NULL
+ * is allowed. */
 void mc_node_close(struct mc_node *node);
 /** "host:port" that peers open. */
 const char *mc_node_segment(const struct mc_node *node);

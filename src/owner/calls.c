@@ -94,6 +94,7 @@ int32_t mc_owner_finish(struct mc_owner *o, uint32_t id, const uint32_t *table)
 		mc_slot_seal(&info, table, o->pool.base + s->off);
 		mc_opool_sealed(&o->pool, id, mc_clock_now(o->env->clk));
 		mc_counter_add(&o->count.seals, 1);
+		mc_odisk_wake(o);
 	}
 	pthread_mutex_unlock(&o->lock);
 	if (!table || status < 0)
@@ -230,6 +231,7 @@ int32_t mc_owner_drop(struct mc_owner *o, const struct mc_st_place *p)
 	id = p->addr ? mc_opool_at(&o->pool, p->addr, p->gen) : mc_opool_of_gen(&o->pool, p->gen);
 	if (id != MC_OWNER_NIL && o->pool.slots[id].state != MC_OSLOT_DEAD) {
 		mc_counter_add(&o->count.drops, 1);
+		(void)mc_odisk_slot_freed(o, id, false);
 		if (o->pool.slots[id].state == MC_OSLOT_GRANTED) {
 			mc_opool_release(&o->pool, id);
 			is_freed = true;
@@ -412,7 +414,7 @@ int32_t mc_owner_put(struct mc_owner *o, const struct mc_st_grant *g, uint64_t d
 
 /* ---- calls over rpc: the loop ---- */
 
-static int32_t one_of(struct mc_owner *o, const struct mc_owait *w, const struct mc_st_grant *g,
+static int32_t one_of(struct mc_owner *o, struct mc_owait *w, const struct mc_st_grant *g,
 		      bool is_in_turn, struct mc_st_granted *ret)
 {
 	bool is_old;
@@ -429,11 +431,13 @@ static int32_t one_of(struct mc_owner *o, const struct mc_owait *w, const struct
 		tell(o, id, ret);
 		if (w->has_payload && !is_old)
 			o->pool.slots[id].state = MC_OSLOT_SEALING;
+		if (w->is_fetch)
+			status = mc_odisk_begin(o, w, id, is_old);
 	}
 	pthread_mutex_unlock(&o->lock);
 	if (status == 0 && w->has_payload)
 		return put_into(o, g, id, is_old, ret);
-	if (status == 0)
+	if (status == 0 && !w->is_fetch)
 		mc_counter_add(&o->count.grants, 1);
 	return status;
 }
@@ -476,8 +480,12 @@ void mc_owait_free(struct mc_owait *w)
 	mc_free(w);
 }
 
-static void answer(struct mc_owait *w)
+void mc_owait_answer(struct mc_owait *w)
 {
+	if (w->fetch) {
+		mc_list_push_back(&w->fetch->waiters, &w->link);
+		return;
+	}
 	mc_assert(!w->reply.is_bad);
 	(void)mc_rpc_reply(w->req, 0, w->reply_buf, mc_wr_len(&w->reply), NULL, 0);
 	mc_owait_free(w); /* whoever asked may be gone: then the answer is dropped */
@@ -491,6 +499,8 @@ static bool keep_rest(struct mc_owner *o, struct mc_owait *w)
 	if (atomic_load(&o->nwaiting) >= o->waiting_max ||
 	    left > o->waiting_bytes_max - o->waiting_bytes)
 		return false;
+	if (w->msg)
+		return true; /* a fetch made its message itself */
 	w->msg = mc_calloc(1, left);
 	if (!w->msg)
 		return false;
@@ -506,7 +516,7 @@ void mc_owait_start(struct mc_owner *o, struct mc_owait *w)
 	bool is_kept;
 
 	if (serve(o, w, false, 0)) {
-		answer(w);
+		mc_owait_answer(w);
 		return;
 	}
 	if (w->req->deadline_ns != MC_TIME_NEVER)
@@ -522,7 +532,7 @@ void mc_owait_start(struct mc_owner *o, struct mc_owait *w)
 	pthread_mutex_unlock(&o->lock);
 	if (!is_kept) {
 		(void)serve(o, w, false, UNDECIDED);
-		answer(w);
+		mc_owait_answer(w);
 		return;
 	}
 	mc_owner_room(o);
@@ -573,7 +583,7 @@ static bool serve_head(struct mc_owner *o, bool is_hopeless)
 	pthread_mutex_lock(&o->lock);
 	leave(o, w);
 	pthread_mutex_unlock(&o->lock);
-	answer(w);
+	mc_owait_answer(w);
 	return true;
 }
 
@@ -607,7 +617,7 @@ uint64_t mc_owner_serve_waiting(struct mc_owner *o, bool is_hopeless)
 		;
 	while ((late = take_late(o, mc_clock_now(o->env->clk), &next)) != NULL) {
 		(void)serve(o, late, false, UNDECIDED);
-		answer(late);
+		mc_owait_answer(late);
 	}
 	return next;
 }

@@ -81,6 +81,7 @@ void mc_onotes_announce(struct mc_owner *o)
 	pthread_mutex_lock(&o->lock);
 	o->pool.announce = o->pool.sealed.last;
 	pthread_mutex_unlock(&o->lock);
+	mc_odisk_announce(o);
 	o->stream.has_all = 0;
 	o->stream.is_has_all_due = true;
 }
@@ -118,6 +119,58 @@ static bool say_done(struct mc_owner *o)
 	s->ndone--;
 	s->norders--;
 	memmove(s->done, s->done + 1, s->ndone * sizeof(s->done[0]));
+	return true;
+}
+
+static bool say_disk(struct mc_owner *o, uint8_t type, uint64_t want)
+{
+	struct mc_odisk *d = &o->disk;
+	struct mc_st_space v = {.kind = MC_ST_DISK, .want = want};
+	uint8_t body[64];
+	struct mc_wr w = mc_wr_make(body, sizeof(body));
+
+	pthread_mutex_lock(&o->lock);
+	v.capacity = d->capacity;
+	v.used = d->used;
+	v.largest = d->capacity - d->used;
+	pthread_mutex_unlock(&o->lock);
+	mc_st_space_encode(&w, &v);
+	if (!note_add(o, type, body, mc_wr_len(&w)))
+		return false;
+	d->said_capacity = v.capacity;
+	d->said_used = v.used;
+	d->is_space_due = false;
+	return true;
+}
+
+/* A write has no room. */
+static bool say_disk_want(struct mc_owner *o)
+{
+	uint64_t want;
+
+	o->disk.is_want_due = false;
+	pthread_mutex_lock(&o->lock);
+	want = o->disk.want;
+	o->disk.want = 0;
+	pthread_mutex_unlock(&o->lock);
+	return say_disk(o, MC_ST_NOTE_WANT, want);
+}
+
+/* Replicas that were made since the announcement. */
+static bool say_more(struct mc_owner *o)
+{
+	uint8_t body[BODY_MAX];
+	struct mc_wr w;
+	size_t n, len;
+
+	do {
+		w = mc_wr_make(body, sizeof(body));
+		n = mc_odisk_say_more(o, &w, sizeof(body));
+		len = mc_wr_len(&w);
+		if (n == 0 || (len > 0 && !note_add(o, MC_ST_NOTE_MORE, body, len)))
+			return false;
+		mc_odisk_said_more(o, n, o->stream.number);
+	} while (len == 0); /* all of those were gone */
 	return true;
 }
 
@@ -169,26 +222,21 @@ static bool say_has(struct mc_owner *o, bool *ret_is_all)
 	struct mc_opool *p = &o->pool;
 	uint8_t body[BODY_MAX];
 	struct mc_wr w = mc_wr_make(body, sizeof(body));
-	uint32_t begin;
 
 	pthread_mutex_lock(&o->lock);
-	begin = p->announce;
 	while (p->announce != MC_OWNER_NIL && mc_wr_len(&w) + has_len(p, p->announce) <= BODY_MAX) {
 		has_encode(p, p->announce, &w);
 		p->announce = p->slots[p->announce].prev;
 	}
+	if (p->announce == MC_OWNER_NIL)
+		mc_odisk_say_has(o, &w, BODY_MAX, o->stream.number + 1);
 	pthread_mutex_unlock(&o->lock);
 	*ret_is_all = mc_wr_len(&w) == 0;
 	if (*ret_is_all)
 		return false;
 	if (note_add(o, MC_ST_NOTE_HAS, body, mc_wr_len(&w)))
 		return true;
-	pthread_mutex_lock(&o->lock);
-	if (p->slots[begin].state == MC_OSLOT_SEALED)
-		p->announce = begin;
-	else
-		p->announce = p->sealed.last;
-	pthread_mutex_unlock(&o->lock);
+	mc_onotes_announce(o); /* all of it again */
 	return false;
 }
 
@@ -219,7 +267,9 @@ bool mc_onote_next(struct mc_owner *o)
 	struct mc_ostream *s = &o->stream;
 	bool is_all;
 
-	if (s->nfreed)
+	/* A free that a life before this one did not answer guards what the disk brings back: it is
+	 * answered when all of that is announced. */
+	if (s->nfreed && !(s->is_has_all_due && o->disk.is_there))
 		return say_freed(o);
 	if (s->ndone)
 		return say_done(o);
@@ -229,6 +279,10 @@ bool mc_onote_next(struct mc_owner *o)
 	}
 	if (s->is_space_due)
 		return say_space(o, MC_ST_NOTE_SPACE, 0);
+	if (o->disk.is_want_due)
+		return say_disk_want(o);
+	if (o->disk.is_space_due)
+		return say_disk(o, MC_ST_NOTE_SPACE, 0);
 	if (s->is_has_all_due) {
 		if (say_has(o, &is_all))
 			return true;
@@ -238,5 +292,5 @@ bool mc_onote_next(struct mc_owner *o)
 		s->has_all = s->number;
 		return true;
 	}
-	return say_check(o);
+	return say_more(o) || say_check(o);
 }

@@ -125,6 +125,11 @@ static struct mc_owner *owner_new(const struct mc_owner_opts *opts)
 	return o;
 }
 
+void mc_owner_start(struct mc_owner *o)
+{
+	mc_loop_call(o->loop, on_start, o);
+}
+
 int mc_owner_open(const struct mc_owner_opts *opts, struct mc_diag *diag, struct mc_owner **ret)
 {
 	struct mc_owner *o;
@@ -138,7 +143,9 @@ int mc_owner_open(const struct mc_owner_opts *opts, struct mc_diag *diag, struct
 	o = owner_new(opts);
 	if (!o)
 		return -MC_E_NOMEM;
-	rc = names_init(o, opts, diag);
+	rc = mc_odisk_init(o, opts->disk_bytes);
+	if (rc == 0)
+		rc = names_init(o, opts, diag);
 	if (rc == 0)
 		rc = pool_init(o, opts->bytes, diag);
 	if (rc == 0)
@@ -151,7 +158,8 @@ int mc_owner_open(const struct mc_owner_opts *opts, struct mc_diag *diag, struct
 		rc = mc_oserve_open(o, diag);
 	if (rc < 0)
 		goto fail;
-	mc_loop_call(o->loop, on_start, o);
+	if (opts->disk_bytes == 0)
+		mc_owner_start(o);
 	*ret = o;
 	return 0;
 fail:
@@ -169,6 +177,7 @@ static void on_close(void *arg)
 	pthread_mutex_unlock(&o->lock);
 	mc_loop_timer_cancel(o->loop, &o->tick);
 	(void)mc_owner_serve_waiting(o, true);
+	mc_odisk_close(o);
 	mc_ostream_leave(o);
 }
 
@@ -198,6 +207,7 @@ void mc_owner_close(struct mc_owner *o)
 	if (o->pool.base)
 		(void)mc_mem_free(o->engine, o->pool.base); /* ours: it is there */
 	mc_opool_fini(&o->pool);
+	mc_odisk_fini(o);
 	pthread_cond_destroy(&o->work_cond);
 	pthread_mutex_destroy(&o->work_lock);
 	pthread_mutex_destroy(&o->lock);
@@ -276,6 +286,10 @@ void mc_owner_stats(struct mc_owner *o, struct mc_owner_stats *ret)
 				       .orders = mc_counter_read(&c->orders),
 				       .bytes_put = mc_counter_read(&c->bytes_put),
 				       .connects = mc_counter_read(&c->connects),
+				       .disk_writes = mc_counter_read(&c->disk_writes),
+				       .disk_reads = mc_counter_read(&c->disk_reads),
+				       .disk_deletes = mc_counter_read(&c->disk_deletes),
+				       .disk_failures = mc_counter_read(&c->disk_failures),
 				       .epoch = atomic_load(&o->stream.epoch),
 				       .is_adopted = mc_owner_is_adopted(o),
 				       .waiting = atomic_load(&o->nwaiting)};
@@ -285,5 +299,8 @@ void mc_owner_stats(struct mc_owner *o, struct mc_owner_stats *ret)
 	ret->largest = mc_extent_largest(o->pool.extent);
 	ret->sealed = o->pool.nsealed;
 	ret->granted = o->pool.ngranted;
+	ret->disk_capacity = o->disk.capacity;
+	ret->disk_used = o->disk.used;
+	ret->disk_records = o->disk.nrecs;
 	pthread_mutex_unlock(&o->lock);
 }

@@ -42,6 +42,7 @@ struct mc_owner_opts {
 	uint32_t waiting_max;	  /* calls that wait for room; 0: 1024 */
 	uint64_t waiting_bytes_max; /* of their messages; 0: 64 MiB */
 	uint64_t grant_timeout_ms;  /* of a grant whose writer is away; 0: 600 s */
+	uint64_t disk_bytes;	    /* of a disk behind the pool, see below; 0: none */
 	uint64_t check_after_ms;    /* a slot is checked with the index then; 0: 30 s */
 };
 
@@ -104,6 +105,55 @@ MC_MUST_CHECK int mc_owner_pin(struct mc_owner *o, uint64_t addr, uint64_t gen,
 			       struct mc_owner_view *ret);
 void mc_owner_unpin(struct mc_owner *o, const struct mc_owner_view *view);
 
+/* ---- a disk behind the pool ---- */
+
+/*
+ * What is sealed goes to the disk, too, and comes back when it is fetched. The process around the
+ * owner has the disk, and one thread for it, which takes jobs and tells how they ended. An owner
+ * with a disk says nothing to its master before mc_owner_start(): until then it learns what is on
+ * the disk.
+ */
+enum mc_owner_disk_what {
+	MC_OWNER_DISK_WRITE,
+	MC_OWNER_DISK_READ,   /* `len` bytes to `payload` */
+	MC_OWNER_DISK_DELETE, /* generations of this key up to this one */
+	MC_OWNER_DISK_COUNT,
+};
+struct mc_owner_disk_job {
+	enum mc_owner_disk_what what;
+	uint64_t gen, len;
+	const uint8_t *key, *tlv; /* as long as the job */
+	uint16_t key_len, tlv_len;
+	uint8_t *payload; /* aligned to a page from MC_SLOT_PAGED_MIN bytes on */
+	/* the owner's */
+	void *own;
+	uint32_t slot;
+};
+
+/** A record that is there. Before mc_owner_start(). @return 0; -MC_E_INVAL; -MC_E_NOMEM */
+MC_MUST_CHECK int mc_owner_disk_has(struct mc_owner *o, const struct mc_st_grant *g);
+/** To the master from now on. Once, and only with a disk. */
+void mc_owner_start(struct mc_owner *o);
+/** Jobs; waits for the first until `until_ns` of mc_now_ns().
+ * @param bytes_max  of all that is written, but one
+ * @return how many; 0: its time is up, or mc_owner_disk_end() */
+unsigned mc_owner_disk_take(struct mc_owner *o, struct mc_owner_disk_job *jobs, unsigned max,
+			    uint64_t bytes_max, uint64_t until_ns);
+/** Are the bytes to be written still those that were sealed? @return 0; -MC_E_CORRUPT */
+MC_MUST_CHECK int mc_owner_disk_check(struct mc_owner *o, const struct mc_owner_disk_job *job);
+/**
+ * A job ended: 0, or why not. Jobs that were taken together end with the last one first.
+ *
+ * Written: 0 says durable; -MC_E_NOSPACE: tried again when the master has made room;
+ * -MC_E_UNFENCED: it may be there; anything else: it is not and will not be. Read: 0 says that it
+ * was checked. Deleted: 0 says durable, or that it was not there; else it is tried again.
+ */
+void mc_owner_disk_done(struct mc_owner *o, const struct mc_owner_disk_job *job, int rc);
+/** What records may take, and take. @param capacity  0: nothing is written any more */
+void mc_owner_disk_space(struct mc_owner *o, uint64_t capacity, uint64_t used);
+/** No job from now on. The thread has to end before mc_owner_close(). */
+void mc_owner_disk_end(struct mc_owner *o);
+
 /* ---- observation ---- */
 
 struct mc_owner_stats {
@@ -114,6 +164,8 @@ struct mc_owner_stats {
 	uint64_t connects; /* to a master */
 	uint64_t epoch;	   /* highest of a master so far */
 	bool is_adopted;
+	uint64_t disk_capacity, disk_used, disk_records;	       /* now */
+	uint64_t disk_writes, disk_reads, disk_deletes, disk_failures; /* so far */
 };
 void mc_owner_stats(struct mc_owner *o, struct mc_owner_stats *ret);
 

@@ -220,6 +220,8 @@ static void slot_unlink(struct mc_opool *p, uint32_t id)
 			p->announce = s->prev;
 		if (p->check == id)
 			p->check = s->next;
+		if (p->offload == id)
+			p->offload = s->next;
 		slots_del(p, &p->sealed, id);
 		p->nsealed--;
 	}
@@ -262,6 +264,8 @@ void mc_opool_sealed(struct mc_opool *p, uint32_t id, uint64_t now_ns)
 	p->nsealed++;
 	if (p->check == MC_OWNER_NIL)
 		p->check = id;
+	if (p->offload == MC_OWNER_NIL)
+		p->offload = id;
 }
 
 bool mc_opool_kill(struct mc_opool *p, uint32_t id)

@@ -7,6 +7,8 @@
  *   stream.c  the connection to the master and its notes
  *   notes.c   what is said to the master
  *   work.c    what may block: a thread of its own
+ *   disk.c    records on the disk behind the pool
+ *   disk_work.c  what the thread does that has that disk
  *
  * One lock: pool and waiting calls. Nothing else is taken under it, and no bytes of payloads are
  * moved. Everything of serve.c, stream.c and notes.c belongs to the loop.
@@ -57,19 +59,25 @@ struct mc_oslot {
 	uint64_t gen, hash, len;
 	uint64_t off;		   /* in the pool */
 	uint64_t when_ns;	   /* sealed */
+	uint64_t told;		   /* fetched: number of the note that says so; 0: not said yet */
 	struct mc_owriter *writer; /* until sealed */
 	uint8_t *texts;		   /* key and TLV, ours */
 	uint32_t extent, pins;
 	uint32_t prev, next; /* granted: its writer's; sealed: all, oldest first; none: unused */
 	uint16_t key_len, tlv_len;
 	uint8_t state;
-	bool is_doomed; /* the master freed it before it was sealed */
+	bool is_doomed;	 /* the master freed it before it was sealed */
+	bool is_fetched; /* from the disk, where it is still, too */
+	bool is_writing; /* the disk's thread pins it */
+	bool is_owed;	 /* its free is acknowledged when no record of it is left */
 };
 
 /** A list of slots by their links. */
 struct mc_oslots {
 	uint32_t first, last;
 };
+
+struct mc_ofetch;
 
 /** Slot ids by a number of the slot: open addressing, linear probing. */
 struct mc_oindex {
@@ -91,6 +99,7 @@ struct mc_opool {
 	struct mc_oslots sealed;
 	uint32_t announce; /* next to announce, newest first; NIL: all are */
 	uint32_t check;	   /* oldest that was not yet checked with the index */
+	uint32_t offload;  /* oldest that was not yet written to the disk */
 	uint64_t nsealed, ngranted;
 	uint64_t dropped[MC_OWNER_DROPPED]; /* generations, by their hash: the last one of each */
 };
@@ -115,7 +124,8 @@ struct mc_owait {
 	/* over rpc: the loop's */
 	struct mc_rpc_req *req;
 	struct mc_owriter *writer;
-	bool has_payload;
+	bool has_payload, is_fetch;
+	struct mc_ofetch *fetch; /* the read that it waits for when there is room */
 	uint32_t n, done;
 	uint32_t ngranted; /* of those done: its writer does not know of them yet */
 	uint8_t *msg;	   /* what is left of the message, ours */
@@ -152,6 +162,64 @@ struct mc_onote {
 struct mc_odone { /* an order that ended */
 	uint64_t id, addr, gen;
 	int32_t status;
+};
+
+enum mc_orec_state {
+	MC_OREC_LIVE,
+	MC_OREC_DELETE, /* to be deleted */
+	MC_OREC_DELETING,
+	MC_OREC_GONE, /* to be acknowledged */
+	MC_OREC_COUNT,
+};
+
+/** An object on the disk. Under the lock. */
+struct mc_orec {
+	struct mc_list link; /* of mc_odisk: live, deletes, gone */
+	struct mc_orec *chain;
+	uint64_t gen, len;
+	uint64_t told;	    /* number of the note that says that it is there; 0: not said yet */
+	uint64_t slot_addr; /* the free of this slot is acknowledged with its end; 0: none */
+	uint32_t nreads;
+	uint16_t key_len, tlv_len;
+	uint8_t state;
+	bool is_freed; /* by the master, which waits for it */
+	uint8_t texts[];
+};
+
+/** An object on its way from the disk into a slot. */
+struct mc_ofetch {
+	struct mc_list link; /* of mc_odisk: fetches, ended; under the lock */
+	struct mc_orec *rec;
+	uint32_t slot;
+	bool is_taken;
+	int32_t status;
+	struct mc_list waiters; /* mc_owait.link; the loop's */
+};
+
+/** A replica that the master is to be told of. */
+struct mc_omore {
+	uint64_t gen;
+	uint8_t kind;
+};
+
+/** The disk behind the pool. Under the lock. */
+struct mc_odisk {
+	bool is_there, is_over;
+	bool is_idle; /* the disk's thread sleeps */
+	pthread_cond_t cond;
+	struct mc_orec **buckets;
+	size_t nbuckets, nrecs;
+	struct mc_list live, deletes, gone; /* oldest first */
+	struct mc_list fetches, ended;
+	struct mc_orec *announce; /* next to announce, newest first; NULL: all are */
+	struct mc_omore *more;
+	size_t nmore, more_cap;
+	uint64_t capacity, used, want;
+	uint64_t write_ns, delete_ns; /* not before */
+	struct mc_task task;
+	bool is_posted;
+	uint64_t said_capacity, said_used; /* the loop's */
+	bool is_space_due, is_want_due;	   /* the loop's */
 };
 
 enum mc_ostream_state {
@@ -191,7 +259,7 @@ struct mc_ostream {
 
 struct mc_owner_counters {
 	struct mc_counter puts, grants, seals, frees, drops, refused, orphans, orders, bytes_put,
-	    connects;
+	    connects, disk_writes, disk_reads, disk_deletes, disk_failures;
 };
 
 struct mc_owner {
@@ -216,6 +284,7 @@ struct mc_owner {
 	struct mc_task room_task;
 	_Atomic bool is_room_posted;
 	struct mc_ostream stream;
+	struct mc_odisk disk;
 	struct mc_list writers;
 	uint32_t nwriters;
 	struct mc_owriter self; /* grants of this process */
@@ -272,6 +341,8 @@ int32_t mc_owner_begin(struct mc_owner *o, const struct mc_st_grant *g, uint64_t
 int32_t mc_owner_finish(struct mc_owner *o, uint32_t id, const uint32_t *table);
 /** A slot to compute for: into state SEALING. @return 1 compute; 0 sealed already; < 0 status */
 int32_t mc_owner_seal_begin(struct mc_owner *o, uint64_t addr, uint64_t gen, uint32_t *ret_id);
+/** Answer a call whose records are all served, or leave it to the fetch that it waits for. Loop. */
+void mc_owait_answer(struct mc_owait *w);
 /** Compute, and finish. */
 int32_t mc_owner_seal_compute(struct mc_owner *o, uint32_t id);
 /** Seal with a table. */
@@ -324,6 +395,52 @@ void mc_onotes_ack(struct mc_owner *o, uint64_t number);
 void mc_onotes_drop(struct mc_owner *o);
 /** A copy of everything is to be announced. */
 void mc_onotes_announce(struct mc_owner *o);
+
+/** A free is carried out. @return false: no memory, the stream is over */
+bool mc_ostream_freed(struct mc_owner *o, const struct mc_st_place *p);
+
+/* ---- disk.c ---- */
+int mc_odisk_init(struct mc_owner *o, uint64_t bytes);
+/** Loop: whoever waits for it is told that it is over. */
+void mc_odisk_close(struct mc_owner *o);
+void mc_odisk_fini(struct mc_owner *o);
+/** Under the lock: there may be work for the disk's thread. */
+void mc_odisk_wake(struct mc_owner *o);
+struct mc_orec *mc_orec_find(struct mc_odisk *d, uint64_t gen);
+void mc_orec_add(struct mc_odisk *d, struct mc_orec *rec);
+void mc_orec_del(struct mc_odisk *d, struct mc_orec *rec);
+/** In no list. NULL: no memory */
+struct mc_orec *mc_orec_new(uint64_t gen, uint64_t len, const uint8_t *key, uint16_t key_len,
+			    const uint8_t *tlv, uint16_t tlv_len);
+/** A live one is to be deleted. */
+void mc_orec_doom(struct mc_owner *o, struct mc_orec *rec);
+/** The master is to be told of a replica that was made. */
+void mc_odisk_more(struct mc_odisk *d, uint64_t gen, uint8_t kind);
+/** A record's place is freed by the master. Loop, under the lock.
+ * @return true: acknowledged when it is done; false: at once */
+bool mc_odisk_free(struct mc_owner *o, uint64_t gen);
+/** A slot is freed, by the master or its writer. Loop, under the lock, before the slot is killed.
+ * @param is_freed  by the master. @return as above */
+bool mc_odisk_slot_freed(struct mc_owner *o, uint32_t id, bool is_freed);
+/** Answer FETCH. Loop. */
+void mc_odisk_fetch(struct mc_owner *o, struct mc_rpc_req *req, uint64_t gen);
+/** The bytes are in the slot; rc < 0: they are not. Any thread. */
+void mc_ofetch_read(struct mc_owner *o, struct mc_ofetch *f, int rc);
+/** Answer who waits for it. Loop. */
+void mc_ofetch_end(struct mc_owner *o, struct mc_ofetch *f);
+/** A call that fetches has a slot. Under the lock. @return a status */
+int32_t mc_odisk_begin(struct mc_owner *o, struct mc_owait *w, uint32_t id, bool is_old);
+/** Everything is to be announced. Loop. */
+void mc_odisk_announce(struct mc_owner *o);
+/** Records from the cursor of the announcement on, as mc_st_has. Under the lock. */
+void mc_odisk_say_has(struct mc_owner *o, struct mc_wr *w, size_t max, uint64_t number);
+/** Replicas that were made since, as mc_st_has. Loop. @return how many entries of `more` it
+ * covers */
+size_t mc_odisk_say_more(struct mc_owner *o, struct mc_wr *w, size_t max);
+/** They are in the note of this number. Loop. */
+void mc_odisk_said_more(struct mc_owner *o, size_t n, uint64_t number);
+/** NO_ROOM on the disk. Loop. */
+void mc_odisk_no_room(struct mc_owner *o);
 
 /* ---- work.c ---- */
 int mc_owork_open(struct mc_owner *o);

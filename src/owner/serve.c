@@ -406,6 +406,20 @@ static void on_regen(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void 
 	answer_send(a, mc_rd_is_done(&rd) ? 0 : -MC_E_PROTO);
 }
 
+static void on_fetch(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
+{
+	struct mc_rd rd = mc_rd_make(msg->data, msg->len);
+	int n = mc_st_count_decode(&rd);
+	struct mc_st_place p = {0};
+
+	if (n == 1)
+		mc_st_place_decode(&rd, &p);
+	if (n != 1 || !mc_rd_is_done(&rd) || p.addr != MC_ST_DISK_ADDR)
+		(void)mc_rpc_reply(req, -MC_E_PROTO, NULL, 0, NULL, 0);
+	else
+		mc_odisk_fetch(user, req, p.gen);
+}
+
 /* @return 1: the request will be answered; 0; < 0 */
 static int writer_join(struct mc_owner *o, struct mc_rpc_req *req, uint64_t client,
 		       const char *segment)
@@ -509,6 +523,7 @@ int mc_oserve_open(struct mc_owner *o, struct mc_diag *diag)
 	    {MC_ST_PUT, "put", on_put, o},	 {MC_ST_GRANT, "grant", on_grant, o},
 	    {MC_ST_SEAL, "seal", on_seal, o},	 {MC_ST_DROP, "drop", on_drop, o},
 	    {MC_ST_REGEN, "regen", on_regen, o}, {MC_ST_WRITER, "writer", on_writer, o},
+	    {MC_ST_FETCH, "fetch", on_fetch, o},
 	};
 	const struct mc_rpc_server_opts opts = {.conns_max = MC_OWNER_CONNS_MAX,
 						.methods = methods,

@@ -72,6 +72,7 @@ static void on_welcome(struct mc_owner *o, struct mc_rd *rd)
 	atomic_store(&s->epoch, v.epoch);
 	s->state = MC_OSTREAM_UP;
 	s->is_space_due = true;
+	o->disk.is_space_due = o->disk.is_there;
 	mc_counter_add(&o->count.connects, 1);
 	if (v.from == 0) {
 		mc_onotes_drop(o);
@@ -93,29 +94,39 @@ static void on_welcome(struct mc_owner *o, struct mc_rd *rd)
 		    (unsigned long long)v.epoch, (unsigned long long)v.from);
 }
 
-static void on_free(struct mc_owner *o, const struct mc_st_place *p)
+bool mc_ostream_freed(struct mc_owner *o, const struct mc_st_place *p)
 {
 	struct mc_ostream *s = &o->stream;
 	void *freed = s->freed;
-	bool is_freed = false;
-	uint32_t id;
 
 	if (mc_array_grow(&freed, &s->freed_cap, s->nfreed + 1, (size_t)4 * FREED_MAX,
 			  sizeof(*s->freed)) < 0) {
 		hang_up(o, "no memory for a free");
-		return;
+		return false;
 	}
 	s->freed = freed;
 	s->freed[s->nfreed++] = *p;
+	return true;
+}
+
+static void on_free(struct mc_owner *o, const struct mc_st_place *p)
+{
+	bool is_freed = false, is_later;
+	uint32_t id;
+
 	pthread_mutex_lock(&o->lock);
+	is_later = p->addr == MC_ST_DISK_ADDR && mc_odisk_free(o, p->gen);
 	id = p->addr ? mc_opool_at(&o->pool, p->addr, p->gen) : mc_opool_of_gen(&o->pool, p->gen);
 	if (id != MC_OWNER_NIL && o->pool.slots[id].state != MC_OSLOT_DEAD) {
+		is_later = mc_odisk_slot_freed(o, id, true);
 		is_freed = mc_opool_kill(&o->pool, id);
 		mc_counter_add(&o->count.frees, 1);
 	}
 	pthread_mutex_unlock(&o->lock);
 	if (is_freed)
 		mc_owner_room(o);
+	if (!is_later)
+		(void)mc_ostream_freed(o, p); /* the stream is over: it is asked for again */
 }
 
 static void on_order(struct mc_owner *o, struct mc_rd *rd)
@@ -158,6 +169,7 @@ static void on_note(struct mc_owner *o, const struct mc_st_note_head *head, cons
 {
 	struct mc_rd rd = mc_rd_make(data, head->len);
 	struct mc_st_place place;
+	struct mc_st_space space;
 
 	if (head->type == MC_ST_NOTE_WELCOME) {
 		on_welcome(o, &rd);
@@ -180,8 +192,12 @@ static void on_note(struct mc_owner *o, const struct mc_st_note_head *head, cons
 		on_order(o, &rd);
 		break;
 	case MC_ST_NOTE_NO_ROOM:
-		/* Else it is asked again soon. */
-		if (mc_owner_is_hopeless(o))
+		mc_st_space_decode(&rd, &space);
+		if (rd.is_bad)
+			break;
+		if (space.kind != MC_ST_MEMORY)
+			mc_odisk_no_room(o);
+		else if (mc_owner_is_hopeless(o)) /* else it is asked again soon */
 			(void)mc_owner_serve_waiting(o, true);
 		break;
 	default:
@@ -296,6 +312,8 @@ void mc_ostream_tick(struct mc_owner *o, uint64_t now_ns)
 
 	pthread_mutex_lock(&o->lock);
 	used = mc_extent_used(o->pool.extent);
+	o->disk.is_space_due |=
+	    o->disk.capacity != o->disk.said_capacity || o->disk.used != o->disk.said_used;
 	pthread_mutex_unlock(&o->lock);
 	if (now_ns - s->space_ns >=
 	    (used == s->space_used ? MC_ST_BEAT_MS * MC_NS_PER_MS / 2 : SPACE_AGAIN_NS))
@@ -323,6 +341,9 @@ static int ask(struct mc_owner *o)
 	owner.host = o->host;
 	owner.protocol = o->protocol;
 	owner.capacity = mc_extent_capacity(o->pool.extent);
+	pthread_mutex_lock(&o->lock);
+	owner.disk_capacity = o->disk.capacity;
+	pthread_mutex_unlock(&o->lock);
 	owner.acked = s->acked;
 	rc = mc_pb_pack(&owner.base, buf, sizeof(buf), &len);
 	if (rc < 0)

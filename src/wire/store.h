@@ -52,6 +52,7 @@ enum mc_st_method {
 			    refused with MC_STORE_REPLICA_IS_GONE */
 	MC_ST_REGEN,	 /* mc_st_regen -> mc_st_status: a newer generation for a sealed slot */
 	MC_ST_WRITER,	 /* Writer -> nothing: whose grants those of this connection are */
+	MC_ST_FETCH,	 /* one mc_st_place of a disk replica -> mc_st_granted: it is in memory */
 };
 
 enum mc_st_kind {
@@ -59,6 +60,10 @@ enum mc_st_kind {
 	MC_ST_DISK,
 	MC_ST_KIND_COUNT,
 };
+
+/* The place of every disk replica: an owner's disk has a generation once, and memory ends far below
+ * it. */
+#define MC_ST_DISK_ADDR (1ull << 63)
 
 struct mc_st_key {
 	uint16_t len; /* 1 … MC_SLOT_KEY_MAX */
@@ -68,7 +73,7 @@ struct mc_st_key {
 /** Where one image of an object is. 24 bytes */
 struct mc_st_replica {
 	uint64_t owner;
-	uint64_t addr; /* of the slot, in the owner's segment */
+	uint64_t addr; /* of the slot, in the owner's segment; disk: MC_ST_DISK_ADDR */
 	uint8_t kind;  /* enum mc_st_kind */
 	uint8_t pad8;
 	uint16_t pad16;
@@ -179,6 +184,8 @@ enum mc_st_note {
 	MC_ST_NOTE_SPACE, /* mc_st_space */
 	MC_ST_NOTE_WANT,  /* mc_st_space, `want` bytes of it: room is needed */
 	MC_ST_NOTE_DONE,  /* OrderDone of store.proto */
+	MC_ST_NOTE_MORE,  /* mc_st_has: another replica of what is committed; what the index does
+			     not know is freed */
 	/* master -> owner */
 	MC_ST_NOTE_ACK = 64, /* u64: the owner's notes up to this number are in the index */
 	MC_ST_NOTE_FREE,     /* mc_st_place */

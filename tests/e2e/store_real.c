@@ -90,6 +90,8 @@ static void reap(struct real_proc *p, int signo)
 
 	if (p->pid == 0)
 		return;
+	if (signo == 0)
+		signo = p->signo;
 	if (signo)
 		(void)kill(p->pid, signo);
 	(void)close(p->in);
@@ -123,6 +125,30 @@ unsigned real_owner_start(struct real *c, uint64_t bytes)
 	assert_true(i < REAL_OWNERS_MAX);
 	(void)snprintf(size, sizeof(size), "%llu", (unsigned long long)bytes);
 	spawn(&c->owners[i], "/proc/self/exe", argv, c->segments[i], sizeof(c->segments[i]));
+	return i;
+}
+
+unsigned real_node_start(struct real *c, const char *client_program, uint64_t bytes,
+			 const char *dir, uint64_t quota)
+{
+	char size[64], master[64], path[256], limit[32], line[256];
+	char *argv[] = {"mooncake_client",
+			"--host=127.0.0.1",
+			"--enable_offload=true",
+			size,
+			master,
+			path,
+			NULL};
+	unsigned i = c->nowners++;
+
+	assert_true(i < REAL_OWNERS_MAX);
+	(void)snprintf(size, sizeof(size), "--global_segment_size=%llu", (unsigned long long)bytes);
+	(void)snprintf(master, sizeof(master), "--master_server_address=%s", c->master);
+	(void)snprintf(path, sizeof(path), "--ssd_offload_path=%s", dir);
+	(void)snprintf(limit, sizeof(limit), "%llu", (unsigned long long)quota);
+	assert_int_equal(setenv("MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES", limit, 1), 0);
+	spawn(&c->owners[i], client_program, argv, line, sizeof(line));
+	c->owners[i].signo = SIGTERM;
 	return i;
 }
 

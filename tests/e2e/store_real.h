@@ -1,6 +1,6 @@
 /*
  * store_real.h: a cluster of real processes for tests of the Store: mooncake_master, and owners
- * that are this program again.
+ * that are this program again, or mooncake_client with a disk.
  */
 #ifndef MC_TEST_STORE_REAL_H
 #define MC_TEST_STORE_REAL_H
@@ -11,11 +11,12 @@
 
 #include <mooncake/store.h>
 
-#define REAL_OWNERS_MAX 4u
+#define REAL_OWNERS_MAX 8u
 
 struct real_proc {
 	pid_t pid; /* 0: none */
 	int in;	   /* its stdin: closed, it ends */
+	int signo; /* that ends it instead; 0: none */
 };
 
 struct real {
@@ -40,6 +41,10 @@ void real_master_start(struct real *c);
 void real_master_kill(struct real *c);
 /** @return its number */
 unsigned real_owner_start(struct real *c, uint64_t bytes);
+/** A node with a disk: mooncake_client. @param quota  of the directory's files. @return its number
+ */
+unsigned real_node_start(struct real *c, const char *client_program, uint64_t bytes,
+			 const char *dir, uint64_t quota);
 void real_owner_kill(struct real *c, unsigned i);
 /** SIGSTOP; returns when it stands still. */
 void real_owner_stop(struct real *c, unsigned i);

@@ -55,7 +55,7 @@ def test_node_without_a_master_waits_and_says_so(node: str) -> None:
     (["--no_such_option=1"], "--no_such_option"),
     (["--global_segment_size=4 xx"], "global_segment_size"),
     (["--global_segment_size=1kb"], "global_segment_size"),
-    (["--enable_offload=true"], "--enable_offload"),
+    (["--enable_offload=true", "--ssd_offload_path=/proc/none"], "/proc/none"),
     (["--http_port=70000"], "http_port"),
     (["--master_server_address="], "--master_server_address"),
     (["--master_server_address=no host here"], "no host here"),
@@ -73,8 +73,22 @@ def test_offload_that_is_switched_off_is_taken() -> None:
     assert "offload" not in done.stderr
 
 
+def test_a_disk_needs_room_and_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--enable_ssd_offload", f"--ssd_offload_path={tmp_path}", "--host=127.0.0.1", "--global_segment_size=1mb"]
+    monkeypatch.setenv("MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES", "1mb")
+    done = run(*words)
+    assert (done.returncode, "64 MiB" in done.stderr) == (1, True), done.stderr
+    monkeypatch.setenv("MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES", "1 xb")
+    done = run(*words)
+    assert (done.returncode, "MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES" in done.stderr) == (1, True), done.stderr
+    monkeypatch.delenv("MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES")
+    (tmp_path / "letter.txt").write_text("mine")
+    done = run(*words)
+    assert (done.returncode, str(tmp_path) in done.stderr) == (1, True), done.stderr
+
+
 def test_help_names_the_options() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for name in ["--host", "--master_server_address", "--global_segment_size", "--http_port"]:
+    for name in ["--host", "--master_server_address", "--global_segment_size", "--http_port", "--enable_offload"]:
         assert name in done.stdout

@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/str.h"
 #include "base/sync.h"
 #include "wire/pb.h"
 #include "wire/store.pb-c.h"
@@ -97,7 +98,7 @@ static void on_view(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *
 		mc__st__view_owner__init(&v[i]);
 		v[i].id = w->owners[i].id;
 		v[i].incarnation = w->owners[i].incarnation;
-		v[i].segment = (char *)mc_engine_name(w->owners[i].eng);
+		v[i].segment = w->owners[i].segment;
 		v[i].address = mc_addr_format(&w->owners[i].addr, text[i]);
 		v[i].capacity = WORLD_POOL;
 		v[i].free = WORLD_POOL / 2;
@@ -647,6 +648,7 @@ static void owner_open(struct world *w, unsigned i, const struct mc_addr *host)
 	o->id = 100 + i;
 	o->incarnation = 7000 + i;
 	assert_int_equal(mc_engine_open(&eo, NULL, &o->eng), 0);
+	(void)mc_strlcpy(o->segment, sizeof(o->segment), mc_engine_name(o->eng));
 	o->pool = mc_mem_alloc(o->eng, WORLD_POOL);
 	assert_non_null(o->pool);
 	assert_int_equal(mc_rpc_server_open(&mc_env_real, w->loop, &opts, &o->server), 0);

@@ -36,6 +36,7 @@ struct world_slot {
 struct world_owner {
 	struct world *w;
 	struct mc_engine *eng;
+	char segment[128]; /* its name, which the master knows also when it is dead */
 	struct mc_rpc_server *server;
 	struct mc_addr addr;
 	uint64_t id, incarnation;

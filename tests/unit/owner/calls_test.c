@@ -290,7 +290,7 @@ static void full_pool_is_served_in_order_once_there_is_room(void **state)
 static void say_no_room(struct fix *f)
 {
 	pthread_mutex_lock(&f->m->lock);
-	fix_say(f->m, MC_ST_NOTE_NO_ROOM, NULL, 0);
+	fix_say_no_room(f->m);
 	pthread_mutex_unlock(&f->m->lock);
 }
 

@@ -83,6 +83,17 @@ static inline void fix_say(struct fix_master *m, uint8_t type, const void *body,
 		(void)mc_rpc_req_send(m->req, buf + 7, MC_ST_NOTE_HEAD_LEN + len - 7, false);
 }
 
+/** Under the lock. */
+static inline void fix_say_no_room(struct fix_master *m)
+{
+	const struct mc_st_space v = {.kind = MC_ST_MEMORY};
+	uint8_t body[64];
+	struct mc_wr w = mc_wr_make(body, sizeof(body));
+
+	mc_st_space_encode(&w, &v);
+	fix_say(m, MC_ST_NOTE_NO_ROOM, body, mc_wr_len(&w));
+}
+
 static inline void fix_say_free(struct fix_master *m, uint64_t addr, uint64_t gen)
 {
 	const struct mc_st_place p = {.addr = addr, .gen = gen};
@@ -140,7 +151,8 @@ static inline void fix_note(struct fix_master *m, const struct mc_st_note_head *
 
 	m->notes[head->type]++;
 	m->last_number = head->number;
-	if (head->type == MC_ST_NOTE_HAS || head->type == MC_ST_NOTE_CHECK)
+	if (head->type == MC_ST_NOTE_HAS || head->type == MC_ST_NOTE_CHECK ||
+	    head->type == MC_ST_NOTE_MORE)
 		fix_note_has(m, &rd, head->type == MC_ST_NOTE_CHECK);
 	else if (head->type == MC_ST_NOTE_SPACE)
 		mc_st_space_decode(&rd, &m->space);
@@ -316,8 +328,10 @@ static inline struct mc_rpc_conn *fix_connect(struct mc_loop *loop, struct mc_ow
 	return conn;
 }
 
-/** An owner that a master of epoch 1 has adopted, and a client of it. */
-static inline void fix_open(struct fix *f, struct mc_owner_opts opts)
+/** An owner that a master of epoch 1 has adopted, and a client of it.
+ * @param before  with a disk: before it speaks to the master */
+static inline void fix_open_with(struct fix *f, struct mc_owner_opts opts,
+				 void (*before)(struct mc_owner *o))
 {
 	memset(f, 0, sizeof(*f));
 	f->m = mc_calloc(1, sizeof(*f->m));
@@ -326,10 +340,19 @@ static inline void fix_open(struct fix *f, struct mc_owner_opts opts)
 	f->eng = fix_engine();
 	f->o = fix_owner(f->eng, &f->m->at, opts);
 	f->incarnation = mc_owner_incarnation(f->o);
+	if (before)
+		before(f->o);
+	if (opts.disk_bytes)
+		mc_owner_start(f->o);
 	assert_int_equal(mc_loop_open("client", &mc_clock_real, &f->loop), 0);
 	assert_int_equal(mc_loop_start(f->loop), 0);
 	f->conn = fix_connect(f->loop, f->o);
 	fix_until(f->m, f->m->notes[MC_ST_NOTE_HAS_ALL] == 1);
+}
+
+static inline void fix_open(struct fix *f, struct mc_owner_opts opts)
+{
+	fix_open_with(f, opts, NULL);
 }
 
 static inline void fix_close(struct fix *f)
