@@ -64,7 +64,7 @@ struct mc_mst_owner {
 	struct mc_st_space space[MC_ST_KIND_COUNT];
 	struct mc_st_space want[MC_ST_KIND_COUNT]; /* room not found yet: tried again at want_ms */
 	uint64_t want_ms[MC_ST_KIND_COUNT];	   /* UINT64_MAX: nothing wanted */
-	uint64_t starved_ms, tried_ms; /* room in memory: waits for the disk since; asked for last */
+	uint64_t starved_ms, tried_ms; /* room in memory: waits for the disk since; asked last */
 	uint64_t disk_capacity;
 	uint64_t heard_ns, lost_ns; /* lost or silent since */
 	uint64_t told_free;	    /* memory free as the view has it */

@@ -4,10 +4,13 @@
  */
 #include "owner_fix.h"
 
+#include <sched.h>
+
 #define POOL (8u << 20)
 #define DISK (64u << 20)
 #define LEN 100000u
 #define SHORT_NS (300 * MC_NS_PER_MS)
+#define WAIT_NS (20 * MC_NS_PER_S)
 
 static uint8_t payload[LEN];
 
@@ -65,9 +68,22 @@ static unsigned freed(struct fix *f)
 
 static void until_cleared(uint64_t addr)
 {
-	for (unsigned ms = 0; fix_is_readable(addr); ms++) {
-		assert_true(ms < 20000);
-		(void)usleep(1000);
+	uint64_t end_ns = mc_now_ns() + WAIT_NS;
+
+	while (fix_is_readable(addr)) {
+		assert_true(mc_now_ns() < end_ns);
+		(void)sched_yield();
+	}
+}
+
+static void until_failed(struct mc_owner *o)
+{
+	uint64_t end_ns = mc_now_ns() + WAIT_NS;
+	struct mc_owner_stats stats;
+
+	for (mc_owner_stats(o, &stats); !stats.disk_failures; mc_owner_stats(o, &stats)) {
+		assert_true(mc_now_ns() < end_ns);
+		(void)sched_yield();
 	}
 }
 
@@ -319,7 +335,6 @@ static void say_no_room_on_disk(struct fix *f)
 static void a_full_disk_asks_for_room(void **state)
 {
 	struct mc_owner_disk_job job;
-	struct mc_owner_stats stats;
 	struct mc_st_granted a;
 	struct fix f;
 
@@ -331,13 +346,7 @@ static void a_full_disk_asks_for_room(void **state)
 	mc_owner_disk_done(f.o, &job, -MC_E_NOSPACE);
 	fix_until(f.m, f.m->notes[MC_ST_NOTE_WANT] == 2);
 	say_no_room_on_disk(&f);
-	for (unsigned ms = 0;; ms++) {
-		mc_owner_stats(f.o, &stats);
-		if (stats.disk_failures)
-			break;
-		assert_true(ms < 20000);
-		(void)usleep(1000);
-	}
+	until_failed(f.o);
 	nothing_to_do(&f);
 	assert_true(fix_is_readable(a.addr));
 	mc_owner_disk_space(f.o, 0, 0); /* the disk is broken */
