@@ -64,9 +64,9 @@ static void list_region(void *user, const struct mc_region_info *info)
 /* A port that has never been up is not shown: upstream's processes would try it again and again. */
 static int list_ports(struct listing *l)
 {
-	struct mc_rdma_port all[MC_RDMA_PORTS_MAX];
+	struct mc_rdma_port all[MC_RDMA_PORTS_MAX] = {0};
 	const char *names[MC_RDMA_PORTS_MAX];
-	uint8_t index[MC_RDMA_PORTS_MAX];
+	uint8_t index[MC_RDMA_PORTS_MAX] = {0};
 	uint16_t order[MC_RDMA_PORTS_MAX];
 	int rc;
 
