@@ -27,7 +27,7 @@ int mc_index_open(const struct mc_index_conf *conf, struct mc_index **ret)
 	    mc_ltab_init(&ix->pend_by_key, &ix->slab, offsetof(struct pend, by_key)) < 0 ||
 	    mc_ltab_init(&ix->pend_by_place, &ix->slab, offsetof(struct pend, by_place)) < 0 ||
 	    mc_ltab_init(&ix->tombs, &ix->slab, offsetof(struct tomb, link)) < 0 ||
-	    mc_evict_open(&evict, &ix->evict) < 0) {
+	    mc_evict_open(&evict, &ix->evict) < 0 || mc_gone_open(&ix->gone) < 0) {
 		mc_index_close(ix);
 		return -MC_E_NOMEM;
 	}
@@ -41,6 +41,7 @@ void mc_index_close(struct mc_index *ix)
 	if (!ix)
 		return;
 	mc_evict_close(ix->evict);
+	mc_gone_close(ix->gone);
 	mc_ltab_fini(&ix->objects);
 	mc_ltab_fini(&ix->groups);
 	mc_ltab_fini(&ix->pend_by_key);
@@ -73,6 +74,7 @@ int mc_index_begin(struct mc_index *ix, struct mc_index_request *q, uint64_t now
 		ix->has_base = true;
 		ix->base_ms = now_ms;
 	}
+	ix->now_ms = now_ms;
 	for (uint32_t i = 0; i < n; i++) {
 		ix->hashes[i] = mc_hash64(keys[i].bytes, keys[i].len, 0);
 		mc_evict_prefetch(ix->evict, ix->hashes[i]);
@@ -82,6 +84,17 @@ int mc_index_begin(struct mc_index *ix, struct mc_index_request *q, uint64_t now
 	    .ix = ix, .now_ms = now_ms, .keys = keys, .n = n, .hashes = ix->hashes};
 	mc_evict_begin(ix->evict, &q->evict, now_ms, q->hashes, n);
 	return 0;
+}
+
+bool mc_index_gone(const struct mc_index_request *q, uint32_t i, struct mc_gone *ret)
+{
+	mc_assert(i < q->n);
+	return mc_gone_find(q->ix->gone, q->hashes[i], ret);
+}
+
+uint64_t mc_index_gone_since_ms(const struct mc_index *ix)
+{
+	return mc_gone_since_ms(ix->gone);
 }
 
 void mc_index_end(struct mc_index_request *q)
@@ -288,6 +301,7 @@ bool mc_index_step(struct mc_index *ix, uint64_t now_ms, uint32_t budget)
 {
 	uint32_t some[PLACE_MAX];
 
+	ix->now_ms = now_ms;
 	mc_ix_soft_expire(ix, now_ms, budget);
 	if (!ix->is_sweeping && ix->ndead)
 		sweep_begin(ix);
@@ -297,8 +311,11 @@ bool mc_index_step(struct mc_index *ix, uint64_t now_ms, uint32_t budget)
 		mc_assert(n <= MC_ARRAY_LEN(some));
 		for (uint32_t i = 0; i < n; i++) {
 			mc_ix_object_prune(ix, some[i]);
-			if (!object_at(ix, some[i])->nreplicas)
-				mc_ix_object_close(ix, some[i]);
+			if (object_at(ix, some[i])->nreplicas)
+				continue;
+			mc_ix_object_leaves(ix, some[i], MC_GONE_LOST, ix->lost_owner,
+					    MC_ST_MEMORY);
+			mc_ix_object_close(ix, some[i]);
 		}
 		if (ix->sweep >> 32)
 			sweep_end(ix);

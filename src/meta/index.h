@@ -25,6 +25,7 @@
 
 #include "base/err.h"
 #include "meta/evict.h"
+#include "meta/gone.h"
 #include "wire/store.h"
 
 #define MC_INDEX_OWNERS_MAX 16384u /* pools: twice as many, those being swept included */
@@ -238,6 +239,11 @@ struct mc_index_view {
 /** keys[i], for observers: no lease, no touch; what waits is shown. @return 0;
  * MC_STORE_OBJECT_NOT_FOUND; MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS */
 int mc_index_view(struct mc_index_request *q, uint32_t i, struct mc_index_view *ret);
+/** Where did keys[i], which is not there, go? @return false: not remembered; it never was there, or
+ * left before mc_index_gone_since_ms() */
+bool mc_index_gone(const struct mc_index_request *q, uint32_t i, struct mc_gone *ret);
+/** As mc_gone_since_ms(). */
+uint64_t mc_index_gone_since_ms(const struct mc_index *ix);
 /**
  * A piece of a walk over all objects; the index may change between the pieces: what is there all
  * the time is seen exactly once. `each` must not change it.

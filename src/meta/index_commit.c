@@ -440,6 +440,7 @@ int mc_index_remove(struct mc_index_request *q, uint32_t i, unsigned flags,
 		return MC_STORE_OBJECT_HAS_LEASE;
 	if (mc_ix_frees_reserve(ix, frees) < 0)
 		return MC_STORE_INTERNAL_ERROR;
+	mc_ix_object_leaves(ix, h, MC_GONE_REMOVED, 0, MC_ST_MEMORY);
 	mc_ix_free_object(ix, frees, h, true);
 	return 0;
 }
@@ -459,6 +460,8 @@ int mc_index_drop(struct mc_index_request *q, uint32_t i, uint64_t gen,
 		return MC_STORE_REPLICA_NOT_FOUND;
 	if (mc_ix_frees_reserve(ix, frees) < 0)
 		return MC_STORE_INTERNAL_ERROR;
+	if (object_at(ix, h)->nreplicas == 1)
+		mc_ix_object_leaves(ix, h, MC_GONE_DAMAGED, replica->owner, replica->kind);
 	mc_ix_free_replica_only(ix, frees, h, r);
 	return 0;
 }

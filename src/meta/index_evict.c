@@ -30,6 +30,11 @@ static int replica_evict(struct press *p, uint32_t h, uint32_t r)
 	p->n++;
 	ix->stats.evicted_objects++;
 	ix->stats.evicted_bytes += len;
+	if (object_at(ix, h)->nreplicas == 1) {
+		const struct pool *pool = &ix->pools[mc_ix_replica_at(ix, r)->node.pool];
+
+		mc_ix_object_leaves(ix, h, MC_GONE_EVICTED, pool->owner, pool->kind);
+	}
 	mc_ix_free_replica_only(ix, p->frees, h, r);
 	return 0;
 }
@@ -139,6 +144,7 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 
 	mc_assert(kind < MC_ST_KIND_COUNT);
 	*ret_retry_ms = UINT64_MAX;
+	ix->now_ms = now_ms;
 	if (!who || !who->pool[kind])
 		return 0;
 	p.pool = (uint16_t)(who->pool[kind] - 1);

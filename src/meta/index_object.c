@@ -100,6 +100,7 @@ uint32_t mc_ix_object_find(struct mc_index *ix, uint64_t hash, const struct mc_s
 	if (ix->ndead)
 		mc_ix_object_prune(ix, h);
 	if (!object_at(ix, h)->nreplicas) {
+		mc_ix_object_leaves(ix, h, MC_GONE_LOST, ix->lost_owner, MC_ST_MEMORY);
 		mc_ix_object_close(ix, h);
 		return 0;
 	}
@@ -349,6 +350,7 @@ void mc_ix_object_prune(struct mc_index *ix, uint32_t h)
 		uint32_t next = mc_ix_replica_next(ix, h, r);
 
 		if (ix->pools[mc_ix_replica_at(ix, r)->node.pool].state != POOL_LIVE) {
+			ix->lost_owner = ix->pools[mc_ix_replica_at(ix, r)->node.pool].owner;
 			mc_ix_object_replica_del(ix, h, r);
 			if (r == h && object_at(ix, h)->nreplicas)
 				next = h; /* another is there now */
@@ -496,6 +498,21 @@ uint32_t mc_ix_object_open(struct mc_index_request *q, const struct object_new *
 	ix->tenants[n->tenant].objects++;
 	mc_evict_grow(ix->evict, ix->objects.n + ix->objects.n / 2);
 	return h;
+}
+
+void mc_ix_object_leaves(struct mc_index *ix, uint32_t h, enum mc_gone_why why, uint64_t owner,
+			 unsigned kind)
+{
+	struct object *o = object_at(ix, h);
+	const struct mc_gone g = {.key_hash = mc_ix_object_hash(o),
+				  .gen = o->gen,
+				  .len = o->len,
+				  .at_ms = ix->now_ms,
+				  .owner = owner,
+				  .why = (uint8_t)why,
+				  .kind = (uint8_t)kind};
+
+	mc_gone_add(ix->gone, &g);
 }
 
 void mc_ix_object_close(struct mc_index *ix, uint32_t h)

@@ -159,6 +159,10 @@ struct mc_index {
 
 	uint64_t *hashes; /* of the request under way */
 	size_t hashes_cap;
+	struct mc_gone_table *gone; /* latest departures */
+	uint64_t now_ms;	    /* of the last call that said it */
+	uint64_t lost_owner;	    /* whose replica was pruned last */
+
 	uint32_t spare[FREES_MAX]; /* struct pend: frees cannot fail for want of memory */
 	uint32_t nspare;
 	struct mc_index_stats stats;
@@ -214,6 +218,10 @@ int mc_ix_object_replica_add(struct mc_index_request *q, uint32_t h, uint32_t po
 void mc_ix_object_replica_del(struct mc_index *ix, uint32_t h, uint32_t replica);
 /* Gone, with all its replicas. */
 void mc_ix_object_close(struct mc_index *ix, uint32_t h);
+/* It is about to be closed because of this; replaced ones need no word. The last replica was there.
+ */
+void mc_ix_object_leaves(struct mc_index *ix, uint32_t h, enum mc_gone_why why, uint64_t owner,
+			 unsigned kind);
 void mc_ix_object_prune(struct mc_index *ix, uint32_t h);
 
 /* Until when; 0: no lease. The group's counts, too. */

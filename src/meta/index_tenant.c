@@ -116,6 +116,7 @@ bool mc_ix_tenant_make_room(struct mc_index *ix, uint16_t tenant, uint64_t bytes
 				return false;
 			ix->stats.evicted_objects++;
 			ix->stats.evicted_bytes += o->len * o->nreplicas;
+			mc_ix_object_leaves(ix, h, MC_GONE_OVER_QUOTA, 0, MC_ST_MEMORY);
 			mc_ix_free_object(ix, frees, h, o->flags & OBJECT_NEWER);
 		}
 		h = next;
