@@ -122,6 +122,18 @@ static int real_truncate(struct mc_disk_file *file, uint64_t len)
 	return rc < 0 ? -errno : 0;
 }
 
+static int real_allocate(struct mc_disk_file *file, uint64_t off, uint64_t len)
+{
+	int rc;
+
+	if (off > INT64_MAX || len > INT64_MAX - off)
+		return -EFBIG;
+	do
+		rc = fallocate(fd_of(file), 0, (off_t)off, (off_t)len);
+	while (rc < 0 && errno == EINTR);
+	return rc < 0 ? -errno : 0;
+}
+
 static int real_stat(const struct mc_disk_file *file, struct mc_disk_stat *ret_stat)
 {
 	struct statx stx;
@@ -290,6 +302,7 @@ const struct mc_disk mc_disk_real = {
     .write = real_write,
     .sync = real_sync,
     .truncate = real_truncate,
+    .allocate = real_allocate,
     .stat = real_stat,
     .rename = real_rename,
     .unlink = real_unlink,

@@ -147,6 +147,10 @@ struct mc_disk {
 	 * the length is durable, times are not */
 	int (*sync)(struct mc_disk_file *file, bool is_data_only);
 	int (*truncate)(struct mc_disk_file *file, uint64_t len);
+	/** Blocks for [off, off + len) of a file that ends at `off`; they read as zeros, and it is
+	 * longer by them. Writes there are faster than those that make it longer themselves.
+	 * @return 0; -EOPNOTSUPP: not on this file; -ENOSPC and others: it may be longer, too */
+	int (*allocate)(struct mc_disk_file *file, uint64_t off, uint64_t len);
 	int (*stat)(const struct mc_disk_file *file, struct mc_disk_stat *ret_stat);
 	/** Replaces `to`. */
 	int (*rename)(const struct mc_disk *disk, const char *from, const char *to);

@@ -368,6 +368,8 @@ void mc_dlog_close(struct mc_dlog *log)
 		mc_dlog_compact_abort(log);
 		while (mc_dlog_reap(log, MC_NS_PER_S) > 0)
 			;
+		if (!log->is_read_only)
+			mc_dlog_seg_seal(log);
 		if (log->is_dirty && !log->is_read_only) {
 			rc = mc_dlog_checkpoint(log);
 			if (rc < 0)

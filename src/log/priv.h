@@ -4,7 +4,8 @@
  *   dlog.c     the public functions, opening and closing, directory and its lock
  *   aio.c      operations of the disk to their end: short ones go on, buffers, slots
  *   seg.c      segment files: make, find, remove; what is live in them
- *   write.c    puts and deletes: placing, groups, sync, taking back what failed
+ *   put.c      puts and deletes up to where they wait; the bytes of a record
+ *   write.c    their places, groups, sync, taking back what failed
  *   read.c     gets
  *   scan.c     walking a segment record by record (blocks)
  *   recover.c  opening: checkpoint or scan, and the torn end
@@ -25,7 +26,10 @@
 #define MC_DLOG_SEGMENTS_MAX 65536u /* files */
 #define MC_DLOG_PATH_MAX 4096u	    /* of a file's name */
 #define MC_DLOG_IOV_MAX 1024u	    /* of one operation */
-#define MC_DLOG_GROUP (256u << 10)  /* of small records */
+#define MC_DLOG_GROUP (1u << 20)    /* of records that share a write */
+#define MC_DLOG_JOIN (160u << 10)   /* longer ones don't */
+#define MC_DLOG_BUFS 8u		    /* of MC_DLOG_GROUP that are kept */
+#define MC_DLOG_EXTEND (32u << 20)  /* a segment gets blocks in pieces of this, at most */
 #define MC_DLOG_DEPTH_DEFAULT 64u
 
 struct mc_dlog_seg {
@@ -33,6 +37,7 @@ struct mc_dlog_seg {
 	struct mc_disk_file *file;
 	uint64_t tail;	     /* records end here; the active one's: the next begins here */
 	uint64_t durable;    /* all before is; sealed: = tail */
+	uint64_t room;	     /* the file's length: zeros behind the tail of the active one */
 	uint64_t live_bytes; /* of objects that the index points to */
 	uint64_t tomb_bytes; /* of tombstones that it points to and that hide older records */
 	uint64_t idle_bytes; /* of those that hide nothing */
@@ -116,6 +121,9 @@ struct mc_dlog {
 	bool is_read_only, is_closing;
 	char why[160];
 	struct mc_list puts_spare, groups_spare;
+	uint8_t *bufs[MC_DLOG_BUFS]; /* of groups, free ones */
+	unsigned nbufs;
+	bool no_extend; /* the file system can't */
 	/* read.c */
 	struct mc_list reads; /* mc_dlog_read.link: all under way */
 	unsigned nreads;
@@ -161,6 +169,10 @@ MC_MUST_CHECK int mc_dlog_seg_make(struct mc_dlog *log);
 MC_MUST_CHECK int mc_dlog_seg_adopt(struct mc_dlog *log, uint32_t id, struct mc_dlog_seg **ret_seg);
 /** Ids of all segment files of the directory, ascending; the caller's. */
 MC_MUST_CHECK int mc_dlog_seg_ids(struct mc_dlog *log, uint32_t **ret_ids, size_t *ret_n);
+/** The active one gets blocks up to `end` and beyond, if the disk has them. */
+void mc_dlog_seg_extend(struct mc_dlog *log, struct mc_dlog_seg *seg, uint64_t end);
+/** Nothing more comes into the active one; all of it is durable. */
+void mc_dlog_seg_seal(struct mc_dlog *log);
 /** Remove the file; the segment is forgotten, or once the last get of it has ended. */
 int mc_dlog_seg_remove(struct mc_dlog *log, struct mc_dlog_seg *seg);
 /** Remove the file of a segment that is not known. */
@@ -181,11 +193,22 @@ void mc_dlog_account(struct mc_dlog *log, const struct mc_index_entry *e);
 /** So many more records of the key that the entry does not point to. */
 void mc_dlog_older_add(struct mc_dlog *log, struct mc_index_entry *e, int n);
 
-/* ---- write.c ---- */
+/* ---- put.c ---- */
 
+void mc_dlog_put_end(struct mc_dlog *log, struct mc_dlog_put *p, int rc);
+/** Of the records that are placed only copies and tombstones may use the last segment's worth. */
+bool mc_dlog_is_over_quota(const struct mc_dlog *log, uint64_t len);
+/** Where byte `at` of the payload lies, and how much is there in one piece. */
+const uint8_t *mc_dlog_payload_at(const struct mc_dlog_put *p, uint64_t at, uint64_t *ret_len);
+void mc_dlog_gather(const struct mc_dlog_put *p, uint64_t at, uint8_t *to, uint64_t len);
+/** All before the payload, or the whole record. Its place is known. */
+void mc_dlog_encode(struct mc_dlog_put *p, uint8_t *to, bool has_payload);
 /** Takes its own copy of a record: compaction. `held` (aligned, the record as on the disk) becomes
  * the log's. @return as mc_dlog_put() */
 MC_MUST_CHECK int mc_dlog_put_copy(struct mc_dlog *log, const struct mc_rec *rec, uint8_t *held);
+
+/* ---- write.c ---- */
+
 /** Place what waits and give it to the disk. */
 void mc_dlog_write_pump(struct mc_dlog *log);
 /** End what waits with this. */

@@ -91,7 +91,7 @@ static int scan_last(struct mc_dlog *log, struct mc_dlog_seg *seg, uint64_t from
 			    strerror(-rc));
 		return mc_err_from_errno(-rc);
 	}
-	seg->tail = seg->durable = end;
+	seg->tail = seg->durable = seg->room = end;
 	log->active = seg;
 	return 0;
 }

@@ -113,6 +113,14 @@ static bool is_zero(const uint8_t *p, size_t n)
 /* No record begins here. */
 static void step_over(struct mc_dlog_scan *s, const uint8_t *at)
 {
+	bool has_block =
+	    s->at % MC_REC_BLOCK == 0 && s->at + MC_REC_BLOCK <= s->buf_off + s->buf_len;
+
+	if (has_block && is_zero(at, MC_REC_BLOCK)) { /* what was never written, at the end */
+		s->is_in_bad = false;
+		s->at += MC_REC_BLOCK;
+		return;
+	}
 	if (is_zero(at, MC_REC_ALIGN)) {
 		s->is_in_bad = false;
 	} else if (!s->is_in_bad) {

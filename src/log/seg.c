@@ -57,7 +57,7 @@ static int open_file(struct mc_dlog *log, const char *path, uint32_t flags, stru
 		seg->file = NULL;
 		return mc_err_from_errno(-rc);
 	}
-	seg->tail = stat.len_bytes;
+	seg->tail = seg->room = stat.len_bytes;
 	seg->is_direct = direct != 0;
 	if (direct)
 		log->mem_align =
@@ -145,6 +145,34 @@ int mc_dlog_seg_make(struct mc_dlog *log)
 	}
 	log->active = seg;
 	return 0;
+}
+
+/* Each write that makes a file longer waits for those before it, and its new length has to be
+ * written for it to be durable; so the length comes ahead of them. What lies behind the tail is
+ * zeros and reads as padding. Without these blocks writes find their own, or fail. */
+void mc_dlog_seg_extend(struct mc_dlog *log, struct mc_dlog_seg *seg, uint64_t end)
+{
+	uint64_t more = mc_min(log->segment_bytes / 4, (uint64_t)MC_DLOG_EXTEND);
+	int rc;
+
+	if (end <= seg->room || log->no_extend)
+		return;
+	end = mc_rec_round(mc_max(end, seg->room + more), MC_REC_BLOCK);
+	rc = log->disk->allocate(seg->file, seg->room, end - seg->room);
+	if (rc == 0)
+		seg->room = end;
+	else
+		log->no_extend = rc != -ENOSPC && rc != -EINTR;
+}
+
+void mc_dlog_seg_seal(struct mc_dlog *log)
+{
+	struct mc_dlog_seg *seg = log->active;
+
+	log->active = NULL;
+	/* If this fails, or is lost with the power, there are zeros at its end. */
+	if (seg && seg->room > seg->tail && log->disk->truncate(seg->file, seg->tail) == 0)
+		seg->room = seg->tail;
 }
 
 int mc_dlog_seg_adopt(struct mc_dlog *log, uint32_t id, struct mc_dlog_seg **ret_seg)

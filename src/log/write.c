@@ -1,10 +1,11 @@
 /*
- * write.c: puts and deletes.
+ * write.c: puts and deletes from their place in the log to their end.
  *
  * waiting -> placed in a group -> written -> made durable by a sync, with all groups before it ->
- * the index learns of it -> on_done(). Small records share a group's buffer; while groups are under
- * way the next one stays open, so the disk's own pace decides how many share a write and a sync. A
- * large payload goes to the disk from the caller's memory.
+ * the index learns of it -> on_done(). Records of up to MC_DLOG_JOIN share a group's buffer; while
+ * groups are under way the next one stays open, so the disk's own pace decides how many share a
+ * write and a sync: a few large writes cost a disk less than many of one object. A larger payload
+ * goes to the disk from the caller's memory.
  *
  * Groups become durable in the order of the log, so what was acknowledged is always the beginning
  * of the active segment. When a write or a sync fails, nothing new is begun, what is under way
@@ -16,253 +17,30 @@
 #include <errno.h>
 #include <string.h>
 
-#include "base/crc.h"
 #include "base/log.h"
 
 static void group_issue(struct mc_dlog *log, struct mc_dlog_group *g);
 
-/* ---- beginning and end of an operation ---- */
-
-static struct mc_dlog_put *put_new(struct mc_dlog *log)
-{
-	struct mc_list *link = mc_list_pop_front(&log->puts_spare);
-
-	if (!link)
-		return mc_calloc(1, sizeof(struct mc_dlog_put));
-	return mc_list_entry(link, struct mc_dlog_put, link);
-}
-
-static void put_end(struct mc_dlog *log, struct mc_dlog_put *p, int rc)
-{
-	struct mc_dlog_op *op = p->op;
-	uint8_t *held = p->held;
-	bool is_copy = op == &p->copy;
-
-	p->held = NULL;
-	log->nputs--;
-	mc_list_push_back(&log->puts_spare, &p->link);
-	if (is_copy) {
-		mc_free(held);
-		mc_dlog_compact_copied(log, rc);
-		return;
-	}
-	if (rc == 0 && p->rec.kind == MC_REC_PUT) {
-		log->stats.puts++;
-		log->stats.bytes_put += p->rec.payload_len;
-	} else if (rc == 0) {
-		log->stats.deletes++;
-	}
-	op->state = NULL;
-	op->on_done(op, rc);
-}
-
-/* Of the records that are placed only copies and tombstones may use the last segment's worth. */
-static bool is_over_quota(const struct mc_dlog *log, uint64_t len)
-{
-	uint64_t used = mc_dlog_used(log), reserve = mc_min(log->segment_bytes, log->quota / 4);
-
-	return log->quota > 0 && used + len + reserve > log->quota;
-}
-
-static int put_start(struct mc_dlog *log, struct mc_dlog_op *op, enum mc_rec_kind kind,
-		     uint64_t payload_len)
-{
-	struct mc_dlog_put *p;
-	int rc;
-
-	if (log->is_closing)
-		return -MC_E_CLOSED;
-	if (log->is_read_only)
-		return -MC_E_PERM;
-	rc = mc_index_reserve(&log->index, log->nputs + 1);
-	if (rc < 0)
-		return rc;
-	p = put_new(log);
-	if (!p)
-		return -MC_E_NOMEM;
-	p->op = op;
-	p->rec = (struct mc_rec){.log_id = log->log_id,
-				 .kind = kind,
-				 .gen = op->gen,
-				 .payload_len = payload_len,
-				 .key_len = (uint32_t)op->key_len,
-				 .tlv_len = (uint32_t)op->tlv_len};
-	p->layout = mc_rec_layout(p->rec.key_len, p->rec.tlv_len, payload_len);
-	mc_dlog_hash(log, op->key, op->key_len, &p->rec.hash, &p->rec.check);
-	op->state = p;
-	log->nputs++;
-	mc_list_push_back(&log->waiting, &p->link);
-	return 0;
-}
-
-static int iov_len(const struct mc_dlog_op *op, uint64_t *ret_len)
-{
-	uint64_t len = 0;
-
-	if (op->niov > MC_DLOG_IOV_MAX)
-		return -MC_E_INVAL;
-	for (unsigned i = 0; i < op->niov; i++)
-		if (__builtin_add_overflow(len, op->iov[i].iov_len, &len))
-			return -MC_E_TOO_BIG;
-	*ret_len = len;
-	return len > MC_DLOG_PAYLOAD_MAX ? -MC_E_TOO_BIG : 0;
-}
-
-static const struct mc_index_entry *entry_of(const struct mc_dlog *log, const void *key, size_t len)
-{
-	uint64_t hash;
-	uint32_t check;
-
-	mc_dlog_hash(log, key, len, &hash, &check);
-	return mc_index_find(&log->index, hash, check);
-}
-
-static int check_op(const struct mc_dlog_op *op)
-{
-	if (op->key_len == 0 || (op->gen.epoch == 0 && op->gen.counter == 0))
-		return -MC_E_INVAL;
-	return op->key_len > MC_DLOG_KEY_MAX || op->tlv_len > MC_DLOG_TLV_MAX ? -MC_E_TOO_BIG : 0;
-}
-
-int mc_dlog_put(struct mc_dlog *log, struct mc_dlog_op *op)
-{
-	const struct mc_index_entry *e;
-	uint64_t len;
-	int rc = check_op(op);
-
-	if (rc == 0)
-		rc = iov_len(op, &len);
-	if (rc < 0)
-		return rc;
-	e = entry_of(log, op->key, op->key_len);
-	if (e && mc_dlog_gen_cmp(e->gen, op->gen) >= 0)
-		return -MC_E_STALE;
-	if (is_over_quota(log,
-			  mc_rec_layout((uint32_t)op->key_len, (uint32_t)op->tlv_len, len).len))
-		return -MC_E_NOSPACE;
-	return put_start(log, op, MC_REC_PUT, len);
-}
-
-int mc_dlog_del(struct mc_dlog *log, struct mc_dlog_op *op)
-{
-	const struct mc_index_entry *e;
-	int rc = check_op(op);
-
-	if (rc < 0)
-		return rc;
-	if (op->tlv_len > 0 || op->niov > 0)
-		return -MC_E_INVAL;
-	e = entry_of(log, op->key, op->key_len);
-	if (!e || e->kind != MC_REC_PUT)
-		return -MC_E_NOENT;
-	if (mc_dlog_gen_cmp(e->gen, op->gen) > 0)
-		return -MC_E_STALE;
-	return put_start(log, op, MC_REC_TOMB, 0);
-}
-
-int mc_dlog_put_copy(struct mc_dlog *log, const struct mc_rec *rec, uint8_t *held)
-{
-	struct mc_rec_layout l = mc_rec_layout(rec->key_len, rec->tlv_len, rec->payload_len);
-	struct mc_dlog_put *p;
-	int rc;
-
-	if (log->is_read_only)
-		return -MC_E_PERM;
-	rc = mc_index_reserve(&log->index, log->nputs + 1);
-	if (rc < 0)
-		return rc;
-	p = put_new(log);
-	if (!p)
-		return -MC_E_NOMEM;
-	p->op = &p->copy;
-	p->held = held;
-	p->copy = (struct mc_dlog_op){.key = held + MC_REC_HEAD,
-				      .key_len = rec->key_len,
-				      .tlv = held + MC_REC_HEAD + rec->key_len,
-				      .tlv_len = rec->tlv_len};
-	p->rec = *rec;
-	p->layout = l;
-	log->nputs++;
-	mc_list_push_back(&log->waiting, &p->link);
-	return 0;
-}
-
-/* ---- the payload ---- */
-
-/* Where byte `at` of the payload lies, and how much is there in one piece. */
-static const uint8_t *payload_at(const struct mc_dlog_put *p, uint64_t at, uint64_t *ret_len)
-{
-	const struct mc_dlog_op *op = p->op;
-
-	if (p->held) {
-		*ret_len = p->rec.payload_len - at;
-		return p->held + p->layout.payload_off + at;
-	}
-	for (unsigned i = 0; i < op->niov; i++) {
-		if (at < op->iov[i].iov_len) {
-			*ret_len = op->iov[i].iov_len - at;
-			return (const uint8_t *)op->iov[i].iov_base + at;
-		}
-		at -= op->iov[i].iov_len;
-	}
-	*ret_len = 0;
-	return NULL;
-}
-
-static void gather(const struct mc_dlog_put *p, uint64_t at, uint8_t *to, uint64_t len)
-{
-	uint64_t n, done = 0;
-
-	for (; done < len; done += n) {
-		const uint8_t *from = payload_at(p, at + done, &n);
-
-		mc_assert(from);
-		n = mc_min(n, len - done);
-		memcpy(to + done, from, n);
-	}
-}
-
-static uint32_t chunk_crc(const struct mc_dlog_put *p, uint32_t chunk)
-{
-	uint32_t crc = mc_rec_chunk_seed(&p->rec, chunk);
-	uint64_t at = (uint64_t)chunk * MC_DLOG_CHUNK, n;
-	uint64_t end = at + mc_rec_chunk_len(p->rec.payload_len, chunk);
-
-	for (; at < end; at += n) {
-		const uint8_t *from = payload_at(p, at, &n);
-
-		mc_assert(from);
-		n = mc_min(n, end - at);
-		crc = mc_crc32c(crc, from, n);
-	}
-	return crc;
-}
-
-/* All before the payload; `to` is zeroed. */
-static void encode_front(struct mc_dlog_put *p, uint8_t *to)
-{
-	const struct mc_dlog_op *op = p->op;
-	uint8_t *at = to + MC_REC_HEAD;
-
-	memcpy(at, op->key, op->key_len);
-	if (op->tlv_len > 0)
-		memcpy(at + op->key_len, op->tlv, op->tlv_len);
-	at = to + p->layout.table_off;
-	for (uint32_t i = 0; i < p->layout.nchunks; i++, at += 4) {
-		uint32_t crc = htole32(chunk_crc(p, i));
-
-		memcpy(at, &crc, 4);
-	}
-	p->rec.meta_crc =
-	    mc_rec_meta_crc(&p->rec, to + MC_REC_HEAD, (size_t)(at - to) - MC_REC_HEAD);
-	mc_rec_encode(&p->rec, to);
-}
-
 /* ---- groups ---- */
+
+/* A buffer for small records, as it was left. */
+static uint8_t *buf_get(struct mc_dlog *log)
+{
+	if (log->nbufs > 0)
+		return log->bufs[--log->nbufs];
+	return mc_aligned_alloc(MC_REC_BLOCK, MC_DLOG_GROUP);
+}
+
+static void buf_put(struct mc_dlog *log, uint8_t *buf)
+{
+	if (log->nbufs < MC_DLOG_BUFS)
+		log->bufs[log->nbufs++] = buf;
+	else
+		mc_free(buf);
+}
 
 static struct mc_dlog_group *group_new(struct mc_dlog *log, struct mc_dlog_put *big)
 {
-	uint32_t buf_len = big ? big->layout.payload_off : MC_DLOG_GROUP;
 	struct mc_list *link = mc_list_pop_front(&log->groups_spare);
 	struct mc_dlog_group *g =
 	    link ? mc_list_entry(link, struct mc_dlog_group, link) : mc_calloc(1, sizeof(*g));
@@ -271,7 +49,7 @@ static struct mc_dlog_group *group_new(struct mc_dlog *log, struct mc_dlog_put *
 		return NULL;
 	*g = (struct mc_dlog_group){.off = log->active->tail, .big = big, .is_open = !big};
 	mc_list_init(&g->puts);
-	g->buf = mc_aligned_alloc(MC_REC_BLOCK, buf_len);
+	g->buf = big ? mc_aligned_alloc(MC_REC_BLOCK, big->layout.payload_off) : buf_get(log);
 	if (!g->buf) {
 		mc_free(g);
 		return NULL;
@@ -282,7 +60,10 @@ static struct mc_dlog_group *group_new(struct mc_dlog *log, struct mc_dlog_put *
 
 static void group_free(struct mc_dlog *log, struct mc_dlog_group *g)
 {
-	mc_free(g->buf);
+	if (g->big)
+		mc_free(g->buf);
+	else
+		buf_put(log, g->buf);
 	g->buf = NULL;
 	mc_list_del(&g->link);
 	mc_list_push_back(&log->groups_spare, &g->link);
@@ -298,23 +79,32 @@ static struct mc_dlog_group *open_group(const struct mc_dlog *log)
 	return g->is_open ? g : NULL;
 }
 
+/* The next record of the buffer begins at a multiple of this. */
+static void group_align(struct mc_dlog *log, struct mc_dlog_group *g, uint64_t align)
+{
+	uint64_t len = mc_rec_round(g->len, align);
+
+	memset(g->buf + g->len, 0, len - g->len);
+	g->len = len;
+	log->active->tail = g->off + len;
+}
+
 static void group_close(struct mc_dlog *log, struct mc_dlog_group *g)
 {
+	group_align(log, g, MC_REC_BLOCK);
 	g->is_open = false;
-	g->len = mc_rec_round(g->len, MC_REC_BLOCK); /* the rest of the block is zeros */
 	g->buf_len = (uint32_t)g->len;
-	log->active->tail = g->off + g->len;
 	group_issue(log, g);
 }
 
 static void group_join(struct mc_dlog *log, struct mc_dlog_group *g, struct mc_dlog_put *p)
 {
+	if (!g->big)
+		group_align(log, g, p->layout.align);
 	p->rec.segment = log->active->id;
 	p->rec.off = g->off + g->len;
 	p->rec.durable = log->active->durable;
-	encode_front(p, g->buf + g->len);
-	if (!g->big)
-		gather(p, 0, g->buf + g->len + p->layout.payload_off, p->rec.payload_len);
+	mc_dlog_encode(p, g->buf + g->len, !g->big);
 	g->len += p->layout.len;
 	log->active->tail = g->off + g->len;
 	mc_list_push_back(&g->puts, &p->link);
@@ -332,17 +122,21 @@ static int make_room(struct mc_dlog *log, uint64_t len)
 {
 	struct mc_dlog_seg *seg = log->active;
 	struct mc_dlog_group *g = open_group(log);
+	uint64_t end = seg ? mc_rec_round(seg->tail, MC_REC_BLOCK) + len : 0;
 	int rc;
 
-	if (seg &&
-	    (seg->tail == 0 || mc_rec_round(seg->tail, MC_REC_BLOCK) + len <= log->segment_bytes))
+	if (seg && (seg->tail == 0 || end <= log->segment_bytes)) {
+		mc_dlog_seg_extend(log, seg, end);
 		return 1;
+	}
 	if (seg && g)
 		group_close(log, g);
 	if (seg && !mc_list_is_empty(&log->groups))
 		return 0;
-	log->active = NULL; /* sealed: all of it is durable */
+	mc_dlog_seg_seal(log);
 	rc = mc_dlog_seg_make(log);
+	if (rc == 0)
+		mc_dlog_seg_extend(log, log->active, len);
 	return rc < 0 ? rc : 1;
 }
 
@@ -350,20 +144,24 @@ static int make_room(struct mc_dlog *log, uint64_t len)
 static int place(struct mc_dlog *log, struct mc_dlog_put *p)
 {
 	struct mc_dlog_group *g;
+	bool is_big;
 	int rc;
 
-	if (p->rec.kind == MC_REC_PUT && p->op != &p->copy && is_over_quota(log, p->layout.len))
+	if (p->rec.kind == MC_REC_PUT && p->op != &p->copy &&
+	    mc_dlog_is_over_quota(log, p->layout.len))
 		return -MC_E_NOSPACE;
 	rc = make_room(log, p->layout.len);
 	if (rc <= 0)
 		return rc;
 	g = open_group(log);
-	if (g && (p->layout.align == MC_REC_BLOCK || g->len + p->layout.len > MC_DLOG_GROUP)) {
+	is_big = p->layout.len > MC_DLOG_JOIN;
+	if (g &&
+	    (is_big || mc_rec_round(g->len, p->layout.align) + p->layout.len > MC_DLOG_GROUP)) {
 		group_close(log, g);
 		g = NULL;
 	}
 	if (!g) {
-		g = group_new(log, p->layout.align == MC_REC_BLOCK ? p : NULL);
+		g = group_new(log, is_big ? p : NULL);
 		if (!g)
 			return -MC_E_NOMEM;
 	}
@@ -407,7 +205,7 @@ static struct mc_dlog_slot *payload_piece(struct mc_dlog *log, struct mc_dlog_gr
 					  void **ret_mem, uint32_t *ret_len)
 {
 	uint64_t at = g->next - g->buf_len, left = g->big->rec.payload_len - at, n;
-	const uint8_t *from = payload_at(g->big, at, &n);
+	const uint8_t *from = mc_dlog_payload_at(g->big, at, &n);
 	struct mc_dlog_slot *slot;
 
 	n = mc_min(n, left);
@@ -422,7 +220,7 @@ static struct mc_dlog_slot *payload_piece(struct mc_dlog *log, struct mc_dlog_gr
 	if (!slot)
 		return NULL;
 	n = mc_min(left, (uint64_t)MC_DLOG_IO);
-	gather(g->big, at, slot->bounce, n);
+	mc_dlog_gather(g->big, at, slot->bounce, n);
 	*ret_len = (uint32_t)mc_rec_round(n, MC_REC_BLOCK);
 	memset(slot->bounce + n, 0, *ret_len - n);
 	*ret_mem = slot->bounce;
@@ -466,7 +264,7 @@ static void group_done(struct mc_dlog *log, struct mc_dlog_group *g)
 	mc_list_each (p, &g->puts, link) {
 		mc_list_del(&p->link);
 		rc = mc_dlog_apply(log, log->active, &p->rec);
-		put_end(log, p, rc);
+		mc_dlog_put_end(log, p, rc);
 	}
 	group_free(log, g);
 }
@@ -529,6 +327,8 @@ static int cut(struct mc_dlog *log)
 	int rc = log->disk->truncate(seg->file, seg->durable);
 
 	if (rc == 0)
+		seg->room = seg->durable;
+	if (rc == 0)
 		rc = log->disk->sync(seg->file, false);
 	return rc < 0 ? mc_err_from_errno(-rc) : 0;
 }
@@ -567,7 +367,7 @@ static void take_back(struct mc_dlog *log)
 	log->is_sync_failure = false;
 	mc_list_each (p, &failed, link) {
 		mc_list_del(&p->link);
-		put_end(log, p, rc);
+		mc_dlog_put_end(log, p, rc);
 	}
 }
 
@@ -595,7 +395,7 @@ void mc_dlog_write_pump(struct mc_dlog *log)
 		if (rc >= 0)
 			continue;
 		mc_list_del(&p->link);
-		put_end(log, p, rc);
+		mc_dlog_put_end(log, p, rc);
 		rc = 1;
 	}
 	g = open_group(log);
@@ -613,7 +413,7 @@ void mc_dlog_write_refuse(struct mc_dlog *log, int rc)
 	mc_list_splice_back(&all, &log->waiting);
 	mc_list_each (p, &all, link) {
 		mc_list_del(&p->link);
-		put_end(log, p, rc);
+		mc_dlog_put_end(log, p, rc);
 	}
 }
 
@@ -633,4 +433,6 @@ void mc_dlog_write_fini(struct mc_dlog *log)
 	}
 	mc_list_each (g, &log->groups_spare, link)
 		mc_free(g);
+	while (log->nbufs > 0)
+		mc_free(log->bufs[--log->nbufs]);
 }

@@ -153,6 +153,14 @@ static int fault_truncate(struct mc_disk_file *file, uint64_t len)
 	return rc < 0 ? rc : inner->disk->truncate(inner, len);
 }
 
+static int fault_allocate(struct mc_disk_file *file, uint64_t off, uint64_t len)
+{
+	int rc = begin_plain(file->disk, FAULT_ALLOCATE);
+	struct mc_disk_file *inner = file_of(file)->inner;
+
+	return rc < 0 ? rc : inner->disk->allocate(inner, off, len);
+}
+
 static int fault_stat(const struct mc_disk_file *file, struct mc_disk_stat *ret_stat)
 {
 	int rc = begin_plain(file->disk, FAULT_STAT);
@@ -450,6 +458,7 @@ void fault_disk_init(struct fault_disk *f, const struct mc_disk *inner)
 		    .write = fault_write,
 		    .sync = fault_sync,
 		    .truncate = fault_truncate,
+		    .allocate = fault_allocate,
 		    .stat = fault_stat,
 		    .rename = fault_rename,
 		    .unlink = fault_unlink,

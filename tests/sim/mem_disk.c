@@ -420,6 +420,12 @@ static int mem_truncate(struct mc_disk_file *file, uint64_t len)
 	return rc;
 }
 
+/* On disk it is a truncation upwards. */
+static int mem_allocate(struct mc_disk_file *file, uint64_t off, uint64_t len)
+{
+	return mem_truncate(file, off + len);
+}
+
 static int mem_stat(const struct mc_disk_file *file, struct mc_disk_stat *ret_stat)
 {
 	struct mem_file *f;
@@ -656,6 +662,7 @@ struct mem_disk *mem_disk_open(uint64_t space_bytes)
 	    .write = mem_write,
 	    .sync = mem_sync,
 	    .truncate = mem_truncate,
+	    .allocate = mem_allocate,
 	    .stat = mem_stat,
 	    .rename = mem_rename,
 	    .unlink = mem_unlink,
