@@ -7,9 +7,13 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "base/opt.h"
 #include "base/statreg.h"
 #include "io/http_server.h"
+#include "master/admin_object.h"
 #include "master/admin_remove.h"
+#include "master/history.h"
+#include "master/page.h"
 #include "master/priv.h"
 
 #define STATS_MAX 256u
@@ -70,12 +74,16 @@ struct mc_master_admin {
 	struct mc_admin_remove *remove;
 	struct mc_stat_reg *reg;
 	struct mc_gauge gauge[GAUGE_COUNT];
+	struct mc_gauge owners_by_state[MC_MST_OWNER_STATE_COUNT];
+	struct mc_history *history;
+	struct mc_timer sample;
 };
 
 /* One question: what is copied on the index loop. */
 struct ask {
 	struct mc_master_admin *a;
 	json_t *segments; /* wanted when not NULL */
+	bool has_away;	  /* of those that are away, too */
 	struct mc_addr at;
 };
 
@@ -87,16 +95,21 @@ static void set(struct mc_master_admin *a, enum gauge g, uint64_t n)
 static json_t *segment_json(struct mc_master *m, const struct mc_mst_owner *o)
 {
 	const struct mc_st_space *memory = &o->space[MC_ST_MEMORY], *disk = &o->space[MC_ST_DISK];
+	uint64_t silent_ns = mc_clock_now(m->env.clk) - o->heard_ns;
 	struct mc_index_pool pool;
 	char id[17];
 
 	(void)snprintf(id, sizeof(id), "%016llx", (unsigned long long)o->id);
 	mc_index_pool(m->index, o->id, MC_ST_MEMORY, &pool);
-	return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "id", id, "name",
-			 o->segment, "host", o->host, "state", mc_mst_owner_state_text(o),
+	return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "id", id,
+			 "name", o->segment, "host", o->host, "state", mc_mst_owner_state_text(o),
 			 "capacity", (json_int_t)memory->capacity, "used", (json_int_t)memory->used,
 			 "disk_capacity", (json_int_t)disk->capacity, "disk_used",
-			 (json_int_t)disk->used, "objects", (json_int_t)pool.objects);
+			 (json_int_t)disk->used, "objects", (json_int_t)pool.objects,
+			 /* never heard of in this life of the master: as long as that is */
+			 "silent_ms", (json_int_t)(o->heard_ns ? silent_ns / MC_NS_PER_MS : 0),
+			 "freeing", (json_int_t)pool.freeing, "unsent",
+			 (json_int_t)(o->tx_len - o->tx_at));
 }
 
 /* On the index loop. */
@@ -110,9 +123,15 @@ static void collect(void *arg)
 	uint64_t capacity = 0, used = 0, disk = 0, disk_used = 0, owners = 0;
 	struct mc_mst_owner *o;
 
+	for (unsigned i = 0; i < MC_MST_OWNER_STATE_COUNT; i++)
+		mc_gauge_set(&a->owners_by_state[i], 0);
 	mc_list_each (o, &m->owners, link) {
-		if (!o->is_joined)
+		mc_gauge_add(&a->owners_by_state[o->state], 1);
+		if (!o->is_joined) {
+			if (ask->has_away && ask->segments)
+				(void)json_array_append_new(ask->segments, segment_json(m, o));
 			continue;
+		}
 		owners++;
 		capacity += o->space[MC_ST_MEMORY].capacity;
 		used += o->space[MC_ST_MEMORY].used;
@@ -229,6 +248,15 @@ static void metrics(struct mc_master_admin *a, struct mc_str *out)
 	out->rc = mc_stat_render(a->reg, out);
 	segment_lines(list, "segment_allocated_bytes", "used", "memory in use", out);
 	segment_lines(list, "segment_total_capacity_bytes", "capacity", "memory of a segment", out);
+	segment_lines(list, "segment_disk_allocated_bytes", "disk_used", "disk in use", out);
+	segment_lines(list, "segment_disk_capacity_bytes", "disk_capacity", "disk of a segment",
+		      out);
+	segment_lines(list, "segment_objects", "objects", "objects in memory", out);
+	segment_lines(list, "segment_silent_ms", "silent_ms", "since its owner was heard", out);
+	segment_lines(list, "segment_freeing_bytes", "freeing",
+		      "bytes whose free it has not acknowledged", out);
+	segment_lines(list, "segment_unsent_bytes", "unsent", "notes that wait for its stream",
+		      out);
 	json_decref(list);
 }
 
@@ -259,6 +287,42 @@ static void detail(struct mc_master_admin *a, struct mc_str *out)
 	if (list)
 		out->rc = mc_json_dump(list, out);
 	json_decref(list);
+}
+
+/* What the status page shows of who gives memory, and of the master. */
+static void nodes(struct mc_master_admin *a, struct mc_str *out)
+{
+	struct ask q = {.a = a, .segments = json_array(), .has_away = true};
+	uint64_t now = mc_clock_now(a->m->env.clk);
+
+	mc_loop_call(a->m->loop, collect, &q);
+	(void)mc_str_appendf(out, "{\"epoch\":%lld,\"recovering\":%s,\"up_ms\":%llu,\"nodes\":",
+			     (long long)mc_gauge_read(&a->gauge[EPOCH]),
+			     mc_gauge_read(&a->gauge[RECOVERING]) ? "true" : "false",
+			     (unsigned long long)((now - a->m->start_ns) / MC_NS_PER_MS));
+	if (!q.segments || (out->rc == 0 && mc_json_dump(q.segments, out) < 0))
+		out->rc = -MC_E_NOMEM;
+	(void)mc_str_puts(out, "}\n");
+	json_decref(q.segments);
+}
+
+static void page(struct mc_master_admin *a, struct mc_str *out)
+{
+	(void)a;
+	(void)mc_str_append(out, mc_status_page, sizeof(mc_status_page)); /* errors stick */
+}
+
+/* Those later than ?after=, in milliseconds of the wall clock. */
+static int history(struct mc_master_admin *a, const char *after, struct mc_str *out)
+{
+	uint64_t after_ms = 0;
+
+	if (after && mc_opt_parse_u64(after, &after_ms) < 0) {
+		(void)mc_str_puts(out, "{\"error\":\"argument 'after': milliseconds\"}\n");
+		return 400;
+	}
+	mc_history_json(a->history, after_ms, out);
+	return 200;
 }
 
 static int query_segment(struct mc_master_admin *a, const char *name, struct mc_str *out)
@@ -296,6 +360,8 @@ static void on_get(struct mc_master_admin *a, const char *path, struct mc_http_a
 	    {"/metrics/summary", "text/plain", summary},
 	    {"/get_all_segments", "text/plain", all_segments},
 	    {"/get_segments_detail", "application/json", detail},
+	    {"/", "text/html; charset=utf-8", page},
+	    {"/api/v1/nodes", "application/json", nodes},
 	};
 	struct mc_str out;
 
@@ -309,7 +375,12 @@ static void on_get(struct mc_master_admin *a, const char *path, struct mc_http_a
 		ret->status = 200;
 		ret->type = pages[i].type;
 	}
-	if (ret->status == 404) {
+	if (strcmp(path, "/api/v1/object") == 0 || strcmp(path, "/api/v1/history") == 0) {
+		ret->type = "application/json";
+		ret->status = strcmp(path, "/api/v1/object") == 0
+				  ? mc_admin_object_page(a->m, ret, &out)
+				  : history(a, mc_http_arg(ret, "after"), &out);
+	} else if (ret->status == 404) {
 		int status = mc_mst_keys_page(a->m, path, ret, &out);
 
 		ret->status = status > 0 ? status : 404;
@@ -339,6 +410,65 @@ static void on_request(void *user, const char *path, struct mc_http_answer *ret)
 	}
 }
 
+/* ---- samples ---- */
+
+static uint64_t level(const struct mc_master_admin *a, enum gauge g)
+{
+	return (uint64_t)mc_gauge_read(&a->gauge[g]);
+}
+
+static void sample_soon(struct mc_master_admin *a)
+{
+	(void)mc_loop_timer_set(a->m->side, &a->sample,
+				mc_loop_now(a->m->side) + MC_HISTORY_EVERY_S * MC_NS_PER_S);
+}
+
+static void sample_take(struct mc_timer *t)
+{
+	struct mc_master_admin *a = mc_container_of(t, struct mc_master_admin, sample);
+	const struct mc_tally *c = &a->m->tally;
+	struct mc_history_sample s = {.at_ms = mc_wall_ns() / MC_NS_PER_MS};
+
+	json_decref(ask(a, false));
+	s.keys = level(a, KEYS);
+	s.used_bytes = level(a, USED);
+	s.capacity_bytes = level(a, CAPACITY);
+	s.disk_used_bytes = level(a, DISK_USED);
+	s.disk_capacity_bytes = level(a, DISK_CAPACITY);
+	s.owners = level(a, OWNERS);
+	s.evicted = level(a, EVICTED_KEYS);
+	s.evicted_bytes = level(a, EVICTED_BYTES);
+	s.gets = mc_counter_read(&c->gets);
+	s.memory_hits = mc_counter_read(&c->hits[MC_ST_MEMORY]);
+	s.disk_hits = mc_counter_read(&c->hits[MC_ST_DISK]);
+	s.hit_bytes = mc_counter_read(&c->hit_bytes[MC_ST_MEMORY]) +
+		      mc_counter_read(&c->hit_bytes[MC_ST_DISK]);
+	s.puts = mc_hist_count(&c->value_bytes);
+	s.put_bytes = atomic_load_explicit(&c->value_bytes.sum, memory_order_relaxed);
+	s.removes = mc_counter_read(&c->op[MC_TALLY_REMOVE].requests);
+	for (size_t i = 0; i < MC_MST_METHODS_MAX; i++)
+		s.calls += mc_counter_read(&a->m->methods[i].calls);
+	mc_history_add(a->history, &s, &mc_mst_method(a->m, MC_ST_LOOKUP)->latency,
+		       &mc_mst_method(a->m, MC_ST_COMMIT)->latency);
+	sample_soon(a);
+}
+
+/* On the side loop. The first sample is what later ones are compared with. */
+static void samples_begin(void *arg)
+{
+	struct mc_master_admin *a = arg;
+
+	a->sample.on_time = sample_take;
+	sample_take(&a->sample);
+}
+
+static void samples_end(void *arg)
+{
+	struct mc_master_admin *a = arg;
+
+	mc_loop_timer_cancel(a->m->side, &a->sample);
+}
+
 /* ---- life ---- */
 
 static int stats_add(struct mc_master_admin *a)
@@ -350,6 +480,15 @@ static int stats_add(struct mc_master_admin *a)
 		    .name = gauges[i].name, .help = gauges[i].help, .kind = MC_STAT_GAUGE};
 
 		rc = mc_stat_add(a->reg, &d, NULL, 0, &a->gauge[i], NULL);
+	}
+	for (unsigned i = 0; rc == 0 && i < MC_MST_OWNER_STATE_COUNT; i++) {
+		const struct mc_mst_owner like = {.state = (enum mc_mst_owner_state)i};
+		const struct mc_stat_label label = {"state", mc_mst_owner_state_text(&like)};
+		const struct mc_stat_desc d = {.name = "master_owners_by_state",
+					       .help = "owners of the roster",
+					       .kind = MC_STAT_GAUGE};
+
+		rc = mc_stat_add(a->reg, &d, &label, 1, &a->owners_by_state[i], NULL);
 	}
 	for (unsigned i = 0; rc == 0 && i < MC_MST_METHODS_MAX && a->m->methods[i].name; i++) {
 		const struct mc_mst_method *c = &a->m->methods[i];
@@ -382,6 +521,9 @@ void mc_master_admin_close(struct mc_master_admin *admin)
 	mc_http_server_close(admin->http);
 	mc_admin_remove_close(admin->remove);
 	mc_stat_reg_close(admin->reg);
+	if (admin->sample.on_time)
+		mc_loop_call(admin->m->side, samples_end, admin);
+	mc_history_close(admin->history);
 	mc_free(admin);
 }
 
@@ -399,6 +541,8 @@ int mc_master_admin_open(struct mc_master *master, const struct mc_addr *at, str
 	if (rc == 0)
 		rc = stats_add(a);
 	if (rc == 0)
+		rc = mc_history_open(&a->history);
+	if (rc == 0)
 		rc = mc_admin_remove_open(master, &a->remove);
 	if (rc == 0)
 		rc = mc_http_server_open_opts(master->side, at, &opts, on_request, a, &a->http,
@@ -407,6 +551,7 @@ int mc_master_admin_open(struct mc_master *master, const struct mc_addr *at, str
 		mc_master_admin_close(a);
 		return rc;
 	}
+	mc_loop_call(master->side, samples_begin, a);
 	*ret_admin = a;
 	return 0;
 }

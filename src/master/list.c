@@ -94,8 +94,7 @@ static struct walk *walk_new(struct mc_master *m, struct mc_rpc_req *req, uint16
 	return w;
 }
 
-/* The tenant as keys begin with it. @return false: too long */
-static bool tenant_put(const char *tenant, uint8_t *to, size_t *ret_len)
+bool mc_mst_tenant_put(const char *tenant, uint8_t *to, size_t *ret_len)
 {
 	size_t len = strcmp(tenant, "default") == 0 ? 0 : strlen(tenant);
 
@@ -191,7 +190,7 @@ bool mc_mst_list(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rp
 	if (!said)
 		return true;
 	len = strlen(said->prefix);
-	if (!tenant_put(said->tenant, prefix, &at) || at + len > MC_STORE_KEY_MAX ||
+	if (!mc_mst_tenant_put(said->tenant, prefix, &at) || at + len > MC_STORE_KEY_MAX ||
 	    said->after.len > MC_STORE_KEY_MAX) {
 		(void)mc_rpc_reply(req, -MC_E_INVAL, NULL, 0, NULL, 0);
 		return true;
@@ -353,7 +352,7 @@ int mc_mst_removal_start(struct mc_master *m, struct mc_mst_removal *r, const ch
 	struct walk *w;
 	size_t len;
 
-	if (!tenant_put(tenant, prefix, &len))
+	if (!mc_mst_tenant_put(tenant, prefix, &len))
 		return -MC_E_INVAL;
 	w = walk_new(m, NULL, MC_ST_REMOVE_LIKE, like_step);
 	if (!w)
@@ -389,7 +388,7 @@ bool mc_mst_remove_like(struct mc_master *m, struct mc_rpc_req *req, const struc
 	if (!w)
 		return true;
 	w->flags = said->force ? MC_INDEX_FORCE : 0;
-	if (!tenant_put(said->tenant, w->prefix, &w->prefix_len)) {
+	if (!mc_mst_tenant_put(said->tenant, w->prefix, &w->prefix_len)) {
 		like_end(w, MC_STORE_INVALID_PARAMS);
 		return false;
 	}
@@ -442,6 +441,10 @@ const char *mc_mst_owner_state_text(const struct mc_mst_owner *o)
 		return "ok";
 	case MC_MST_SUSPECT:
 		return "suspect";
+	case MC_MST_ABSENT:
+		return "away";
+	case MC_MST_SHAKING:
+		return "joining";
 	default:
 		return "announcing";
 	}

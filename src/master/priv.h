@@ -204,8 +204,11 @@ void mc_mst_kill(struct mc_master *m, uint64_t gen);
 
 /* ---- list.c ---- */
 
-/** As segments are shown: "ok", "suspect", "announcing". */
+/** As segments are shown: "ok", "suspect", "announcing", "joining", "away". */
 const char *mc_mst_owner_state_text(const struct mc_mst_owner *o);
+/** The tenant ("default": none) as keys begin with it: at most 256 bytes. @return false: too long
+ */
+bool mc_mst_tenant_put(const char *tenant, uint8_t *to, size_t *ret_len);
 /** At the end of the master: nobody is told. */
 void mc_mst_walks_drop(struct mc_master *m);
 

@@ -396,6 +396,65 @@ static void the_only_master_leads(void **state)
 	(void)state;
 }
 
+/* The answer has this text. */
+static void says(struct site *s, const char *path, int status, const char *text)
+{
+	char *got = get(s, path, status);
+
+	if (!strstr(got, text))
+		fail_msg("%s: no '%s' in %s", path, text, got);
+	mc_free(got);
+}
+
+static void object_page_says_where_it_is_or_why_it_is_not_there(void **state)
+{
+	struct site *s = site_open();
+	struct remover r;
+
+	says(s, "/api/v1/object?key=m", 200, "{\"state\":\"never_seen\",\"known_ms\":");
+	says(s, "/api/v1/object", 400, "argument 'key'");
+	commit(s, "m", 11, 4096, MC_ST_MEMORY);
+	commit(s, "d", 12, 512, MC_ST_DISK);
+	says(s, "/api/v1/object?key=m", 200,
+	     "{\"state\":\"here\",\"bytes\":100,\"generation\":11,");
+	says(s, "/api/v1/object?key=m", 200,
+	     "\"replicas\":[{\"kind\":\"memory\",\"owner\":\"0000000000000005\","
+	     "\"segment\":\"host-5:1\",\"owner_state\":\"ok\"}]");
+	says(s, "/api/v1/object?key=d&tenant=default", 200, "\"kind\":\"disk\"");
+	says(s, "/api/v1/object?key=m&tenant=other", 200, "\"never_seen\"");
+	fo_space(&s->o, MC_ST_NOTE_WANT, 1000, 50);
+	fo_expect_free(&s->o, 4096, 11);
+	says(s, "/api/v1/object?key=m", 200, "{\"state\":\"evicted\",\"gone_ms\":");
+	says(s, "/api/v1/object?key=m", 200, "\"waits_for_free\":true");
+	fo_freed(&s->o, 4096, 11);
+	remover_start(&r, s, "/api/v1/remove_all", 200);
+	fo_expect_free(&s->o, 512, 12);
+	fo_freed(&s->o, 512, 12);
+	remover_end(&r, "{\"success\":true,\"removed\":1}");
+	says(s, "/api/v1/object?key=d", 200, "{\"state\":\"removed\",\"gone_ms\":");
+	says(s, "/api/v1/object?key=d", 200, "\"waits_for_free\":false");
+	site_close(s);
+	(void)state;
+}
+
+static void status_page_and_its_numbers_are_served(void **state)
+{
+	struct site *s = site_open();
+
+	commit(s, "m", 11, 4096, MC_ST_MEMORY);
+	says(s, "/", 200, "<title>Mooncake Store</title>");
+	says(s, "/api/v1/nodes", 200, "\"state\":\"ok\",\"capacity\":1000,");
+	/* One sample is taken when the server opens. */
+	says(s, "/api/v1/history", 200, "{\"every_s\":5,\"columns\":[\"at_ms\",\"keys\",");
+	says(s, "/api/v1/history", 200, "\"samples\":[[");
+	says(s, "/api/v1/history?after=99999999999999", 200, "\"samples\":[]");
+	says(s, "/api/v1/history?after=now", 400, "argument 'after'");
+	says(s, "/metrics", 200, "\nmaster_owners_by_state{state=\"ok\"} 1\n");
+	says(s, "/metrics", 200, "\nsegment_freeing_bytes{owner=\"0000000000000005\",");
+	site_close(s);
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -404,6 +463,8 @@ int main(void)
 	    cmocka_unit_test(every_key_is_told_once),
 	    cmocka_unit_test(what_happens_is_counted_under_upstreams_names),
 	    cmocka_unit_test(eviction_is_counted),
+	    cmocka_unit_test(object_page_says_where_it_is_or_why_it_is_not_there),
+	    cmocka_unit_test(status_page_and_its_numbers_are_served),
 	    cmocka_unit_test(remove_all_is_done_when_owners_have_freed),
 	    cmocka_unit_test(remove_all_leaves_what_readers_hold_unless_forced),
 	    cmocka_unit_test(closing_does_not_wait_for_owners_that_free),
