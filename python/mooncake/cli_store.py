@@ -1,7 +1,4 @@
-"""The `mooncake` command's part about the Store: serve it, look at it, move single objects.
-
-Exit status: 0 done, 1 not done (no such object, refused), 2 wrong use, 3 the master does not answer.
-"""
+"""The `mooncake` command's part about the Store: serve it, look at it, move single objects."""
 
 from __future__ import annotations
 
@@ -22,8 +19,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mooncake import prom_text
 from mooncake.cli_bench import run_program
 
+EXIT_TEXT = "Exit status: 0 done, 1 not done (no such object, refused), 2 wrong use, 3 the master does not answer."
 NOT_DONE, NO_MASTER = 1, 3
 NOT_FOUND, HAS_LEASE = -704, -706
 HTTP_TIMEOUT_S = 10
@@ -48,25 +47,31 @@ def serve_node(context: typer.Context) -> None:
     run_program("mooncake_client", context.args)
 
 
-def _fail(text: str, status: int = NOT_DONE) -> typer.Exit:
+def fail(text: str, status: int = NOT_DONE) -> typer.Exit:
     print(text, file=sys.stderr)
     return typer.Exit(status)
 
 
-def _ask(admin: str, path: str, **query: str) -> str:
-    """What the master's HTTP server says; an error status is an answer, too."""
+def fetch(admin: str, path: str, **query: str) -> str:
+    """What the master's HTTP server says; an error status is an answer, too. OSError when there is none."""
     url = f"http://{admin}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
     try:
         with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as answer:
             return answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.read().decode()
+
+
+def ask(admin: str, path: str, **query: str) -> str:
+    """As fetch(); without an answer the command ends."""
+    try:
+        return fetch(admin, path, **query)
     except OSError as error:
-        raise _fail(f"the master's HTTP server at {admin} does not answer: {error}; see --admin", NO_MASTER) from None
+        raise fail(f"the master's HTTP server at {admin} does not answer: {error}; see --admin", NO_MASTER) from None
 
 
 @contextmanager
-def _store(master: str, tenant: str) -> Iterator[Any]:
+def open_store(master: str, tenant: str) -> Iterator[Any]:
     """A client without memory of its own in the pool."""
     from mooncake.store import MooncakeDistributedStore
 
@@ -82,7 +87,7 @@ def _store(master: str, tenant: str) -> Iterator[Any]:
         store.close()
 
 
-def _bytes_text(n: float) -> str:
+def bytes_text(n: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if n < 1024 or unit == "TiB":
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
@@ -103,14 +108,14 @@ def put(
     try:
         value = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise _fail(f"{file}: {error.strerror}") from None
-    with _store(master, tenant) as store:
+        raise fail(f"{file}: {error.strerror}") from None
+    with open_store(master, tenant) as store:
         if not replace and store.is_exist(key) == 1:
-            raise _fail(f"{key} is there already; --replace replaces it")
+            raise fail(f"{key} is there already; --replace replaces it")
         config = ReplicateConfig(replica_num=replicas)
         code = store.upsert(key, value, config) if replace else store.put(key, value, config)
     if code != 0:
-        raise _fail(f"{key}: not stored, code {code}")
+        raise fail(f"{key}: not stored, code {code}")
 
 
 def get(
@@ -119,10 +124,10 @@ def get(
     master: Master = DEFAULT_MASTER,
     tenant: Tenant = "default",
 ) -> None:
-    with _store(master, tenant) as store:
+    with open_store(master, tenant) as store:
         found = store.get_buffer(key)
         if found is None:
-            raise _fail(f"{key}: no such object" if store.get_size(key) == NOT_FOUND else f"{key}: cannot be read")
+            raise fail(f"{key}: no such object" if store.get_size(key) == NOT_FOUND else f"{key}: cannot be read")
         if str(file) == "-":
             sys.stdout.buffer.write(found)
             sys.stdout.buffer.flush()
@@ -131,7 +136,7 @@ def get(
             with file.open("wb") as out:
                 _copy(memoryview(found), out)
         except OSError as error:
-            raise _fail(f"{file}: {error.strerror}") from None
+            raise fail(f"{file}: {error.strerror}") from None
 
 
 def _copy(data: memoryview, out: BinaryIO, piece: int = 64 << 20) -> None:
@@ -147,11 +152,11 @@ def rm(
     master: Master = DEFAULT_MASTER,
     tenant: Tenant = "default",
 ) -> None:
-    with _store(master, tenant) as store:
+    with open_store(master, tenant) as store:
         if regex:
             counts = [store.remove_by_regex(key, force) for key in keys]
             if any(n < 0 for n in counts):
-                raise _fail(f"{keys[[n < 0 for n in counts].index(True)]}: not a regular expression")
+                raise fail(f"{keys[[n < 0 for n in counts].index(True)]}: not a regular expression")
             print(f"{sum(counts)} removed")
             return
         codes = store.batch_remove(keys, force)
@@ -162,13 +167,53 @@ def rm(
     raise typer.Exit(NOT_DONE if any(codes) else 0)
 
 
-def stat(key: str, master: Master = DEFAULT_MASTER, tenant: Tenant = "default", as_json: JsonFlag = False) -> None:
-    with _store(master, tenant) as store:
+def _ago(ms: int) -> str:
+    return f"{ms / 1000:.0f} s" if ms < 120_000 else f"{ms / 60_000:.0f} min" if ms < 7_200_000 else f"{ms / 3_600_000:.0f} h"
+
+
+def why_text(told: dict[str, Any]) -> str:
+    """What /api/v1/object says of an object that is not there, in words."""
+    state, segment = told.get("state"), told.get("segment", "an owner that has left")
+    ago = f"{_ago(told.get('gone_ms', 0))} ago"
+    texts = {
+        "evicted": f"evicted {ago} from the {told.get('kind')} of {segment}, which was full",
+        "over_quota": f"evicted {ago}: its tenant was over its quota",
+        "removed": f"removed {ago}",
+        "lost": f"lost {ago} with {segment}; it comes back if that still has it",
+        "damaged": f"dropped {ago}: a reader found its last replica damaged",
+        "never_seen": f"never put, or gone for more than {_ago(told.get('known_ms', 0))}",
+        "recovering": "not known yet: the master waits for owners of its last life",
+        "here": "put just now",
+    }
+    return texts.get(str(state), "the master does not say why")
+
+
+def _why(admin: str, key: str, tenant: str) -> dict[str, Any]:
+    try:
+        told = json.loads(fetch(admin, "/api/v1/object", key=key, tenant=tenant))
+    except (OSError, ValueError):  # without the HTTP server there is no reason, and the object is missing all the same
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def stat(
+    key: str,
+    master: Master = DEFAULT_MASTER,
+    admin: Annotated[
+        str, typer.Option(envvar="MOONCAKE_ADMIN", help="The master's HTTP server: why an object is missing. [default: port 9003 of the master]")
+    ] = "",
+    tenant: Tenant = "default",
+    as_json: JsonFlag = False,
+) -> None:
+    with open_store(master, tenant) as store:
         size, replicas = store.get_size(key), store.get_replica_desc(key)
     if size == NOT_FOUND:
-        raise _fail(f"{key}: no such object")
+        why = _why(admin or f"{master.rpartition(':')[0]}:9003", key, tenant)
+        if as_json:
+            print(json.dumps({"key": key, "error": "no such object", "why": why}))
+        raise fail(f"{key}: no such object: {why_text(why)}")
     if size < 0:
-        raise _fail(f"{key}: code {size}")
+        raise fail(f"{key}: code {size}")
     places = [
         ("memory", r.get_memory_descriptor().buffer_descriptor.transport_endpoint)
         if r.is_memory_replica()
@@ -186,12 +231,12 @@ def ls(
     admin: Admin = DEFAULT_ADMIN,
     as_json: JsonFlag = False,
 ) -> None:
-    keys = sorted(key for key in _ask(admin, "/get_all_keys").split("\n") if key and key.startswith(prefix))
+    keys = sorted(key for key in ask(admin, "/get_all_keys").split("\n") if key and key.startswith(prefix))
     print(json.dumps(keys) if as_json else "\n".join(keys), end="\n" if keys or as_json else "")
 
 
 def segments(admin: Admin = DEFAULT_ADMIN, as_json: JsonFlag = False) -> None:
-    text = _ask(admin, "/get_segments_detail")
+    text = ask(admin, "/get_segments_detail")
     if as_json:
         print(text)
         return
@@ -207,23 +252,19 @@ def segments(admin: Admin = DEFAULT_ADMIN, as_json: JsonFlag = False) -> None:
 
 
 def status(admin: Admin = DEFAULT_ADMIN, as_json: JsonFlag = False) -> None:
-    metrics: dict[str, float] = {}
-    for line in _ask(admin, "/metrics").splitlines():
-        name, _, value = line.rpartition(" ")
-        if name and not line.startswith("#") and "{" not in name:
-            metrics[name] = float(value)
-    used, capacity = metrics.get("master_allocated_bytes", 0), metrics.get("master_total_capacity_bytes", 0)
-    health = json.loads(_ask(admin, "/health"))
+    metrics = prom_text.parse(ask(admin, "/metrics"))
+    used, capacity = (prom_text.value(metrics, name) for name in ("master_allocated_bytes", "master_total_capacity_bytes"))
+    health = json.loads(ask(admin, "/health"))
     state = {
-        "status": health.get("status"), "keys": int(metrics.get("master_key_count", 0)), "used_bytes": int(used),
-        "capacity_bytes": int(capacity), "segments": len(_ask(admin, "/get_all_segments").split()),
+        "status": health.get("status"), "keys": int(prom_text.value(metrics, "master_key_count")), "used_bytes": int(used),
+        "capacity_bytes": int(capacity), "segments": len(ask(admin, "/get_all_segments").split()),
     }  # fmt: skip
     if as_json:
         print(json.dumps(state))
     else:
         share = f" ({used / capacity:.0%})" if capacity else ""
         print(
-            f"master at {admin}: {state['status']}, {state['keys']} keys, {_bytes_text(used)} of {_bytes_text(capacity)}{share} "
+            f"master at {admin}: {state['status']}, {state['keys']} keys, {bytes_text(used)} of {bytes_text(capacity)}{share} "
             f"in {state['segments']} segments"
         )
 
@@ -240,4 +281,4 @@ def add_to(app: typer.Typer) -> None:
         (put, "Copy a file or standard input to an object."),
         (rm, "Remove objects."),
     ):
-        app.command(help=text)(command)
+        app.command(help=text, epilog=EXIT_TEXT)(command)

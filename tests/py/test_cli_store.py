@@ -106,6 +106,76 @@ def test_put_get_stat_rm_are_one_objects_life(pool: Pool, tmp_path: Path) -> Non
 
 
 def test_a_master_that_is_not_there_is_named(pool: Pool) -> None:
-    for words in (["ls"], ["status"], ["segments"]):
+    for words in (["ls"], ["status"], ["segments"], ["top", "--once"]):
         it = subprocess.run([COMMAND, *words, "--admin", NOBODY], capture_output=True, timeout=60, check=False)
         assert it.returncode == 3 and NOBODY.encode() in it.stderr, words
+
+
+def test_stat_says_why_an_object_is_not_there(pool: Pool) -> None:
+    done(pool, "put", "why", "-", data=b"x")
+    done(pool, "rm", "why", "--force")
+    at = ["--admin", f"127.0.0.1:{pool.http}"]
+    gone = run(pool, "stat", "why", *at)
+    assert gone.returncode == 1 and b"why: no such object: removed" in gone.stderr and b"s ago" in gone.stderr
+    told = run(pool, "stat", "why-never", "--json", *at)
+    assert told.returncode == 1
+    assert json.loads(told.stdout)["why"]["state"] == "never_seen"
+    assert b"never put, or gone for more than" in told.stderr
+    silent = run(pool, "stat", "why", "--admin", NOBODY)
+    assert silent.returncode == 1 and b"no such object: the master does not say why" in silent.stderr
+
+
+def bench(pool: Pool, *words: str) -> subprocess.CompletedProcess[bytes]:
+    command = [COMMAND, "bench", "store", "--master", pool.address, *words]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False, env=os.environ | {"MC_TCP_BIND_ADDRESS": "127.0.0.1", "COLUMNS": "200"})
+
+
+def test_bench_store_counts_what_it_did(pool: Pool) -> None:
+    it = bench(pool, "--size", "8KB", "--keys", "40", "--batch", "16", "--seconds", "0.3", "--rounds", "2", "--json")
+    assert it.returncode == 0, it.stderr.decode()
+    told = json.loads(it.stdout)
+    put, get, exist, remove = told["phases"]
+    assert told["bytes"] == 8192 and put["objects"] == remove["objects"] == 80 and put["calls"] == 6
+    assert get["objects"] >= 16 and exist["objects"] >= 16
+    for one in told["phases"]:
+        assert one["misses"] == one["errors"] == 0 and 0 < one["p50_seconds"] <= one["p99_seconds"]
+    assert get["bytes_per_second"] > 0
+    assert done(pool, "ls", "bench/") == b""  # it leaves nothing
+    text = bench(pool, "--size", "4096", "--keys", "4", "--seconds", "0.1").stdout.decode()
+    assert all(word in text for word in ("put", "get", "exist", "remove", "objects/s"))
+
+
+def test_bench_store_says_what_is_wrong(pool: Pool) -> None:
+    wrong = bench(pool, "--size", "many")
+    assert wrong.returncode == 2 and b"'many' is no size" in wrong.stderr
+    big = bench(pool, "--size", "100MB", "--keys", "1", "--batch", "1", "--seconds", "0.1")
+    assert big.returncode == 1 and b"some calls failed" in big.stderr  # the pool has 64 MiB
+
+
+def test_top_shows_rates_between_two_looks(pool: Pool) -> None:
+    at = ["--admin", f"127.0.0.1:{pool.http}"]
+    with subprocess.Popen(
+        [COMMAND, "bench", "store", "--master", pool.address, "--size", "4KB", "--keys", "32", "--seconds", "8"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"MC_TCP_BIND_ADDRESS": "127.0.0.1"},
+    ) as load:  # fmt: skip
+        try:
+            pool.wait(lambda: json.loads(done_at("top", "--once", "--json", "--every", "0.5", *at))["per_second"]["lookups"] > 0, "no lookups")
+            state = json.loads(done_at("top", "--once", "--json", "--every", "0.5", *at))
+            text = done_at("top", "--once", "--every", "0.5", *at).decode()
+        finally:
+            load.terminate()
+    assert state["keys"] >= 32 and state["capacity_bytes"] == 64 * MIB and state["nodes"][0]["state"] == "ok"
+    (segment,) = pool.segments()
+    assert segment in text and "looked up/s" in text and "epoch" in text
+
+
+def done_at(*words: str) -> bytes:
+    it = subprocess.run([COMMAND, *words], capture_output=True, timeout=60, check=False, env=os.environ | {"COLUMNS": "200"})
+    assert it.returncode == 0, it.stderr.decode()
+    return it.stdout
+
+
+def test_help_of_every_store_command_says_its_exit_status() -> None:
+    for words in (["status"], ["segments"], ["ls"], ["stat"], ["get"], ["put"], ["rm"], ["top"], ["bench", "store"]):
+        text = done_at(*words, "--help").decode()
+        assert "Exit status: 0 done, 1 not done" in text, words
