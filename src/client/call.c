@@ -139,6 +139,7 @@ static void on_end(struct mc_rpc_call *call, int rc, const struct mc_rpc_msg *re
 
 	c->rc = rc;
 	c->end_ns = mc_now_ns();
+	mc_cli_count_rpc(c->end->st->counts, call->method, c->end_ns - c->start_ns);
 	c->reply_len = 0;
 	if (rc < 0 || reply->len == 0)
 		return;
@@ -175,6 +176,7 @@ static void call_start(struct mc_cli_call *c, uint64_t deadline_ns)
 		c->is_over = true;
 		return;
 	}
+	c->start_ns = mc_now_ns();
 	rc = mc_rpc_start(c->link->rpc, &c->rpc);
 	c->is_started = rc == 0;
 	c->nsent += rc == 0 || rc == -MC_E_AGAIN;

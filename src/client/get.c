@@ -85,6 +85,7 @@ int mc_store_get(struct mc_store *store, const struct mc_store_item *items, uint
 	mc_cli_read_run(op, reads, n, fit_parts, (void *)items);
 	for (uint32_t i = 0; i < n; i++)
 		ret[i] = reads[i].result;
+	mc_cli_count_get(store->counts, op->start_ns, ret, n);
 	mc_cli_op_end(op);
 	return sum_up(ret, n);
 }
@@ -122,6 +123,7 @@ int mc_store_get_ranges(struct mc_store *store, const struct mc_store_ranged *it
 	mc_cli_read_run(op, reads, n, fit_ranges, NULL);
 	for (uint32_t i = 0; i < n; i++)
 		ret[i] = reads[i].result;
+	mc_cli_count_get(store->counts, op->start_ns, ret, n);
 	mc_cli_op_end(op);
 	return sum_up(ret, n);
 }

@@ -49,7 +49,8 @@ int mc_cli_op_begin(struct mc_store *st, struct mc_cli_op **ret_op)
 		mc_list_init(&op->link);
 		op->st = st;
 	}
-	op->deadline_ns = mc_time_after(mc_now_ns(), st->timeout_ms * MC_NS_PER_MS);
+	op->start_ns = mc_now_ns();
+	op->deadline_ns = mc_time_after(op->start_ns, st->timeout_ms * MC_NS_PER_MS);
 	op->backoff_ns = MC_CLI_BACKOFF_MIN_NS;
 	*ret_op = op;
 	return 0;

@@ -75,7 +75,7 @@ struct mc_cli_call {
 	uint32_t *items; /* of which things of the op its records are */
 	uint32_t n;
 	size_t items_cap;
-	uint64_t end_ns; /* when the answer came */
+	uint64_t start_ns, end_ns; /* sent; when the answer came */
 	int rc;
 	bool is_started, is_over;
 	uint32_t nsent; /* tries that were sent: the end may have done it, even if no answer came */
@@ -97,7 +97,7 @@ struct mc_cli_chunk {
 struct mc_cli_op {
 	struct mc_list link;
 	struct mc_store *st;
-	uint64_t deadline_ns;
+	uint64_t start_ns, deadline_ns;
 	struct mc_cli_chunk *chunks; /* newest first */
 	struct mc_cli_call **calls;  /* the first ncalls are in use */
 	size_t ncalls, ncalls_made, calls_cap;
@@ -419,6 +419,7 @@ struct mc_store {
 	struct mc_cli_sessions *sessions;
 	struct mc_cli_drops *drops;
 	struct mc_cli_memory *memory;
+	struct mc_cli_counts *counts;
 	struct mc_owner *owner; /* of this process; NULL: none */
 	uint64_t owner_id;
 	char host[MC_CLI_TEXT_MAX];
@@ -435,6 +436,19 @@ struct mc_store {
 };
 
 bool mc_cli_is_closing(struct mc_store *st);
+
+/* ---- numbers for monitors (count.c) ---- */
+
+/** st->counts, named in the engine's registry. @return 0; -MC_E_NOMEM; -MC_E_LIMIT */
+int mc_cli_counts_open(struct mc_store *st);
+/** After the last call, before the engine. NULL is allowed. */
+void mc_cli_counts_close(struct mc_cli_counts *c);
+/** A public call that began then has ended. Any thread. */
+void mc_cli_count_get(struct mc_cli_counts *c, uint64_t start_ns, const int64_t *results,
+		      uint32_t n);
+void mc_cli_count_put(struct mc_cli_counts *c, uint64_t start_ns, const struct mc_cli_write *writes,
+		      uint32_t n);
+void mc_cli_count_rpc(struct mc_cli_counts *c, uint16_t method, uint64_t ns);
 
 /* ---- codes (codes.c) ---- */
 

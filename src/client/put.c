@@ -110,6 +110,7 @@ int mc_store_put(struct mc_store *store, const struct mc_store_item *items, uint
 		mc_cli_write_run(op, writes, n, conf);
 	for (uint32_t i = 0; i < n; i++)
 		ret[i] = writes[i].status < 0 || rc == 0 ? writes[i].status : rc;
+	mc_cli_count_put(store->counts, op->start_ns, writes, n);
 	mc_cli_op_end(op);
 	for (uint32_t i = 0; i < n; i++)
 		if (ret[i] < 0)

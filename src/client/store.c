@@ -163,6 +163,8 @@ static int parts_open(struct mc_store *st, const struct mc_store_opts *o)
 	int rc = mc_rand_bytes(&st->client_id, sizeof(st->client_id));
 
 	if (rc == 0)
+		rc = mc_cli_counts_open(st);
+	if (rc == 0)
 		rc = mc_loop_open("mc-store", &mc_clock_real, &st->loop);
 	if (rc == 0)
 		rc = mc_loop_start(st->loop);
@@ -258,6 +260,7 @@ void mc_store_close(struct mc_store *store)
 	mc_cli_memory_close(store->memory);
 	mc_cli_cache_close(store->cache);
 	mc_loop_close(store->loop);
+	mc_cli_counts_close(store->counts);
 	mc_engine_close(store->eng);
 	pthread_mutex_destroy(&store->ops_mu);
 	pthread_mutex_destroy(&store->gens_mu);

@@ -282,6 +282,11 @@ void mc_stats_close(struct mc_engine *eng)
 	eng->stats = NULL;
 }
 
+struct mc_stat_reg *mc_metrics_reg(struct mc_engine *eng)
+{
+	return eng->stats->reg;
+}
+
 void mc_metrics_sum(struct mc_engine *eng, struct mc_metrics_sum *ret)
 {
 	struct mc_stats *st = eng->stats;

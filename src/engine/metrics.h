@@ -4,6 +4,7 @@
 #ifndef MC_ENGINE_METRICS_H
 #define MC_ENGINE_METRICS_H
 
+#include "base/statreg.h"
 #include "xport/xport.h"
 
 struct mc_engine;
@@ -14,6 +15,9 @@ struct mc_metrics_sum {
 	double p50_us[MC_OP_COUNT]; /* of groups, since the engine opened */
 };
 
+/** Where parts of the process that stand on the engine name numbers of their own, for
+ * mc_metrics_text(). They take them out again before it closes. */
+struct mc_stat_reg *mc_metrics_reg(struct mc_engine *eng);
 /** Any thread. */
 void mc_metrics_sum(struct mc_engine *eng, struct mc_metrics_sum *ret);
 

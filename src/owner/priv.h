@@ -257,6 +257,8 @@ struct mc_ostream {
 	_Atomic bool is_adopted;
 };
 
+#define MC_OWNER_METHODS 7u
+
 struct mc_owner_counters {
 	struct mc_counter puts, grants, seals, frees, drops, refused, orphans, orders, bytes_put,
 	    connects, disk_writes, disk_reads, disk_deletes, disk_failures;
@@ -300,7 +302,15 @@ struct mc_owner {
 	uint32_t njobs;
 	bool is_work_over;
 	struct mc_owner_counters count;
+	struct mc_hist latency[MC_OWNER_METHODS]; /* of its rpcs, ns */
+	struct mc_stat *stats[MC_OWNER_METHODS];  /* their names in the engine's registry */
 };
+
+/* ---- count.c ---- */
+/** A histogram for each method, with the owner's id: a process may have several.
+ * @return as mc_stat_add(); then mc_ocount_close() all the same */
+int mc_ocount_open(struct mc_owner *o, struct mc_rpc_method methods[MC_OWNER_METHODS]);
+void mc_ocount_close(struct mc_owner *o);
 
 /* ---- pool.c: under the lock ---- */
 int mc_opool_init(struct mc_opool *p, uint8_t *base, uint64_t bytes, uint64_t incarnation);

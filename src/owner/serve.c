@@ -519,7 +519,7 @@ static void serve_stop(void *arg)
 
 int mc_oserve_open(struct mc_owner *o, struct mc_diag *diag)
 {
-	const struct mc_rpc_method methods[] = {
+	struct mc_rpc_method methods[MC_OWNER_METHODS] = {
 	    {MC_ST_PUT, "put", on_put, o},	 {MC_ST_GRANT, "grant", on_grant, o},
 	    {MC_ST_SEAL, "seal", on_seal, o},	 {MC_ST_DROP, "drop", on_drop, o},
 	    {MC_ST_REGEN, "regen", on_regen, o}, {MC_ST_WRITER, "writer", on_writer, o},
@@ -531,8 +531,12 @@ int mc_oserve_open(struct mc_owner *o, struct mc_diag *diag)
 						.on_down = on_down,
 						.user = o};
 	struct watch_call call = {.owner = o};
-	int rc;
+	int rc = mc_ocount_open(o, methods);
 
+	if (rc < 0) {
+		mc_diag_set(diag, "metrics: %s", mc_err_text(rc));
+		return rc;
+	}
 	rc = mc_cq_open(o->engine, MC_OWNER_WRITERS_MAX, &o->cq);
 	if (rc < 0) {
 		mc_diag_set(diag, "completion queue: %s", mc_err_text(rc));
@@ -557,4 +561,5 @@ void mc_oserve_close(struct mc_owner *o)
 		mc_loop_call(o->loop, serve_stop, o);
 	mc_cq_close(o->cq);
 	o->cq = NULL;
+	mc_ocount_close(o);
 }

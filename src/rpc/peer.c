@@ -227,9 +227,12 @@ static int on_request(struct mc_rpc_peer *peer, const struct mc_frame *f,
 		q->is_pinned = true;
 	(void)pthread_mutex_unlock(&peer->ch.lock);
 	if (q) {
+		uint64_t now_ns = f->deadline_ms || m->latency ? mc_clock_now(server->env.clk) : 0;
+
+		q->latency = m->latency;
+		q->start_ns = now_ns;
 		if (f->deadline_ms)
-			q->req.deadline_ns =
-			    mc_clock_now(server->env.clk) + f->deadline_ms * MC_NS_PER_MS;
+			q->req.deadline_ns = now_ns + f->deadline_ms * MC_NS_PER_MS;
 		m->handle(&q->req, msg, m->user);
 		(void)pthread_mutex_lock(&peer->ch.lock);
 		req_unpin_unlock(peer, q);
@@ -590,6 +593,8 @@ int mc_rpc_reply(struct mc_rpc_req *req, int status, const void *data, size_t le
 	}
 	if (!peer->is_lost)
 		is_batch = mc_loop_is_self(peer->loop) && peer->is_in_batch;
+	if (!peer->is_lost && q->latency)
+		mc_hist_add(q->latency, mc_clock_now(peer->server->env.clk) - q->start_ns);
 	if (!is_batch && rc != -MC_E_CLOSED) {
 		bool is_blocked;
 

@@ -18,6 +18,8 @@ struct mc_rpc_req_priv {
 	struct mc_rpc_req_priv *next; /* of its bucket, or free */
 	struct mc_list link;	      /* in peer->live */
 	uint32_t send_credit, recv_credit;
+	struct mc_hist *latency; /* NULL: not measured */
+	uint64_t start_ns;
 	bool is_dead;	     /* nobody wants the answer */
 	bool is_cancel_told; /* on_cancel was or is not to be called */
 	bool is_send_over, is_recv_over, is_room_wanted;

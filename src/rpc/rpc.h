@@ -26,6 +26,7 @@
 
 #include "base/heap.h"
 #include "base/list.h"
+#include "base/stats.h"
 #include "io/env.h"
 #include "wire/frame.h"
 
@@ -177,6 +178,9 @@ struct mc_rpc_method {
 	/** Called on the server's loop; must not block. `msg` is valid during the call. */
 	void (*handle)(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user);
 	void *user;
+	/** Nanoseconds from a call to its answer are added to it; NULL: not measured. Outlives the
+	 * server's requests. */
+	struct mc_hist *latency;
 };
 
 struct mc_rpc_server_opts {
