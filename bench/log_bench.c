@@ -84,7 +84,7 @@ int main(int argc, char **argv)
 	size_t len = argc == 5 ? strtoul(argv[3], NULL, 10) : 0;
 	unsigned depth = argc == 5 ? (unsigned)strtoul(argv[4], NULL, 10) : 0;
 	double put_s, get_s, ckpt_s, walk_s;
-	struct mc_dlog_stats stats;
+	struct mc_dlog_stats stats, put_stats;
 	struct slot *slots;
 	uint8_t *memory;
 
@@ -108,17 +108,19 @@ int main(int argc, char **argv)
 	}
 	(void)reopen(&conf, false);
 	put_s = all(slots, depth, true);
+	mc_dlog_stats(run.log, &put_stats);
 	ckpt_s = reopen(&conf, false);
 	get_s = all(slots, depth, false);
 	walk_s = reopen(&conf, true);
 	mc_dlog_stats(run.log, &stats);
 	printf("{\"objects\": %lu, \"bytes\": %zu, \"depth\": %u, \"put_per_s\": %.0f, "
 	       "\"put_GBps\": %.3f, \"get_per_s\": %.0f, \"get_GBps\": %.3f, \"open_s\": %.3f, "
-	       "\"walk_s\": %.3f, \"index_bytes_per_object\": %.1f}\n",
+	       "\"walk_s\": %.3f, \"index_bytes_per_object\": %.1f, \"syncs\": %llu}\n",
 	       run.objects, len, depth, (double)run.objects / put_s,
 	       (double)(run.objects * len) / put_s / 1e9, (double)run.objects / get_s,
 	       (double)(run.objects * len) / get_s / 1e9, ckpt_s, walk_s,
-	       (double)stats.index_bytes / (double)run.objects);
+	       (double)stats.index_bytes / (double)run.objects,
+	       (unsigned long long)put_stats.syncs);
 	mc_dlog_close(run.log);
 	mc_free(slots);
 	mc_free(memory);

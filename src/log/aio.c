@@ -83,6 +83,12 @@ int mc_dlog_aio_open(struct mc_dlog *log, const char *no_uring, unsigned depth)
 	return log->aio->ops->queue_open(log->aio, &conf, &log->queue);
 }
 
+static void bufs_free(struct mc_dlog_bufs *b)
+{
+	while (b->nfree > 0)
+		mc_free(b->free[--b->nfree]);
+}
+
 void mc_dlog_aio_close(struct mc_dlog *log)
 {
 	if (log->queue)
@@ -90,25 +96,32 @@ void mc_dlog_aio_close(struct mc_dlog *log)
 	if (log->aio)
 		log->aio->ops->close(log->aio);
 	mc_fd_close(&log->event_fd);
-	while (log->nbounces > 0)
-		mc_free(log->bounces[--log->nbounces]);
+	bufs_free(&log->smalls);
+	bufs_free(&log->bounces);
 	mc_free(log->slots);
 }
 
-static uint8_t *bounce_get(struct mc_dlog *log)
+static struct mc_dlog_bufs *bufs_of(struct mc_dlog *log, enum mc_dlog_buf buf)
 {
-	uint8_t *buf;
-
-	if (log->nbounces > 0)
-		return log->bounces[--log->nbounces];
-	if (log->bounces_made == MC_DLOG_BOUNCES)
-		return NULL;
-	buf = mc_aligned_alloc(MC_REC_BLOCK, MC_DLOG_IO);
-	log->bounces_made += buf != NULL;
-	return buf;
+	return buf == MC_DLOG_BUF_SMALL ? &log->smalls : &log->bounces;
 }
 
-struct mc_dlog_slot *mc_dlog_slot_get(struct mc_dlog *log, bool has_bounce)
+static uint8_t *buf_get(struct mc_dlog *log, enum mc_dlog_buf buf)
+{
+	struct mc_dlog_bufs *b = bufs_of(log, buf);
+	bool is_small = buf == MC_DLOG_BUF_SMALL;
+	uint8_t *bytes;
+
+	if (b->nfree > 0)
+		return b->free[--b->nfree];
+	if (b->made == (is_small ? MC_DLOG_SMALLS : MC_DLOG_BOUNCES))
+		return NULL;
+	bytes = mc_aligned_alloc(MC_REC_BLOCK, is_small ? MC_DLOG_SMALL : MC_DLOG_IO);
+	b->made += bytes != NULL;
+	return bytes;
+}
+
+struct mc_dlog_slot *mc_dlog_slot_get(struct mc_dlog *log, enum mc_dlog_buf buf)
 {
 	struct mc_dlog_slot *slot;
 	uint8_t *bounce = NULL;
@@ -116,23 +129,25 @@ struct mc_dlog_slot *mc_dlog_slot_get(struct mc_dlog *log, bool has_bounce)
 
 	if (mc_list_is_empty(&log->slots_free))
 		return NULL;
-	if (has_bounce) {
-		bounce = bounce_get(log);
+	if (buf != MC_DLOG_BUF_NONE) {
+		bounce = buf_get(log, buf);
 		if (!bounce)
 			return NULL;
 	}
 	link = mc_list_pop_front(&log->slots_free);
 	slot = (struct mc_dlog_slot *)mc_list_entry(link, struct mc_disk_io, link);
 	slot->bounce = bounce;
+	slot->buf = buf;
 	return slot;
 }
 
 void mc_dlog_slot_put(struct mc_dlog_slot *slot)
 {
 	struct mc_dlog *log = slot->log;
+	struct mc_dlog_bufs *b = bufs_of(log, slot->buf);
 
 	if (slot->bounce)
-		log->bounces[log->nbounces++] = slot->bounce;
+		b->free[b->nfree++] = slot->bounce;
 	slot->bounce = NULL;
 	mc_list_push_back(&log->slots_free, &slot->io.link);
 }

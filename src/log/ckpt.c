@@ -3,7 +3,8 @@
  *
  *   head 64: magic, CRC of the rest of the head | log id | version, flags | segments, entries |
  *   CRC of the body | zeros
- *   body: segments of 16 bytes (id, 0, how much is covered), ascending; entries of 48
+ *   body: segments of 16 bytes (id, bytes of the footer, how much is covered), ascending; entries
+ *   of 48
  *
  * It covers each segment up to where it was durable; what follows is found by a walk. A segment
  * that compaction has emptied is removed only after a checkpoint that does not name it, so one that
@@ -219,14 +220,14 @@ static int load_segs(struct stream *s, const struct head *h, uint32_t *ret_last_
 		struct mc_dlog_seg *seg;
 		struct mc_rd r;
 		uint64_t covered;
-		uint32_t id;
+		uint32_t id, foot;
 		int rc;
 
 		if (!p)
 			return s->rc;
 		r = mc_rd_make(p, SEG_ROW);
 		id = mc_rd_u32(&r);
-		(void)mc_rd_u32(&r);
+		foot = mc_rd_u32(&r);
 		covered = mc_rd_u64(&r);
 		if ((int64_t)id <= last || id == UINT32_MAX || covered % MC_REC_BLOCK != 0)
 			return -MC_E_CORRUPT;
@@ -246,6 +247,7 @@ static int load_segs(struct stream *s, const struct head *h, uint32_t *ret_last_
 			log->is_counted = false;
 		}
 		seg->durable = covered;
+		seg->foot_bytes = foot <= covered ? foot : 0;
 	}
 	*ret_last_id = last < 0 ? 0 : (uint32_t)last;
 	return 0;
@@ -350,7 +352,7 @@ static int save(struct stream *s)
 			continue;
 		w = mc_wr_make(stream_put(s, SEG_ROW), SEG_ROW);
 		mc_wr_u32(&w, log->segs[i]->id);
-		mc_wr_u32(&w, 0);
+		mc_wr_u32(&w, (uint32_t)log->segs[i]->foot_bytes);
 		mc_wr_u64(&w, log->segs[i]->durable & ~(uint64_t)(MC_REC_BLOCK - 1));
 		h.nsegs++;
 	}

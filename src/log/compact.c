@@ -78,7 +78,7 @@ static struct mc_dlog_seg *choose(const struct mc_dlog *log)
 
 	for (size_t i = 0; i < log->nsegs; i++) {
 		struct mc_dlog_seg *seg = log->segs[i];
-		uint64_t kept = seg->live_bytes + seg->tomb_bytes, dead;
+		uint64_t kept = seg->live_bytes + seg->tomb_bytes + seg->foot_bytes, dead;
 
 		if (seg == log->active || seg->is_gone || seg->is_doubtful || seg->tail == 0)
 			continue;

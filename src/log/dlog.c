@@ -440,24 +440,58 @@ int mc_dlog_stat(const struct mc_dlog *log, const void *key, size_t key_len,
 	return 0;
 }
 
-static int list_item(struct mc_dlog *log, const struct mc_dlog_seg *seg, const struct mc_rec *rec,
-		     const uint8_t *head, void (*each)(void *user, const struct mc_dlog_item *item),
-		     void *user)
+struct listing {
+	void (*each)(void *user, const struct mc_dlog_item *item);
+	void *user;
+};
+
+static const struct mc_index_entry *live_at(const struct mc_dlog *log,
+					    const struct mc_dlog_seg *seg, const struct mc_rec *rec)
 {
 	const struct mc_index_entry *e = mc_index_find(&log->index, rec->hash, rec->check);
-	struct mc_dlog_item item;
-	struct mc_rec whole;
 
 	if (!e || e->kind != MC_REC_PUT || e->segment != seg->id || mc_index_off(e) != rec->off)
-		return 0;
-	if (mc_dlog_check_record(log, e, head, &whole) < 0)
-		return -MC_E_CORRUPT;
-	item = (struct mc_dlog_item){.key = head + MC_REC_HEAD,
-				     .tlv = head + MC_REC_HEAD + rec->key_len,
-				     .key_len = rec->key_len,
-				     .info = {rec->gen, rec->payload_len, rec->tlv_len}};
-	each(user, &item);
+		return NULL;
+	return e;
+}
+
+static int list_item(void *user, struct mc_dlog *log, struct mc_dlog_seg *seg,
+		     const struct mc_rec *rec, const uint8_t *texts)
+{
+	const struct listing *l = user;
+	const struct mc_index_entry *e = live_at(log, seg, rec);
+	const struct mc_dlog_item item = {.key = texts,
+					  .tlv = texts + rec->key_len,
+					  .key_len = rec->key_len,
+					  .info = {rec->gen, rec->payload_len, rec->tlv_len}};
+
+	if (e && mc_dlog_gen_cmp(e->gen, rec->gen) == 0)
+		l->each(l->user, &item);
 	return 0;
+}
+
+/* By a walk. */
+static void list_record(struct mc_dlog *log, struct mc_dlog_seg *seg, const struct mc_rec *rec,
+			const uint8_t *head, struct listing *l)
+{
+	const struct mc_index_entry *e = live_at(log, seg, rec);
+	struct mc_rec whole;
+
+	if (!e)
+		return;
+	if (mc_dlog_check_record(log, e, head, &whole) < 0)
+		log->stats.bad_records++;
+	else
+		(void)list_item(l, log, seg, rec, head + MC_REC_HEAD); /* never an error */
+}
+
+/* @return 1: by its footer; 0: it has none; < 0 */
+static int list_foot(struct mc_dlog *log, struct mc_dlog_seg *seg,
+		     const struct mc_dlog_cursor *cursor, struct listing *l)
+{
+	if (seg == log->active || cursor->off > 0)
+		return 0;
+	return mc_dlog_foot_each(log, seg, list_item, l);
 }
 
 /* The first segment from this id on. */
@@ -473,6 +507,7 @@ int mc_dlog_list(struct mc_dlog *log, struct mc_dlog_cursor *cursor, uint64_t by
 		 void (*each)(void *user, const struct mc_dlog_item *item), void *user)
 {
 	uint64_t until = log->stats.scanned_bytes + bytes;
+	struct listing l = {each, user};
 	struct mc_dlog_seg *seg;
 	struct mc_dlog_scan s;
 	const uint8_t *head;
@@ -482,12 +517,20 @@ int mc_dlog_list(struct mc_dlog *log, struct mc_dlog_cursor *cursor, uint64_t by
 	while ((seg = seg_from(log, cursor->segment))) {
 		if (cursor->segment != seg->id)
 			*cursor = (struct mc_dlog_cursor){.segment = seg->id};
-		rc = mc_dlog_scan_init(&s, log, seg, cursor->off, seg->durable);
+		rc = list_foot(log, seg, cursor, &l);
+		if (rc == 1) {
+			*cursor = (struct mc_dlog_cursor){.segment = (uint64_t)seg->id + 1};
+			if (log->stats.scanned_bytes >= until)
+				return 1;
+			continue;
+		}
+		if (rc == 0)
+			rc = mc_dlog_scan_init(&s, log, seg, cursor->off, seg->durable);
 		if (rc < 0)
 			return rc;
 		while (log->stats.scanned_bytes < until &&
 		       mc_dlog_scan_next(&s, seg->durable, &rec, &head) == 1)
-			log->stats.bad_records += list_item(log, seg, &rec, head, each, user) < 0;
+			list_record(log, seg, &rec, head, &l);
 		cursor->off = s.at;
 		mc_dlog_scan_fini(&s);
 		if (log->stats.scanned_bytes >= until)
@@ -502,7 +545,7 @@ int mc_dlog_list(struct mc_dlog *log, struct mc_dlog_cursor *cursor, uint64_t by
 void mc_dlog_stats(const struct mc_dlog *log, struct mc_dlog_stats *ret_stats)
 {
 	struct mc_dlog_stats s = log->stats;
-	uint64_t tombs = 0;
+	uint64_t kept = 0;
 
 	s.segments = log->nsegs;
 	s.quota_bytes = log->quota;
@@ -512,9 +555,9 @@ void mc_dlog_stats(const struct mc_dlog *log, struct mc_dlog_stats *ret_stats)
 	for (size_t i = 0; i < log->nsegs; i++) {
 		s.used_bytes += log->segs[i]->tail;
 		s.live_bytes += log->segs[i]->live_bytes;
-		tombs += log->segs[i]->tomb_bytes;
+		kept += log->segs[i]->tomb_bytes + log->segs[i]->foot_bytes;
 	}
-	s.dead_bytes = s.used_bytes - s.live_bytes - tombs;
+	s.dead_bytes = s.used_bytes - s.live_bytes - kept;
 	*ret_stats = s;
 }
 

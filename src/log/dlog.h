@@ -101,7 +101,7 @@ struct mc_dlog_stats {
 	uint64_t objects, tombstones, segments;
 	uint64_t used_bytes;  /* of all segments */
 	uint64_t live_bytes;  /* records of objects */
-	uint64_t dead_bytes;  /* the rest: what compaction can give back, tombstones apart */
+	uint64_t dead_bytes;  /* what compaction can give back */
 	uint64_t quota_bytes; /* 0: none */
 	uint64_t puts, deletes, gets, syncs, bytes_put, bytes_got;
 	uint64_t compactions, moved_bytes, removed_segments, checkpoints;

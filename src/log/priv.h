@@ -8,6 +8,7 @@
  *   write.c    their places, groups, sync, taking back what failed
  *   read.c     gets
  *   scan.c     walking a segment record by record (blocks)
+ *   foot.c     what a sealed segment says of its records at its end (blocks)
  *   recover.c  opening: checkpoint or scan, and the torn end
  *   ckpt.c     the checkpoint file
  *   compact.c  moving what lives out of a segment; removing it
@@ -21,8 +22,11 @@
 #include "log/index.h"
 #include "log/rec.h"
 
-#define MC_DLOG_IO (1u << 20)	    /* most bytes of one operation of the disk */
-#define MC_DLOG_BOUNCES 16u	    /* buffers of MC_DLOG_IO */
+#define MC_DLOG_IO (1u << 20) /* most bytes of one operation of the disk */
+#define MC_DLOG_BOUNCES 16u   /* buffers of MC_DLOG_IO */
+#define MC_DLOG_SMALLS 64u    /* buffers of MC_DLOG_SMALL */
+/* A record with less than a chunk of payload and what else is in its blocks. */
+#define MC_DLOG_SMALL (MC_DLOG_CHUNK + MC_DLOG_TLV_MAX + MC_DLOG_KEY_MAX + 2 * MC_REC_BLOCK)
 #define MC_DLOG_SEGMENTS_MAX 65536u /* files */
 #define MC_DLOG_PATH_MAX 4096u	    /* of a file's name */
 #define MC_DLOG_IOV_MAX 1024u	    /* of one operation */
@@ -41,11 +45,26 @@ struct mc_dlog_seg {
 	uint64_t live_bytes; /* of objects that the index points to */
 	uint64_t tomb_bytes; /* of tombstones that it points to and that hide older records */
 	uint64_t idle_bytes; /* of those that hide nothing */
+	uint64_t foot_bytes; /* of its footer; 0: none, or not known */
 	unsigned refs;	     /* gets under way */
 	unsigned failures;   /* passes of compaction that did not empty it */
 	bool is_direct;
+	bool is_footless; /* sealed, and has no footer that is good */
 	bool is_gone;	  /* holds nothing any more; removed with the next checkpoint */
 	bool is_doubtful; /* parts could not be read: never removed, no tombstone dropped */
+};
+
+/** What an operation of the disk has of its own. */
+enum mc_dlog_buf {
+	MC_DLOG_BUF_NONE,
+	MC_DLOG_BUF_SMALL, /* MC_DLOG_SMALL bytes */
+	MC_DLOG_BUF_IO,	   /* MC_DLOG_IO bytes */
+};
+
+/** Buffers of one size that are used again. */
+struct mc_dlog_bufs {
+	uint8_t *free[MC_DLOG_SMALLS];
+	unsigned nfree, made;
 };
 
 /** One operation of the disk. */
@@ -55,9 +74,10 @@ struct mc_dlog_slot {
 	/** All of it is done, or rc < 0. */
 	void (*on_end)(struct mc_dlog_slot *slot, int rc);
 	void *owner;
-	uint8_t *bounce; /* given back with the slot, or NULL */
-	uint64_t at;	 /* the owner's */
-	uint32_t count;	 /* the owner's */
+	uint8_t *bounce; /* of `buf`; given back with the slot */
+	enum mc_dlog_buf buf;
+	uint64_t at;	/* the owner's */
+	uint32_t count; /* the owner's */
 	/* aio.c's */
 	uint8_t *mem;
 	uint64_t off;
@@ -88,6 +108,13 @@ struct mc_dlog_group {
 	bool is_open; /* small records may join */
 };
 
+/** What the active segment's footer will be. */
+struct mc_dlog_foot {
+	uint8_t *bytes;
+	size_t len, cap, n; /* n: records */
+	bool is_whole;	    /* all records of the segment are in it */
+};
+
 struct mc_dlog {
 	const struct mc_disk *disk;
 	char *path;
@@ -107,8 +134,7 @@ struct mc_dlog {
 	struct mc_dlog_slot *slots;
 	struct mc_list slots_free; /* mc_dlog_slot.io.link */
 	unsigned depth, nflying;
-	uint8_t *bounces[MC_DLOG_BOUNCES]; /* free ones */
-	unsigned nbounces, bounces_made;
+	struct mc_dlog_bufs smalls, bounces;
 	bool is_broken; /* the queue is */
 	/* write.c */
 	struct mc_list waiting; /* mc_dlog_put.link, not placed */
@@ -124,6 +150,7 @@ struct mc_dlog {
 	uint8_t *bufs[MC_DLOG_BUFS]; /* of groups, free ones */
 	unsigned nbufs;
 	bool no_extend; /* the file system can't */
+	struct mc_dlog_foot foot;
 	/* read.c */
 	struct mc_list reads; /* mc_dlog_read.link: all under way */
 	unsigned nreads;
@@ -152,8 +179,8 @@ void mc_dlog_set_read_only(struct mc_dlog *log, const char *why, int rc);
 MC_MUST_CHECK int mc_dlog_aio_open(struct mc_dlog *log, const char *no_uring, unsigned depth);
 /** Nothing is under way, or this is the child of a fork(). */
 void mc_dlog_aio_close(struct mc_dlog *log);
-/** @return NULL: all are busy. @param bytes  > 0: with a bounce buffer, which has MC_DLOG_IO */
-struct mc_dlog_slot *mc_dlog_slot_get(struct mc_dlog *log, bool has_bounce);
+/** @return NULL: all of them, or of such buffers, are busy */
+struct mc_dlog_slot *mc_dlog_slot_get(struct mc_dlog *log, enum mc_dlog_buf buf);
 void mc_dlog_slot_put(struct mc_dlog_slot *slot);
 void mc_dlog_io_start(struct mc_dlog_slot *slot, enum mc_disk_op op, struct mc_disk_file *file,
 		      void *mem, uint32_t len, uint64_t off);
@@ -255,6 +282,26 @@ int mc_dlog_scan_next(struct mc_dlog_scan *s, uint64_t until, struct mc_rec *ret
 const uint8_t *mc_dlog_scan_view(struct mc_dlog_scan *s, uint64_t off, uint32_t len);
 /** Is all of a record what was put? Overwrites the view. @return 1; 0; < 0 */
 int mc_dlog_scan_is_whole(struct mc_dlog_scan *s, const struct mc_rec *rec);
+
+/* ---- foot.c ---- */
+
+/** The active segment is empty. */
+void mc_dlog_foot_begin(struct mc_dlog *log);
+/** It will have none. */
+void mc_dlog_foot_drop(struct mc_dlog *log);
+/** A record of the active segment is durable; in their order. */
+void mc_dlog_foot_add(struct mc_dlog *log, const struct mc_dlog_put *p);
+/** To the end of the segment, if it is worth it and the disk takes it. */
+void mc_dlog_foot_write(struct mc_dlog *log, struct mc_dlog_seg *seg);
+/** @param texts  key and TLV. @return 0; < 0: no more */
+typedef int mc_dlog_foot_fn(void *user, struct mc_dlog *log, struct mc_dlog_seg *seg,
+			    const struct mc_rec *rec, const uint8_t *texts);
+/**
+ * Each record of a sealed segment, in their order, by its footer.
+ * @return 1; 0: there is none that is good, and nothing was told; < 0: each()'s
+ */
+int mc_dlog_foot_each(struct mc_dlog *log, struct mc_dlog_seg *seg, mc_dlog_foot_fn *each,
+		      void *user);
 
 /* ---- recover.c ---- */
 

@@ -13,7 +13,6 @@
 #include "base/crc.h"
 #include "base/log.h"
 
-#define WHOLE_MAX (192u << 10) /* records up to this are read by one operation */
 #define PIECE_CHUNKS (MC_DLOG_IO / MC_DLOG_CHUNK)
 
 struct mc_dlog_read {
@@ -255,7 +254,7 @@ static bool issue_whole(struct mc_dlog *log, struct mc_dlog_read *r)
 {
 	uint64_t off = mc_index_off(&r->entry) & ~(uint64_t)(MC_REC_BLOCK - 1);
 	uint64_t end = mc_rec_round(mc_index_off(&r->entry) + r->layout.len, MC_REC_BLOCK);
-	struct mc_dlog_slot *slot = mc_dlog_slot_get(log, true);
+	struct mc_dlog_slot *slot = mc_dlog_slot_get(log, MC_DLOG_BUF_SMALL);
 
 	if (!slot)
 		return false;
@@ -277,7 +276,7 @@ static bool issue_straight(struct mc_dlog *log, struct mc_dlog_read *r)
 		n = straight(r, r->next, &mem);
 		if (n == 0)
 			continue;
-		slot = mc_dlog_slot_get(log, false);
+		slot = mc_dlog_slot_get(log, MC_DLOG_BUF_NONE);
 		if (!slot)
 			return false;
 		at = (uint64_t)r->next * MC_DLOG_CHUNK;
@@ -301,7 +300,7 @@ static bool issue_edges(struct mc_dlog *log, struct mc_dlog_read *r)
 			r->next_edge += skip;
 			continue;
 		}
-		slot = mc_dlog_slot_get(log, true);
+		slot = mc_dlog_slot_get(log, MC_DLOG_BUF_IO);
 		if (!slot)
 			return false;
 		for (n = 1; r->next_edge + n < r->end && n < PIECE_CHUNKS; n++)
@@ -326,7 +325,7 @@ static bool read_issue(struct mc_dlog *log, struct mc_dlog_read *r)
 	if (!r->front)
 		return r->is_front_begun || issue_whole(log, r);
 	if (!r->is_front_begun) {
-		slot = mc_dlog_slot_get(log, false);
+		slot = mc_dlog_slot_get(log, MC_DLOG_BUF_NONE);
 		if (!slot)
 			return false;
 		r->is_front_begun = true;
@@ -387,7 +386,7 @@ int mc_dlog_get(struct mc_dlog *log, struct mc_dlog_op *op)
 	r->seg = seg;
 	r->end = (uint32_t)((op->off + len + MC_DLOG_CHUNK - 1) / MC_DLOG_CHUNK);
 	r->next = r->next_edge = (uint32_t)(op->off / MC_DLOG_CHUNK);
-	if (r->layout.len > WHOLE_MAX) {
+	if (r->layout.align == MC_REC_BLOCK) {
 		r->front = mc_aligned_alloc(MC_REC_BLOCK, r->layout.payload_off);
 		if (!r->front) {
 			mc_free(r);

@@ -65,6 +65,8 @@ static bool is_sane(const struct mc_rec *rec)
 		return false;
 	if (rec->kind == MC_REC_TOMB)
 		return rec->payload_len == 0 && rec->tlv_len == 0;
+	if (rec->kind == MC_REC_FOOT)
+		return rec->key_len == 1 && rec->tlv_len == 0;
 	return rec->kind == MC_REC_PUT;
 }
 

@@ -24,6 +24,7 @@
 enum mc_rec_kind {
 	MC_REC_PUT = 1,
 	MC_REC_TOMB = 2, /* the key is deleted up to this generation */
+	MC_REC_FOOT = 3, /* of a sealed segment: foot.c; no object */
 };
 
 struct mc_rec {

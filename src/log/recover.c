@@ -1,11 +1,11 @@
 /*
  * recover.c: what is in the directory.
  *
- * From the checkpoint what it covers, from a walk over the segments the rest. Of the last segment a
- * part may be torn: what was written after the last sync. Every record says how much before it was
- * durable when it was written; beyond the highest such place a record counts only if all of it is
- * as it was put, so that a torn one never hides the one before it. The segment is then cut behind
- * its last good record and made durable: what is shown from now on stays.
+ * From the checkpoint what it covers, from a walk over the segments, or their footers, the rest. Of
+ * the last segment a part may be torn: what was written after the last sync. Every record says how
+ * much before it was durable when it was written; beyond the highest such place a record counts
+ * only if all of it is as it was put, so that a torn one never hides the one before it. The segment
+ * is then cut behind its last good record and made durable: what is shown from now on stays.
  */
 #include "log/priv.h"
 
@@ -93,7 +93,26 @@ static int scan_last(struct mc_dlog *log, struct mc_dlog_seg *seg, uint64_t from
 	}
 	seg->tail = seg->durable = seg->room = end;
 	log->active = seg;
+	if (end == 0)
+		mc_dlog_foot_begin(log);
 	return 0;
+}
+
+static int apply_entry(void *user, struct mc_dlog *log, struct mc_dlog_seg *seg,
+		       const struct mc_rec *rec, const uint8_t *texts)
+{
+	int rc = mc_dlog_apply(log, seg, rec);
+
+	return rc == -MC_E_STALE ? 0 : rc;
+}
+
+/* A sealed one: by its footer, else by a walk. */
+static int scan_sealed(struct mc_dlog *log, struct mc_dlog_seg *seg, uint64_t from)
+{
+	int rc = from == 0 ? mc_dlog_foot_each(log, seg, apply_entry, NULL) : 0;
+	uint64_t end;
+
+	return rc != 0 ? mc_min(rc, 0) : scan_seg(log, seg, from, seg->tail, &end);
 }
 
 /* Segment files that are not known yet, those that the checkpoint left behind removed. */
@@ -121,7 +140,7 @@ static int adopt_all(struct mc_dlog *log, bool has_ckpt, uint32_t last_id)
 int mc_dlog_recover(struct mc_dlog *log, bool no_checkpoint, struct mc_diag *ret_diag)
 {
 	uint32_t last_id = 0;
-	uint64_t from, end;
+	uint64_t from;
 	int has_ckpt = no_checkpoint ? 0 : mc_dlog_ckpt_load(log, &last_id), rc;
 
 	if (has_ckpt < 0)
@@ -136,7 +155,7 @@ int mc_dlog_recover(struct mc_dlog *log, bool no_checkpoint, struct mc_diag *ret
 		if (i + 1 == log->nsegs)
 			rc = scan_last(log, seg, from, ret_diag);
 		else if (from < seg->tail)
-			rc = scan_seg(log, seg, from, seg->tail, &end);
+			rc = scan_sealed(log, seg, from);
 		seg->durable = seg->tail;
 	}
 	return rc;

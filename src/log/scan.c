@@ -155,6 +155,8 @@ int mc_dlog_scan_next(struct mc_dlog_scan *s, uint64_t until, struct mc_rec *ret
 			break;
 		s->is_in_bad = false;
 		s->at += l.len;
+		if (ret_rec->kind == MC_REC_FOOT)
+			continue;
 		s->last_end = s->at;
 		*ret_head = p;
 		return 1;

@@ -144,6 +144,7 @@ int mc_dlog_seg_make(struct mc_dlog *log)
 		return mc_err_from_errno(-rc);
 	}
 	log->active = seg;
+	mc_dlog_foot_begin(log);
 	return 0;
 }
 

@@ -133,6 +133,8 @@ static int make_room(struct mc_dlog *log, uint64_t len)
 		group_close(log, g);
 	if (seg && !mc_list_is_empty(&log->groups))
 		return 0;
+	if (seg)
+		mc_dlog_foot_write(log, seg);
 	mc_dlog_seg_seal(log);
 	rc = mc_dlog_seg_make(log);
 	if (rc == 0)
@@ -211,12 +213,12 @@ static struct mc_dlog_slot *payload_piece(struct mc_dlog *log, struct mc_dlog_gr
 	n = mc_min(n, left);
 	n = mc_min(n, (uint64_t)MC_DLOG_IO) & ~(uint64_t)(MC_REC_BLOCK - 1);
 	if (n > 0 && ((uintptr_t)from & (log->mem_align - 1)) == 0) {
-		slot = mc_dlog_slot_get(log, false);
+		slot = mc_dlog_slot_get(log, MC_DLOG_BUF_NONE);
 		*ret_mem = (void *)from; /* a write does not change it */
 		*ret_len = (uint32_t)n;
 		return slot;
 	}
-	slot = mc_dlog_slot_get(log, true);
+	slot = mc_dlog_slot_get(log, MC_DLOG_BUF_IO);
 	if (!slot)
 		return NULL;
 	n = mc_min(left, (uint64_t)MC_DLOG_IO);
@@ -236,7 +238,7 @@ static void group_issue(struct mc_dlog *log, struct mc_dlog_group *g)
 
 	while (!g->is_open && g->next < g->len && log->fail_rc == 0 && !log->is_broken) {
 		if (g->next < g->buf_len) {
-			slot = mc_dlog_slot_get(log, false);
+			slot = mc_dlog_slot_get(log, MC_DLOG_BUF_NONE);
 			mem = g->buf;
 			len = g->buf_len;
 		} else {
@@ -263,6 +265,7 @@ static void group_done(struct mc_dlog *log, struct mc_dlog_group *g)
 	log->since_ckpt += g->len;
 	mc_list_each (p, &g->puts, link) {
 		mc_list_del(&p->link);
+		mc_dlog_foot_add(log, p);
 		rc = mc_dlog_apply(log, log->active, &p->rec);
 		mc_dlog_put_end(log, p, rc);
 	}
@@ -311,7 +314,7 @@ static void advance(struct mc_dlog *log)
 	}
 	if (!last)
 		return;
-	slot = mc_dlog_slot_get(log, false);
+	slot = mc_dlog_slot_get(log, MC_DLOG_BUF_NONE);
 	if (!slot)
 		return;
 	slot->on_end = on_synced;
@@ -435,4 +438,5 @@ void mc_dlog_write_fini(struct mc_dlog *log)
 		mc_free(g);
 	while (log->nbufs > 0)
 		mc_free(log->bufs[--log->nbufs]);
+	mc_dlog_foot_drop(log);
 }
