@@ -221,6 +221,25 @@ struct mc_put_signal {
 	uint32_t transfer; /* index in its group; one signal each, and it has bytes */
 };
 
+/**
+ * Sees the bytes of a group while they pass through the caller's thread and lie in its cache, so
+ * that a checksum needs no pass of its own. Not all of them: what moves without that thread (RDMA,
+ * files, process_vm) is not shown. Of one transfer pieces may come in any order. The functions must
+ * not call the engine.
+ */
+struct mc_tap {
+	void *user;
+	/** Copy n bytes of the transfer, from its byte `at` on, in the engine's place. On return
+	 * all stores are ordered before later ones. */
+	void (*copy)(void *user, uint32_t transfer, uint64_t at, void *dst, const void *src,
+		     size_t n);
+	/** n bytes of the transfer, from its byte `at` on, have come to, or have gone from, the
+	 * local memory `bytes`. */
+	void (*passed)(void *user, uint32_t transfer, uint64_t at, const void *bytes, size_t n);
+	/** What was shown of the transfer so far counts no more: some of it is moved again. */
+	void (*again)(void *user, uint32_t transfer);
+};
+
 struct mc_group {
 	uint32_t size; /* sizeof(struct mc_group): lets the struct grow */
 	uint32_t n;
@@ -232,6 +251,8 @@ struct mc_group {
 	uint64_t user;			     /* comes back in the completion */
 	const struct mc_put_signal *signals; /* read during submit only */
 	uint32_t nsignals;		     /* <= n */
+	const struct mc_tap *tap; /* mc_transfer_sync() only, which calls it until it returns;
+				     NULL: none */
 };
 
 /** How a group, or one transfer of it, stands. */

@@ -229,6 +229,39 @@ static uint32_t stream_fast(uint32_t crc, uint8_t *dst, const uint8_t *src, size
 
 #endif
 
+/* Polynomials modulo POLY, reflected: bit 31 is 1, bit 30 is x. */
+static uint32_t multiply(uint32_t a, uint32_t b)
+{
+	uint32_t product = 0;
+
+	for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
+		product ^= a & bit ? b : 0;
+		b = b & 1 ? b >> 1 ^ POLY : b >> 1;
+	}
+	return product;
+}
+
+#define POWERS 64
+
+static uint32_t power[POWERS]; /* x^(8 * 2^i): what 2^i bytes do */
+static pthread_once_t power_once = PTHREAD_ONCE_INIT;
+
+static void power_build(void)
+{
+	power[0] = 1u << (31 - 8);
+	for (unsigned i = 1; i < POWERS; i++)
+		power[i] = multiply(power[i - 1], power[i - 1]);
+}
+
+uint32_t mc_crc32c_skip(uint32_t crc, uint64_t n)
+{
+	pthread_once(&power_once, power_build);
+	for (unsigned i = 0; n > 0; n >>= 1, i++)
+		if (n & 1)
+			crc = multiply(crc, power[i]);
+	return crc;
+}
+
 uint32_t mc_crc32c(uint32_t crc, const void *data, size_t n)
 {
 	return is_fast() ? read_fast(crc, data, n) : mc_crc32c_table(crc, data, n);

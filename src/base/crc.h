@@ -25,6 +25,13 @@ uint32_t mc_crc32c_stream(uint32_t crc, void *dst, const void *src, size_t n);
 
 #define MC_CRC_STREAM_MIN (256u << 10)
 
+/**
+ * What `crc` becomes over n bytes, apart from what these bytes add:
+ * mc_crc32c(a, data, n) == mc_crc32c(0, data, n) ^ mc_crc32c_skip(a, n). So a seed may be known
+ * later than the bytes.
+ */
+uint32_t mc_crc32c_skip(uint32_t crc, uint64_t n);
+
 /** The way without special instructions: for tests, and what others fall back to. */
 uint32_t mc_crc32c_table(uint32_t crc, const void *data, size_t n);
 

@@ -2,6 +2,7 @@
  * move.c: transfers of an op, one group for each owner, so that one owner's trouble is not another
  * one's. With one group the caller's thread drives it itself; more of them go side by side.
  */
+#include "base/crc.h"
 #include "client/priv.h"
 
 #define GROUP_MAX 4096u /* transfers of one group */
@@ -40,6 +41,62 @@ static int sync_run(struct mc_store *st, const struct mc_transfer *x, uint32_t n
 	return mc_transfer_sync(st->eng, &g, NULL);
 }
 
+/* ---- counting what passes ---- */
+
+struct counted {
+	struct mc_cli_move **moves;
+	bool is_big; /* the group: its bytes would only wash through the cache */
+};
+
+static void on_copy(void *user, uint32_t transfer, uint64_t at, void *dst, const void *src,
+		    size_t n)
+{
+	const struct counted *c = user;
+	struct mc_cli_tally *y = c->moves[transfer]->tally;
+
+	if (y)
+		mc_cli_tally_add(y, at, dst, src, n, c->is_big);
+	else
+		memcpy(dst, src, n);
+}
+
+static void on_passed(void *user, uint32_t transfer, uint64_t at, const void *bytes, size_t n)
+{
+	const struct counted *c = user;
+	struct mc_cli_tally *y = c->moves[transfer]->tally;
+
+	if (y)
+		mc_cli_tally_add(y, at, NULL, bytes, n, false);
+}
+
+static void on_again(void *user, uint32_t transfer)
+{
+	const struct counted *c = user;
+
+	if (c->moves[transfer]->tally)
+		mc_cli_tally_void(c->moves[transfer]->tally);
+}
+
+/* Its transfers, one after the other, with their bytes counted where somebody wants that. */
+static int group_sync(struct mc_store *st, struct group *g, uint64_t deadline_ns)
+{
+	struct mc_group eg = engine_group(g->x, g->n, deadline_ns);
+	struct counted counted = {.moves = g->moves};
+	struct mc_tap tap = {&counted, on_copy, on_passed, on_again};
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < g->n; i++) {
+		if (g->moves[i]->tally)
+			eg.tap = &tap;
+		for (uint32_t k = 0; k < g->x[i].nremote; k++)
+			bytes += g->x[i].remote[k].len;
+	}
+	counted.is_big = bytes >= MC_CRC_STREAM_MIN;
+	return mc_transfer_sync(st->eng, &eg, NULL);
+}
+
+/* ---- groups ---- */
+
 static void group_start(struct mc_store *st, struct group *g, uint64_t deadline_ns)
 {
 	struct mc_group eg = engine_group(g->x, g->n, deadline_ns);
@@ -71,8 +128,11 @@ static void group_end(struct mc_store *st, struct group *g, uint64_t deadline_ns
 			     mc_err_scope(g->rc) == MC_SCOPE_OP && g->rc != -MC_E_TIMEDOUT &&
 			     g->rc != -MC_E_CANCELED;
 
-	for (uint32_t i = 0; i < g->n; i++)
+	for (uint32_t i = 0; i < g->n; i++) {
+		if (is_one_by_one && g->moves[i]->tally)
+			mc_cli_tally_void(g->moves[i]->tally);
 		g->moves[i]->rc = is_one_by_one ? sync_run(st, &g->x[i], 1, deadline_ns) : g->rc;
+	}
 	if (!is_one_by_one && g->rc < 0 && g->segment >= 0)
 		mc_cli_owner_bad(g->owner, g->rc);
 }
@@ -145,7 +205,7 @@ void mc_cli_moves_run(struct mc_cli_op *op, struct mc_cli_move *moves, size_t n,
 	}
 	for (size_t i = 0; i < ngroups; i++)
 		if (groups[i].rc == 0 && ngroups == 1)
-			groups[i].rc = sync_run(op->st, groups[i].x, groups[i].n, deadline_ns);
+			groups[i].rc = group_sync(op->st, &groups[i], deadline_ns);
 		else if (groups[i].rc == 0)
 			group_start(op->st, &groups[i], deadline_ns);
 	for (size_t i = 0; i < ngroups; i++) {

@@ -217,11 +217,31 @@ struct mc_cli_move {
 	struct mc_cli_owner *owner;
 	struct mc_transfer x; /* segment is filled in */
 	uint64_t bytes;
-	int rc; /* result */
+	struct mc_cli_tally *tally; /* of the payload, counted as it passes; NULL: none */
+	int rc;			    /* result */
 };
 /** Move all, those of one owner in one group. Each has its rc then. */
 void mc_cli_moves_run(struct mc_cli_op *op, struct mc_cli_move *moves, size_t n,
 		      uint64_t deadline_ns);
+
+/* ---- CRCs of what passes (tally.c) ---- */
+
+struct mc_cli_tally;
+
+/** For a transfer whose bytes from payload_at on are the whole payload, in order. NULL: not worth
+ * it, or no memory; that is no error. */
+struct mc_cli_tally *mc_cli_tally_new(struct mc_cli_op *op, const struct mc_slot_info *info,
+				      uint64_t payload_at);
+/** n bytes of the transfer, from its byte `at` on. @param dst  copy them there in the same pass;
+ * NULL: only count */
+void mc_cli_tally_add(struct mc_cli_tally *y, uint64_t at, void *dst, const void *src, size_t n,
+		      bool is_big);
+/** What was counted does not count. */
+void mc_cli_tally_void(struct mc_cli_tally *y);
+/** mc_slot_chunk_crc() of a chunk that has passed whole. @return false: it has not (NULL: nothing
+ * has) */
+bool mc_cli_tally_crc(const struct mc_cli_tally *y, const struct mc_slot_info *info, uint32_t chunk,
+		      uint32_t *ret);
 
 /* ---- locations (cache.c) ---- */
 
@@ -282,6 +302,7 @@ struct mc_cli_read {
 	uint8_t looks, outcome;
 	bool is_done, is_placed;
 	struct mc_cli_move *move;
+	struct mc_cli_tally *tally; /* of the replica that is read */
 };
 /**
  * Read all that have result 0.
@@ -330,6 +351,7 @@ struct mc_cli_target {
 	bool is_unfenced; /* our bytes may still land there: not ours to give back */
 	bool was_sealed;  /* it was asked to put or to seal, and may have done so */
 	int status;	  /* MC_STORE_* of a failed one */
+	struct mc_cli_tally *tally; /* of what was written there */
 };
 
 #define MC_CLI_TARGETS_MAX 16u /* owners that are remembered for one object */

@@ -119,6 +119,7 @@ static bool replica_next(struct mc_cli_op *op, struct mc_cli_read *r)
 			r->tried |= (uint8_t)(1u << i);
 			r->replica = (uint8_t)i;
 			r->owner = o;
+			r->tally = NULL;
 			return true;
 		}
 	return false;
@@ -141,6 +142,17 @@ static struct mc_iov *iov_add(struct mc_iov *iov, uint32_t *n, uint64_t addr, ui
 	else
 		iov[(*n)++] = (struct mc_iov){addr, len};
 	return iov;
+}
+
+/* Are the ranges the object, in order? */
+static bool is_whole(const struct mc_cli_read *r)
+{
+	uint64_t at = 0;
+
+	for (uint32_t i = 0; i < r->nranges; at += r->ranges[i++].len)
+		if (r->ranges[i].offset != at)
+			return false;
+	return at == r->info.len;
 }
 
 /* Header to table, then the ranges; touching ones are one range of the slot. */
@@ -169,8 +181,11 @@ static int move_make(struct mc_cli_op *op, struct mc_cli_read *r, uint8_t *head,
 		iov_add(remote, &nr, addr + r->info.payload_off + g->offset, g->len);
 	}
 	r->head = head;
+	if (is_whole(r))
+		r->tally = mc_cli_tally_new(op, &r->info, r->head_len + gap);
 	*m = (struct mc_cli_move){
 	    .owner = r->owner,
+	    .tally = r->tally,
 	    .x = {.op = MC_READ, .nlocal = nl, .nremote = nr, .local = local, .remote = remote}};
 	return 0;
 }
@@ -184,12 +199,13 @@ static int run_check(const struct mc_cli_read *r, uint32_t i, uint64_t begin, ui
 
 	while (at < stop) {
 		uint32_t chunk = (uint32_t)(at / MC_SLOT_CHUNK);
-		uint32_t len = mc_slot_chunk_len(&r->info, chunk);
+		uint32_t len = mc_slot_chunk_len(&r->info, chunk), crc;
 
 		if (at + len > stop)
 			return 1;
-		if (mc_cli_chunk_crc(&r->info, r->ranges, &i, chunk) !=
-		    mc_slot_table(r->head, &r->info, chunk))
+		if (!mc_cli_tally_crc(r->tally, &r->info, chunk, &crc))
+			crc = mc_cli_chunk_crc(&r->info, r->ranges, &i, chunk);
+		if (crc != mc_slot_table(r->head, &r->info, chunk))
 			return -MC_E_CORRUPT;
 		at += len;
 	}

@@ -76,8 +76,13 @@ static uint32_t *table_make(struct mc_cli_op *op, const struct mc_cli_write *w,
 	if (!table)
 		return NULL;
 	info.incarnation = t->incarnation;
-	for (uint32_t i = 0; i < info.nchunks; i++)
-		table[i] = htole32(mc_cli_chunk_crc(&info, w->ranges, &range, i));
+	for (uint32_t i = 0; i < info.nchunks; i++) {
+		uint32_t crc;
+
+		if (!mc_cli_tally_crc(t->tally, &info, i, &crc))
+			crc = mc_cli_chunk_crc(&info, w->ranges, &range, i);
+		table[i] = htole32(crc);
+	}
 	return table;
 }
 

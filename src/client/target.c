@@ -283,8 +283,8 @@ static void ask(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n)
 
 /* ---- bytes ---- */
 
-static int move_make(struct mc_cli_op *op, const struct mc_cli_write *w,
-		     const struct mc_cli_target *t, struct mc_cli_move *m)
+static int move_make(struct mc_cli_op *op, const struct mc_cli_write *w, struct mc_cli_target *t,
+		     struct mc_cli_move *m)
 {
 	struct mc_iov *local = mc_cli_alloc(op, w->nranges + 1, sizeof(*local));
 
@@ -293,7 +293,9 @@ static int move_make(struct mc_cli_op *op, const struct mc_cli_write *w,
 	for (uint32_t i = 0; i < w->nranges; i++)
 		local[i] = (struct mc_iov){(uintptr_t)w->ranges[i].addr, w->ranges[i].len};
 	local[w->nranges] = (struct mc_iov){t->addr + w->info.payload_off, w->len};
+	t->tally = mc_cli_tally_new(op, &w->info, 0);
 	*m = (struct mc_cli_move){.owner = t->owner,
+				  .tally = t->tally,
 				  .x = {.op = MC_WRITE,
 					.nlocal = w->nranges,
 					.nremote = 1,

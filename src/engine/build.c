@@ -30,6 +30,7 @@ struct build {
 	uint32_t frags_max;
 	uint64_t slice_bytes;
 	uint64_t total;
+	uint64_t t_at;	      /* bytes of the transfer so far */
 	uint64_t until_ns;    /* 0: may not wait */
 	struct mc_peer *peer; /* of the session */
 };
@@ -64,6 +65,7 @@ static int slice_open(struct build *b, uint32_t t)
 	es->s.op = op->op;
 	es->s.frags = (struct mc_frag *)op->nfrags; /* index for now: the array may still move */
 	es->t_first = es->t_last = t;
+	es->t_at = b->t_at;
 	b->slice = es;
 	return 0;
 }
@@ -103,6 +105,7 @@ static int frag_add(struct build *b, uint32_t t, uint64_t local, uint64_t raddr,
 			b->slice->t_last = t;
 			op->t[t].slices_left++;
 		}
+		b->t_at += n;
 		local += n;
 		raddr += n;
 		len -= n;
@@ -252,6 +255,7 @@ static int transfer_add(struct build *b, uint32_t t, const struct mc_transfer *x
 	uint32_t li = 0, ri = 0;
 	uint64_t lo = 0, ro = 0;
 
+	b->t_at = 0;
 	while (ri < x->nremote) {
 		const struct mc_iov *r = &x->remote[ri], *l;
 		uint64_t n;
@@ -298,6 +302,7 @@ static int tail_cut(struct build *b, uint32_t t, struct mc_eslice **ret_tail)
 			return rc;
 		whole = &op->slices[at]; /* the array may have moved */
 		tail = b->slice;
+		tail->t_at -= cut;
 		if (f->len > TAIL_BYTES) {
 			rc = array_grow(&op->frags, &op->frags_cap, op->nfrags + 1,
 					MC_GROUP_FRAGS_MAX, sizeof(*op->frags));

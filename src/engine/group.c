@@ -201,6 +201,7 @@ static int gop_begin(struct mc_gop *op, const struct mc_group *g, struct mc_diag
 	op->cq = NULL;
 	op->loop = NULL;
 	op->within = NULL;
+	op->tap = NULL;
 	op->user = g->user;
 	op->prio = (enum mc_priority)g->priority;
 	op->op = MC_OP_READ;

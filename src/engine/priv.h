@@ -97,6 +97,7 @@ struct mc_eslice {
 	uint64_t posted_ns;
 	struct mc_retry retry;
 	uint32_t t_first, t_last; /* transfers that it carries parts of */
+	uint64_t t_at;		  /* byte of the first one that it begins with */
 	enum mc_route route;
 	uint32_t rails;	      /* RDMA: bit a rail whose far end has a key of the memory */
 	uint32_t near;	      /* RDMA: bit a local port that is close to the memory */
@@ -105,6 +106,7 @@ struct mc_eslice {
 	bool is_held;	      /* the last of its transfer, kept back until the others are done */
 	bool is_signal;	      /* it stores the signal of its transfer: not to be applied twice */
 	bool is_bare;	      /* and carries nothing else */
+	bool is_shown;	      /* the tap has seen some of it */
 };
 
 struct mc_tstate {
@@ -156,6 +158,7 @@ struct mc_gop {
 	struct mc_session *notify_session; /* counted, NULL: none */
 	char *notify_name, *notify_msg;	   /* mc_free */
 	uint32_t notify_name_len, notify_msg_len;
+	const struct mc_tap *tap;	/* of a synchronous caller; NULL: none */
 	const struct mc_eslice *within; /* the staged slice that this is a hop of; NULL: none */
 	/* asynchronous groups: the way to the loop and back */
 	struct mc_task task;
@@ -629,6 +632,12 @@ void mc_watch_closed(struct mc_engine *eng, const struct mc_peer *peer);
 /** The watches that end there; and this one alone. */
 void mc_watch_cq_closed(struct mc_engine *eng, const struct mc_cq *cq);
 void mc_watch_canceled(struct mc_gop *op);
+
+/* ---- tap.c ---- */
+/** Show the group's bytes to the caller whose thread drives it. NULL: nothing. */
+void mc_tap_set(struct mc_gop *op, const struct mc_tap *tap);
+/** A slice of which something was shown begins anew. */
+void mc_tap_again(struct mc_eslice *es);
 
 /* ---- group.c ---- */
 /** The request as this library knows it, whatever the caller was built with. */

@@ -115,6 +115,8 @@ void mc_pump_release(struct mc_pump *p)
 static void flying_add(struct mc_pump *p, struct mc_elane *lane, struct mc_eslice *es,
 		       uint64_t now_ns)
 {
+	if (es->is_shown)
+		mc_tap_again(es);
 	if (lane->flying_n == 0) {
 		lane->seen_ns = now_ns;
 		mc_rail_meter_begin(&lane->meter, now_ns);

@@ -113,6 +113,7 @@ int mc_transfer_sync(struct mc_engine *eng, const struct mc_group *group, struct
 		mc_async_start(op);
 		(void)mc_gop_wait(op, MC_TIME_NEVER); /* it ends by its deadline */
 	} else {
+		mc_tap_set(op, g.tap);
 		if (op->nslices > 0)
 			drive(op);
 		mc_gop_end(op);

@@ -55,6 +55,11 @@ uint32_t mc_slot_chunk_crc(const struct mc_slot_info *info, uint32_t index, cons
 	return mc_crc32c(chunk_seed(info, index), bytes, len);
 }
 
+uint32_t mc_slot_chunk_seed(const struct mc_slot_info *info, uint32_t index, uint32_t plain)
+{
+	return plain ^ mc_crc32c_skip(chunk_seed(info, index), mc_slot_chunk_len(info, index));
+}
+
 uint32_t mc_slot_chunk_copy(const struct mc_slot_info *info, uint32_t index, void *to,
 			    const void *from, size_t len)
 {

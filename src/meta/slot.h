@@ -85,6 +85,9 @@ MC_MUST_CHECK int mc_slot_layout(struct mc_slot_info *info);
 /** CRC of chunk `index` with these bytes. */
 uint32_t mc_slot_chunk_crc(const struct mc_slot_info *info, uint32_t index, const void *bytes,
 			   size_t len);
+/** CRC of chunk `index` whose bytes have the CRC `plain`, begun with 0: mc_slot_chunk_crc() for
+ * whoever sees bytes before he knows whose they are. */
+uint32_t mc_slot_chunk_seed(const struct mc_slot_info *info, uint32_t index, uint32_t plain);
 /** Copy a chunk and give its CRC, in one pass. Those of big objects past the cache. */
 uint32_t mc_slot_chunk_copy(const struct mc_slot_info *info, uint32_t index, void *to,
 			    const void *from, size_t len);

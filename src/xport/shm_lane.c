@@ -99,7 +99,18 @@ static int map_range(struct mc_shm_peer *p, const struct mc_remote_region *rr, u
 	return mc_shm_map_pin(p, rr->arena, off, len, ret_at);
 }
 
-static int copy_mapped(struct shm_lane *l, struct mc_slice *s, const struct mc_frag *f)
+/* @param off  of the fragment in its slice */
+static void copy_frag(const struct shm_lane *l, struct mc_slice *s, uint64_t off, void *dst,
+		      const void *src, size_t len)
+{
+	if (s->tap)
+		s->tap->copy(s, off, dst, src, len);
+	else
+		mc_copy(dst, src, len, l->hint);
+}
+
+static int copy_mapped(struct shm_lane *l, struct mc_slice *s, const struct mc_frag *f,
+		       uint64_t off)
 {
 	uint8_t *at;
 	int rc;
@@ -108,11 +119,11 @@ static int copy_mapped(struct shm_lane *l, struct mc_slice *s, const struct mc_f
 	if (rc < 0)
 		return rc;
 	if (s->op == MC_OP_READ) {
-		mc_copy(f->local, at, f->len, l->hint);
+		copy_frag(l, s, off, f->local, at, f->len);
 	} else {
 		if (f->len >= MC_SHM_WARM_LEN)
 			mc_shm_map_warm(l->peer, f->rr->arena, at, f->len);
-		mc_copy(at, f->local, f->len, l->hint);
+		copy_frag(l, s, off, at, f->local, f->len);
 	}
 	mc_shm_map_unpin(l->peer, f->rr->arena);
 	mc_sync_lane_moved(&l->sync, s, f->len);
@@ -242,9 +253,11 @@ static int slice_run(struct shm_lane *l, uint32_t i)
 {
 	struct mc_slice *s = l->slices[i];
 	uint32_t nvecs_before = l->nvecs;
+	uint64_t off = 0;
 
-	for (uint32_t k = 0; k < s->nfrags; k++) {
-		if (s->frags[k].rr->kind == MC_MEM_MEMFD && copy_mapped(l, s, &s->frags[k]) == 0)
+	for (uint32_t k = 0; k < s->nfrags; off += s->frags[k++].len) {
+		if (s->frags[k].rr->kind == MC_MEM_MEMFD &&
+		    copy_mapped(l, s, &s->frags[k], off) == 0)
 			continue;
 		if (!atomic_load_explicit(&l->peer->is_vm_ok, memory_order_relaxed)) {
 			s->bad_frag = k;

@@ -129,7 +129,7 @@ static int tx_pump(struct classic_lane *l, struct mc_slice **ret_done, unsigned 
 				break;
 			tx_load(l, s);
 		}
-		n = mc_tcp_send(l->fd, &l->tx);
+		n = mc_tcp_send(l->fd, &l->tx, SIZE_MAX);
 		if (n < 0)
 			return done ? (int)done : (int)n; /* met again by the next send */
 		if (n == 0)
@@ -203,7 +203,7 @@ static int rx_pump(struct classic_lane *l, struct mc_slice **ret_done, unsigned 
 			break;
 		if (!l->is_rx_ready)
 			rx_load(l, s);
-		n = mc_tcp_recv(l->fd, &l->rx);
+		n = mc_tcp_recv(l->fd, &l->rx, SIZE_MAX);
 		rc = n < 0 ? (int)n : 0;
 		if (n <= 0)
 			break;

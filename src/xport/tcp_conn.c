@@ -262,7 +262,7 @@ int mc_tcp_conn_want(struct mc_tcp_conn *c, size_t need)
 		mc_iovq_reset(&c->rx);
 		mc_iovq_push(&c->rx, c->buf + c->have,
 			     mc_max(need, (size_t)MC_TCP_RXBUF_BYTES) - c->have);
-		n = mc_tcp_recv(c->fd, &c->rx);
+		n = mc_tcp_recv(c->fd, &c->rx, SIZE_MAX);
 		if (n <= 0)
 			return (int)n;
 		c->is_drained = c->rx.left > 0;
@@ -339,7 +339,7 @@ static int step_body(struct mc_tcp_conn *c)
 	if (c->refusal < 0) {
 		mc_iovq_reset(&c->rx);
 		mc_iovq_push(&c->rx, c->scratch, mc_min(c->body_left, sizeof(c->scratch)));
-		n = mc_tcp_recv(c->fd, &c->rx);
+		n = mc_tcp_recv(c->fd, &c->rx, SIZE_MAX);
 		if (n <= 0)
 			return (int)n;
 		c->body_left -= (uint64_t)n;
@@ -353,7 +353,7 @@ static int step_body(struct mc_tcp_conn *c)
 			mc_iovq_push(&c->rx, c->buf, MC_TCP_RXBUF_BYTES);
 			c->is_tail = true;
 		}
-		n = mc_tcp_recv(c->fd, &c->rx);
+		n = mc_tcp_recv(c->fd, &c->rx, SIZE_MAX);
 		if (n == 0)
 			body_lowat(c);
 		if (n <= 0)
@@ -376,7 +376,7 @@ static int step_body(struct mc_tcp_conn *c)
 static int step_reply(struct mc_tcp_conn *c)
 {
 	if (c->tx.left > 0) { /* else there is nothing to say before the end */
-		ssize_t n = mc_tcp_send(c->fd, &c->tx);
+		ssize_t n = mc_tcp_send(c->fd, &c->tx, SIZE_MAX);
 
 		if (n <= 0)
 			return (int)n;

@@ -20,6 +20,10 @@
 #define RECV_BLOCK_MS 20u		 /* longest stay in one blocking receive */
 #define RECV_BLOCK_MIN_BYTES (96u << 10) /* below this polling the socket is cheaper */
 
+/* What somebody looks at as it passes is moved in pieces: they are in the cache then, and the other
+ * end works meanwhile. */
+#define SHOWN_PIECE (256u << 10)
+
 enum lane_state {
 	LANE_CONNECTING,
 	LANE_OPEN,
@@ -152,10 +156,26 @@ static void tx_load(struct tcp_lane *l, struct mc_slice *s)
 	l->is_tx_begun = false;
 }
 
+static size_t piece_of(const struct mc_slice *s)
+{
+	return s && s->tap ? SHOWN_PIECE : SIZE_MAX;
+}
+
+/* Payload of txs was taken: of `before` bytes in tx there are l->tx.left now. */
+static void tx_show(struct tcp_lane *l, size_t before)
+{
+	struct mc_slice *s = l->txs;
+	uint64_t had = mc_min((uint64_t)before, s->len), has = mc_min((uint64_t)l->tx.left, s->len);
+
+	if (s->tap && s->op == MC_OP_WRITE && has < had)
+		s->tap->passed(s, s->len - had, had - has);
+}
+
 /* Send until done or the socket is full. @return 0 or < 0 */
 static int tx_pump(struct tcp_lane *l)
 {
 	for (;;) {
+		size_t before;
 		ssize_t n;
 
 		if (!l->txs) {
@@ -165,13 +185,15 @@ static int tx_pump(struct tcp_lane *l)
 				return 0;
 			tx_load(l, s);
 		}
-		n = mc_tcp_send(l->fd, &l->tx);
+		before = l->tx.left;
+		n = mc_tcp_send(l->fd, &l->tx, piece_of(l->txs));
 		if (n < 0)
 			return (int)n;
 		if (n == 0)
 			return 0;
 		l->is_tx_begun = true;
 		moved(l, n);
+		tx_show(l, before);
 		if (l->tx.left > 0)
 			continue;
 		mc_list_del(&l->txs->link);
@@ -258,6 +280,8 @@ static int rx_reply(struct tcp_lane *l, struct mc_slice **ret_done)
 			mc_iovq_push(&l->rx, s->frags[i].local, s->frags[i].len);
 	}
 	s->moved = s->len - l->rx.left;
+	if (s->tap && s->moved > 0)
+		s->tap->passed(s, 0, s->moved);
 	if (l->rx.left > 0)
 		return 0;
 	*ret_done = finish(l, s, 0); /* everything came with the head */
@@ -278,6 +302,8 @@ static size_t rx_head_left(const struct tcp_lane *l)
 static int rx_step(struct tcp_lane *l, size_t n, struct mc_slice **ret_done)
 {
 	if (l->rxs) {
+		if (l->rxs->tap)
+			l->rxs->tap->passed(l->rxs, l->rxs->moved, n);
 		l->rxs->moved += n;
 		if (l->rx.left > 0)
 			return 0;
@@ -296,12 +322,15 @@ static int rx_pump(struct tcp_lane *l, struct mc_slice **ret_done, unsigned max,
 	int rc = 0;
 
 	while (done < max && (!l->is_welcome || !mc_list_is_empty(&l->ackq))) {
+		size_t piece;
 		ssize_t n;
 
 		if (!l->is_rx_ready)
 			rx_load(l);
-		n = may_block ? mc_tcp_recv_block(l->fd, &l->rx, l->rx.left >= RECV_BLOCK_MIN_BYTES)
-			      : mc_tcp_recv(l->fd, &l->rx);
+		piece = piece_of(mc_list_first(&l->ackq, struct mc_slice, link));
+		n = may_block ? mc_tcp_recv_block(l->fd, &l->rx, l->rx.left >= RECV_BLOCK_MIN_BYTES,
+						  piece)
+			      : mc_tcp_recv(l->fd, &l->rx, piece);
 		rc = n < 0 ? (int)n : 0;
 		if (n <= 0)
 			break;

@@ -116,13 +116,14 @@ size_t mc_tcp_lane_abort(struct mc_xlane *x, struct mc_list *ret_left, uint8_t *
 void mc_tcp_lane_close(struct mc_xlane *x);
 
 /* tcp_sock.c: socket calls with our error codes. All non-blocking unless they say so. */
-/** @return bytes; 0: would block; < 0 error. */
-ssize_t mc_tcp_send(int fd, struct mc_iovq *q);
+/** At most `max` bytes (> 0) of q, as all of these. @return bytes; 0: would block; < 0 error. */
+ssize_t mc_tcp_send(int fd, struct mc_iovq *q, size_t max);
 /** As recvmsg into q, which is eaten. @return bytes; 0: would block; -MC_E_RESET at end of stream
  */
-ssize_t mc_tcp_recv(int fd, struct mc_iovq *q);
-/** Blocks until something came, with is_all until q is full, or the socket's receive timeout. */
-ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q, bool is_all);
+ssize_t mc_tcp_recv(int fd, struct mc_iovq *q, size_t max);
+/** Blocks until something came, with is_all until q (or max) is full, or the socket's receive
+ * timeout. */
+ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q, bool is_all, size_t max);
 /** Wait in the kernel. @return revents, 0: time is up */
 int mc_tcp_wait(int fd, short events, uint64_t block_ns);
 /** Bytes that the two kernels have passed on: acknowledged by the peer's, or received by ours, read

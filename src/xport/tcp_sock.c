@@ -10,49 +10,75 @@
 
 #include "xport/tcp_priv.h"
 
-static struct msghdr msg_of(struct mc_iovq *q)
+/* The front of a queue as a message; its last range may be shorter there. */
+struct front {
+	struct msghdr m;
+	struct iovec *last;
+	size_t cut;
+};
+
+static void front_take(struct front *f, struct mc_iovq *q, size_t max)
 {
-	return (struct msghdr){.msg_iov = &q->v[q->at], .msg_iovlen = q->n - q->at};
+	unsigned i = q->at;
+
+	*f = (struct front){.m = {.msg_iov = &q->v[i], .msg_iovlen = q->n - i}};
+	if (q->left <= max)
+		return;
+	while (max > q->v[i].iov_len)
+		max -= q->v[i++].iov_len;
+	f->last = &q->v[i];
+	f->cut = f->last->iov_len - max;
+	f->last->iov_len = max;
+	f->m.msg_iovlen = i + 1 - q->at;
 }
 
-ssize_t mc_tcp_send(int fd, struct mc_iovq *q)
+/* n bytes of it are done; n <= 0: none are. @return n, or what errno says of it */
+static ssize_t front_done(struct front *f, struct mc_iovq *q, ssize_t n)
 {
-	struct msghdr m = msg_of(q);
-	ssize_t n;
-
-	do {
-		n = sendmsg(fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
-	} while (n < 0 && errno == EINTR);
+	if (f->cut)
+		f->last->iov_len += f->cut;
 	if (n < 0)
 		return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : mc_err_from_errno(errno);
 	mc_iovq_eat(q, (size_t)n);
 	return n;
 }
 
-static ssize_t receive(int fd, struct mc_iovq *q, int flags)
+ssize_t mc_tcp_send(int fd, struct mc_iovq *q, size_t max)
 {
-	struct msghdr m = msg_of(q);
+	struct front f;
 	ssize_t n;
 
+	front_take(&f, q, max);
 	do {
-		n = recvmsg(fd, &m, flags);
+		n = sendmsg(fd, &f.m, MSG_DONTWAIT | MSG_NOSIGNAL);
 	} while (n < 0 && errno == EINTR);
-	if (n == 0)
+	return front_done(&f, q, n);
+}
+
+static ssize_t receive(int fd, struct mc_iovq *q, int flags, size_t max)
+{
+	struct front f;
+	ssize_t n;
+
+	front_take(&f, q, max);
+	do {
+		n = recvmsg(fd, &f.m, flags);
+	} while (n < 0 && errno == EINTR);
+	if (n == 0) {
+		(void)front_done(&f, q, 0);
 		return -MC_E_RESET;
-	if (n < 0)
-		return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : mc_err_from_errno(errno);
-	mc_iovq_eat(q, (size_t)n);
-	return n;
+	}
+	return front_done(&f, q, n);
 }
 
-ssize_t mc_tcp_recv(int fd, struct mc_iovq *q)
+ssize_t mc_tcp_recv(int fd, struct mc_iovq *q, size_t max)
 {
-	return receive(fd, q, MSG_DONTWAIT);
+	return receive(fd, q, MSG_DONTWAIT, max);
 }
 
-ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q, bool is_all)
+ssize_t mc_tcp_recv_block(int fd, struct mc_iovq *q, bool is_all, size_t max)
 {
-	return receive(fd, q, is_all ? MSG_WAITALL : 0);
+	return receive(fd, q, is_all ? MSG_WAITALL : 0, max);
 }
 
 int mc_tcp_wait(int fd, short events, uint64_t block_ns)

@@ -92,6 +92,18 @@ struct mc_signal {
 	uint64_t value;
 };
 
+struct mc_slice;
+
+/** Who looks at a slice's bytes as they pass through the lane's owner; see struct mc_tap. A
+ * transport that does not say them is right, too. */
+struct mc_slice_tap {
+	/** In place of a copy of ours: bytes from `at` on, within one fragment. Leaves its stores
+	 * ordered as mc_copy() does. */
+	void (*copy)(struct mc_slice *s, uint64_t at, void *dst, const void *src, size_t n);
+	/** Bytes from `at` on have come, or were taken by the kernel. */
+	void (*passed)(struct mc_slice *s, uint64_t at, uint64_t n);
+};
+
 struct mc_slice {
 	/* set by the engine before post */
 	enum mc_op op;
@@ -100,6 +112,7 @@ struct mc_slice {
 	struct mc_frag *frags;
 	uint64_t len; /* sum of the fragments */
 	struct mc_signal signal;
+	const struct mc_slice_tap *tap; /* NULL: nobody looks */
 	/* the transport's while posted; the engine's again afterwards */
 	struct mc_list link;
 	uint64_t seq;	/* the transport's number on its lane */

@@ -232,15 +232,68 @@ static void memories_check(void)
 	assert_memory_equal(local, local_shadow, BYTES);
 }
 
+/* What the tap of a group was shown, and of each byte how often since it began anew. */
+static struct shown {
+	uint8_t bytes[GROUP][CELL_BYTES], times[GROUP][CELL_BYTES];
+} shown;
+static uint64_t bytes_shown;
+static unsigned begun_anew, wrongly_shown;
+
+/* Within the engine a failed assertion would not come back. */
+static void on_copy(void *user, uint32_t t, uint64_t at, void *dst, const void *src, size_t n)
+{
+	(void)user, (void)t, (void)at, (void)dst, (void)src, (void)n;
+	wrongly_shown++; /* TCP copies nothing in memory */
+}
+
+static void on_passed(void *user, uint32_t t, uint64_t at, const void *bytes, size_t n)
+{
+	const struct flight *f = user;
+
+	if (t >= f->n || at >= f->l[t].len || n > f->l[t].len - at ||
+	    (uintptr_t)bytes != f->l[t].addr + at) {
+		wrongly_shown++;
+		return;
+	}
+	memcpy(&shown.bytes[t][at], bytes, n);
+	for (size_t i = 0; i < n; i++)
+		wrongly_shown += ++shown.times[t][at + i] != 1;
+}
+
+static void on_again(void *user, uint32_t t)
+{
+	(void)user;
+	memset(shown.times[t], 0, CELL_BYTES);
+	begun_anew++;
+}
+
+/* What counts of it is what is there in the end. */
+static void shown_check(const struct flight *f)
+{
+	for (unsigned t = 0; t < f->n; t++)
+		for (size_t i = 0; i < f->l[t].len; i++) {
+			if (!shown.times[t][i])
+				continue;
+			bytes_shown++;
+			assert_int_equal(shown.bytes[t][i], ((uint8_t *)f->l[t].addr)[i]);
+		}
+}
+
 static void waited_for(struct flight *f)
 {
+	struct mc_tap tap = {f, on_copy, on_passed, on_again};
 	struct mc_group g = group_of(f);
 	struct mc_diag diag = {""};
 	int rc;
 
+	memset(shown.times, 0, sizeof(shown.times));
+	g.tap = &tap;
 	flight_begin(f);
 	rc = mc_transfer_sync(a, &g, &diag);
 	flight_check(f, rc, diag.text);
+	assert_int_equal(wrongly_shown, 0);
+	if (rc == 0)
+		shown_check(f);
 }
 
 static void submitted(struct flight *flights, unsigned n)
@@ -298,6 +351,7 @@ static void a_storm_ends_every_group_and_nothing_lands_late(void **state)
 	    (unsigned long long)st->dropped, rs.resets, (unsigned long long)rs.late_bytes);
 	assert_true(st->broken > 0 && st->dropped > 0 && st->held > 0 && rs.resets > 0);
 	assert_true(ended_well > 9 * ended_badly);
+	assert_true(bytes_shown > 0 && begun_anew > 0);
 }
 
 int main(int argc, char **argv)

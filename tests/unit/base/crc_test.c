@@ -115,6 +115,20 @@ static void a_crc_goes_on_where_another_ended(void **state)
 	(void)state;
 }
 
+static void a_seed_may_come_after_the_bytes(void **state)
+{
+	static const size_t at[] = {0,	1,   2,	   3,	  7,	 8,	 63,
+				    64, 255, 4095, 65535, 65536, 131072, 299999};
+	uint8_t *src = noise(300000);
+
+	for (size_t i = 0; i < MC_ARRAY_LEN(at); i++)
+		for (uint32_t seed = 1; seed != 0; seed <<= 3)
+			assert_int_equal(mc_crc32c(0, src, at[i]) ^ mc_crc32c_skip(seed, at[i]),
+					 mc_crc32c(seed, src, at[i]));
+	mc_free(src);
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -122,6 +136,7 @@ int main(void)
 	    cmocka_unit_test(every_short_length_at_every_alignment),
 	    cmocka_unit_test(lengths_around_the_limits),
 	    cmocka_unit_test(a_crc_goes_on_where_another_ended),
+	    cmocka_unit_test(a_seed_may_come_after_the_bytes),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
