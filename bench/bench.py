@@ -32,6 +32,7 @@ PROGRAMS = {
     "limits": "the raw programs alone",
     "rdma_post": "instructions, locks and verbs calls of a slice over RDMA, counted (valgrind)",
     "index": "the Store's index alone: lookups, commits and bytes of an object on one core",
+    "ssd": "the SSD tier's log against fio with O_DIRECT, and how long it takes to open",
     "trace": "eviction policies on request traces: trace [FILE.jsonl ...], else a generated one",
 }
 PEER_NAMES = ("upstream", "nixl")
@@ -139,7 +140,7 @@ def main(argv: list[str]) -> int:
     machine = Machine.here(ROOT, argv)
     progress = Progress()
     missing: list[str] = []
-    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "index", "trace") for w in args.what)
+    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "index", "ssd", "trace") for w in args.what)
     ours = our_python(args.ours, missing) if needs_peers else None
     peers: dict[str, Any] = {
         name: peer_python(name, getattr(args, name), not args.no_peers, missing) if needs_peers else None

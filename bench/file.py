@@ -5,12 +5,10 @@ Depth is threads with one operation each, for both: fio's io_uring job keeps tha
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
+from bench import fio
 from bench.context import Context
 from bench.pairs import BenchError, Impl, WorkerProcess
 from bench.report import Report, Table
@@ -28,14 +26,14 @@ def run(ctx: Context) -> Report:
     report = Report("file", "File segment, 1 MiB O_DIRECT", notes=list(ctx.missing))
     size = (256 if ctx.is_quick else 1024) * MIB
     path = ctx.results / f"file-{os.getpid()}.bin"
-    has_fio = shutil.which("fio") is not None
+    has_fio = fio.has_fio()
     if not has_fio:
-        report.notes.append("fio is not installed: its column is missing.")
+        report.notes.append(fio.MISSING)
     cases = [Case(op, BLOCK, 1, depth) for depth in DEPTHS for op in ("write", "read")]
     rows: Rows = {(case, name): [] for case in cases for name in COLUMNS}
     ctx.results.mkdir(parents=True, exist_ok=True)
     try:
-        _create(path, size)
+        fio.create(path, size)
         failure = _measure_all(ctx, path, size, has_fio, rows)
     finally:
         path.unlink(missing_ok=True)
@@ -80,21 +78,12 @@ def _measure_all(ctx: Context, path: Path, size: int, has_fio: bool, rows: Rows)
                     except BenchError as error:
                         failure = str(error)
                 if has_fio:
-                    rows[case, "fio"].append(_fio(path, size, case, secs))
+                    runtime = f"--runtime={max(secs, 0.1):g}"
+                    rows[case, "fio"].append(fio.measure(path, size, case.op, BLOCK, case.threads, runtime, "--time_based"))
     finally:
         if worker:
             worker.stop()
     return failure
-
-
-def _create(path: Path, size: int) -> None:
-    """Written, not only sized: a hole reads faster than any disk."""
-    block = os.urandom(BLOCK)
-    with open(path, "wb") as f:
-        for _ in range(size // BLOCK):
-            f.write(block)
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def _open(ctx: Context, python: str, path: Path, size: int) -> tuple[WorkerProcess | None, str | None]:
@@ -122,34 +111,3 @@ def _measure(worker: WorkerProcess, case: Case, secs: float) -> dict:
     if row["err"] or not row["ops"]:
         raise BenchError(f"{row['err']} of {row['ops']} operations failed")
     return row
-
-
-def _fio(path: Path, size: int, case: Case, secs: float) -> dict:
-    argv = [
-        "fio",
-        "--name=limit",
-        f"--filename={path}",
-        f"--size={size}",
-        f"--bs={BLOCK}",
-        "--direct=1",
-        "--ioengine=io_uring",
-        f"--rw={case.op}",
-        f"--iodepth={case.threads}",
-        f"--runtime={max(secs, 0.1):g}",
-        "--time_based",
-        "--output-format=json",
-    ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120 + secs * 4)
-    if done.returncode != 0:
-        raise BenchError(f"fio: {done.stderr.strip()[-300:]}")
-    job = json.loads(done.stdout)["jobs"][0]
-    side = job[case.op]
-    gb, wall = side["io_bytes"] / 1e9, side["runtime"] / 1e3
-    percentiles = side["clat_ns"]["percentile"]
-    return {
-        "GBps": gb / wall,
-        "p50_us": percentiles["50.000000"] / 1e3,
-        "p99_us": percentiles["99.000000"] / 1e3,
-        "cpu_s_per_GB": (job["usr_cpu"] + job["sys_cpu"]) / 100 * wall / gb,
-        "others": 0.0,
-    }

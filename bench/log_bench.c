@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -23,6 +24,15 @@ struct run {
 };
 
 static struct run run;
+
+static double cpu_s(void)
+{
+	struct rusage u;
+
+	mc_assert(getrusage(RUSAGE_SELF, &u) == 0);
+	return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+	       (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+}
 
 static void begin(struct slot *s)
 {
@@ -49,10 +59,14 @@ static void on_done(struct mc_dlog_op *op, int rc)
 		begin(op->user);
 }
 
-/* @return seconds */
-static double all(struct slot *slots, unsigned depth, bool is_put)
+struct spent {
+	double wall_s, cpu_s;
+};
+
+static struct spent all(struct slot *slots, unsigned depth, bool is_put)
 {
 	uint64_t begin_ns = mc_now_ns();
+	double begin_cpu_s = cpu_s();
 
 	run.next = run.done = 0;
 	run.is_put = is_put;
@@ -60,7 +74,7 @@ static double all(struct slot *slots, unsigned depth, bool is_put)
 		begin(&slots[i]);
 	while (run.done < run.objects)
 		(void)mc_dlog_reap(run.log, MC_NS_PER_S);
-	return (double)(mc_now_ns() - begin_ns) / 1e9;
+	return (struct spent){(double)(mc_now_ns() - begin_ns) / 1e9, cpu_s() - begin_cpu_s};
 }
 
 static double reopen(struct mc_dlog_conf *conf, bool no_checkpoint)
@@ -83,7 +97,8 @@ int main(int argc, char **argv)
 	struct mc_dlog_conf conf = {.disk = &mc_disk_real};
 	size_t len = argc == 5 ? strtoul(argv[3], NULL, 10) : 0;
 	unsigned depth = argc == 5 ? (unsigned)strtoul(argv[4], NULL, 10) : 0;
-	double put_s, get_s, ckpt_s, walk_s;
+	double ckpt_s, walk_s;
+	struct spent put, get;
 	struct mc_dlog_stats stats, put_stats;
 	struct slot *slots;
 	uint8_t *memory;
@@ -107,18 +122,17 @@ int main(int argc, char **argv)
 						  .user = &slots[i]};
 	}
 	(void)reopen(&conf, false);
-	put_s = all(slots, depth, true);
+	put = all(slots, depth, true);
 	mc_dlog_stats(run.log, &put_stats);
 	ckpt_s = reopen(&conf, false);
-	get_s = all(slots, depth, false);
+	get = all(slots, depth, false);
 	walk_s = reopen(&conf, true);
 	mc_dlog_stats(run.log, &stats);
-	printf("{\"objects\": %lu, \"bytes\": %zu, \"depth\": %u, \"put_per_s\": %.0f, "
-	       "\"put_GBps\": %.3f, \"get_per_s\": %.0f, \"get_GBps\": %.3f, \"open_s\": %.3f, "
+	printf("{\"objects\": %lu, \"bytes\": %zu, \"depth\": %u, \"put_GBps\": %.3f, "
+	       "\"put_cpu_s\": %.3f, \"get_GBps\": %.3f, \"get_cpu_s\": %.3f, \"open_s\": %.3f, "
 	       "\"walk_s\": %.3f, \"index_bytes_per_object\": %.1f, \"syncs\": %llu}\n",
-	       run.objects, len, depth, (double)run.objects / put_s,
-	       (double)(run.objects * len) / put_s / 1e9, (double)run.objects / get_s,
-	       (double)(run.objects * len) / get_s / 1e9, ckpt_s, walk_s,
+	       run.objects, len, depth, (double)(run.objects * len) / put.wall_s / 1e9, put.cpu_s,
+	       (double)(run.objects * len) / get.wall_s / 1e9, get.cpu_s, ckpt_s, walk_s,
 	       (double)stats.index_bytes / (double)run.objects,
 	       (unsigned long long)put_stats.syncs);
 	mc_dlog_close(run.log);

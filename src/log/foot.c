@@ -2,7 +2,7 @@
  * foot.c: the footer of a sealed segment: the heads, keys and metadata of all its records in one
  * record at its end, so that a walk or a listing reads it instead of each record's own head.
  *
- *   header, its one byte of key, CRCs | for each record: place 8, header 128, key, TLV, zeros to a
+ *   header, its one byte of key, CRCs | for each record: 56 of its header, key, TLV, zeros to a
  *   multiple of 8 | zeros | trailer 32: magic, CRC, log id, place of the footer, segment, entries
  *
  * The trailer ends the file. A footer is a help, not a promise: it is not synced, a segment of
@@ -18,9 +18,9 @@
 
 #define MAGIC 0x464c434du /* "MCLF" */
 #define TRAILER 32u
-#define ENTRY (8u + MC_REC_HEAD) /* without key and TLV */
+#define ENTRY 56u /* without key and TLV */
 #define ENTRY_ALIGN 8u
-#define SHARE 64u /* of the segment, at most */
+#define SHARE 32u /* of the segment, at most */
 #define BYTES_MAX (16u << 20)
 
 /* ---- writing ---- */
@@ -55,9 +55,17 @@ void mc_dlog_foot_add(struct mc_dlog *log, const struct mc_dlog_put *p)
 	}
 	f->bytes = bytes;
 	at = f->bytes + f->len;
-	w = mc_wr_make(at, 8);
+	w = mc_wr_make(at, ENTRY);
 	mc_wr_u64(&w, p->rec.off);
-	mc_rec_encode(&p->rec, at + 8);
+	mc_wr_u64(&w, p->rec.hash);
+	mc_wr_u64(&w, p->rec.gen.epoch);
+	mc_wr_u64(&w, p->rec.gen.counter);
+	mc_wr_u64(&w, p->rec.payload_len);
+	mc_wr_u32(&w, p->rec.check);
+	mc_wr_u32(&w, p->rec.key_len);
+	mc_wr_u32(&w, p->rec.tlv_len);
+	mc_wr_u32(&w, p->rec.kind);
+	mc_assert(!w.is_bad);
 	at += ENTRY;
 	memcpy(at, p->op->key, p->rec.key_len);
 	if (p->rec.tlv_len > 0)
@@ -213,20 +221,32 @@ static bool entry_get(const struct mc_dlog *log, const struct mc_dlog_seg *seg,
 		      const uint8_t *bytes, uint64_t len, uint64_t *at, struct mc_rec *ret_rec,
 		      const uint8_t **ret_texts)
 {
-	uint64_t texts;
+	struct mc_rec rec = {.log_id = log->log_id, .segment = seg->id};
+	uint64_t whole;
 	struct mc_rd r;
 
 	if (len - *at < ENTRY)
 		return false;
-	r = mc_rd_make(bytes + *at, 8);
-	if (mc_rec_decode(bytes + *at + 8, log->log_id, seg->id, mc_rd_u64(&r), ret_rec) < 0 ||
-	    ret_rec->kind == MC_REC_FOOT)
+	r = mc_rd_make(bytes + *at, ENTRY);
+	rec.off = mc_rd_u64(&r);
+	rec.hash = mc_rd_u64(&r);
+	rec.gen.epoch = mc_rd_u64(&r);
+	rec.gen.counter = mc_rd_u64(&r);
+	rec.payload_len = mc_rd_u64(&r);
+	rec.check = mc_rd_u32(&r);
+	rec.key_len = mc_rd_u32(&r);
+	rec.tlv_len = mc_rd_u32(&r);
+	rec.kind = (enum mc_rec_kind)mc_rd_u32(&r);
+	if (!mc_rec_is_sane(&rec) || rec.kind == MC_REC_FOOT || rec.off % MC_REC_ALIGN != 0 ||
+	    rec.off >= seg->tail ||
+	    mc_rec_layout(rec.key_len, rec.tlv_len, rec.payload_len).len > seg->tail - rec.off)
 		return false;
-	texts = mc_rec_round(ENTRY + (uint64_t)ret_rec->key_len + ret_rec->tlv_len, ENTRY_ALIGN);
-	if (texts > len - *at)
+	whole = mc_rec_round(ENTRY + (uint64_t)rec.key_len + rec.tlv_len, ENTRY_ALIGN);
+	if (whole > len - *at)
 		return false;
+	*ret_rec = rec;
 	*ret_texts = bytes + *at + ENTRY;
-	*at += texts;
+	*at += whole;
 	return true;
 }
 

@@ -57,7 +57,7 @@ void mc_rec_encode(const struct mc_rec *rec, uint8_t *ret_head)
 	mc_wr_u32(&w, crc);
 }
 
-static bool is_sane(const struct mc_rec *rec)
+bool mc_rec_is_sane(const struct mc_rec *rec)
 {
 	if (rec->key_len == 0 || rec->key_len > MC_DLOG_KEY_MAX || rec->tlv_len > MC_DLOG_TLV_MAX)
 		return false;
@@ -95,7 +95,7 @@ int mc_rec_decode(const uint8_t *head, uint64_t log_id, uint32_t segment, uint64
 	rec.durable = mc_rd_u64(&r);
 	if (version != VERSION || rec.log_id != log_id || rec.segment != segment || rec.off != off)
 		return -MC_E_CORRUPT;
-	if (!is_sane(&rec))
+	if (!mc_rec_is_sane(&rec))
 		return -MC_E_CORRUPT;
 	*ret_rec = rec;
 	return 0;

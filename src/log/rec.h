@@ -53,6 +53,8 @@ void mc_rec_encode(const struct mc_rec *rec, uint8_t *ret_head);
  */
 int mc_rec_decode(const uint8_t *head, uint64_t log_id, uint32_t segment, uint64_t off,
 		  struct mc_rec *ret_rec);
+/** Lengths, kind and `durable` are such as a record has. */
+bool mc_rec_is_sane(const struct mc_rec *rec);
 /** Of what lies between header and payload, up to the end of the table. */
 uint32_t mc_rec_meta_crc(const struct mc_rec *rec, const void *meta, size_t len);
 /** What the CRC of a chunk begins with. */
