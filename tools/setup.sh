@@ -59,6 +59,7 @@ setup_apt_install() (
 			memcached) setup_as_root systemctl -q disable memcached.service || true ;;
 			redis-server) setup_as_root systemctl -q disable redis-server.service || true ;;
 			etcd-server) setup_as_root systemctl -q disable etcd.service || true ;;
+			prometheus) setup_as_root systemctl -q disable prometheus.service || true ;;
 			esac
 		done
 	fi
