@@ -2,7 +2,8 @@
 
 Each column is its services (master and node, or one server) and one Python client, all on loopback; while another column
 is measured they are stopped. `ours tcp` moves bytes over TCP as between two machines, `ours shm` as on one. CPU is that of
-all processes of a column.
+all processes of a column. `memfd nt` is what a C program does that only copies as many bytes from or to memory shared with
+another process, past the cache. `get cold` reads each object once, so its place is asked for; `get` read them all before.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from pathlib import Path
 from bench import svg
 from bench.context import TCP_ONLY, Context
 from bench.pairs import BenchError, Impl, WorkerProcess
+from bench.raw import Limits
 from bench.report import Report, Table
 from bench.stats import KIB, MIB, Summary, number_text, spread, summarize
-from bench.targets import MEMCACHED, OURS_SHM, OURS_TCP, REDIS, STORE, UPSTREAM, StoreCase, Verdict, judge
+from bench.targets import GET_COLD, MEMCACHED, MEMFD, OURS_SHM, OURS_TCP, REDIS, STORE, UPSTREAM, StoreCase, Verdict, judge
 
 CASES = tuple(StoreCase(op, *shape) for shape in (
     (4 * KIB, 1), (64 * KIB, 1), (MIB, 1), (16 * MIB, 1), (4 * KIB, 100), (64 * KIB, 32), (MIB, 16),
-) for op in ("put", "get")) + (StoreCase("exist", 64, 1), StoreCase("exist", 64, 100))  # fmt: skip
+) for op in ("put", "get")) + (
+    StoreCase(GET_COLD, 4 * KIB, 1), StoreCase(GET_COLD, MIB, 1), StoreCase("exist", 64, 1), StoreCase("exist", 64, 100),
+)  # fmt: skip
 QUICK = tuple(c for c in CASES if c.size in (64, 4 * KIB, MIB))
 CHECKED = (1, 4095, 65536, 300_000, MIB + 13)
 METRICS = {"GBps": "GB/s", "keys_s": "keys/s", "p50_us": "p50 us", "p99_us": "p99 us", "cpu_us_per_key": "CPU us/key"}
@@ -198,12 +202,19 @@ def run(ctx: Context) -> Report:
         for column in columns.values():
             column.close()
     ctx.progress.clear()
-    _fill(report, cases, [i.name for i in impls], rows, failures, starts)
+    _fill(report, cases, [*(i.name for i in impls), MEMFD], rows, failures, starts)
     return report
 
 
+def _copy_limit(limits: Limits, case: StoreCase, secs: float) -> dict:
+    """The bytes of a case copied by a C program, as a row of a column."""
+    row = limits.run("memfd", secs, "-s", case.size, "-b", case.batch, *(["-w"] if case.op == "put" else []))
+    return {**row, "keys_s": row["GBps"] * 1e9 / case.size, "cpu_us_per_key": row["cpu_us_per_op"] / case.batch}
+
+
 def _measure(ctx: Context, cases, columns: dict[str, Column], rows, failures: dict[str, str]) -> None:
-    ctx.progress.phase("store: measuring", ctx.reps * len(cases) * len(columns))
+    limits = Limits(ctx.pool)
+    ctx.progress.phase("store: measuring", ctx.reps * len(cases) * (len(columns) + 1))
     for rep in range(ctx.reps):
         for case in cases:
             for name in columns if rep % 2 == 0 else reversed(columns):
@@ -216,6 +227,9 @@ def _measure(ctx: Context, cases, columns: dict[str, Column], rows, failures: di
                 except BenchError as error:
                     failures[name] = f"{case}: {error}"
                 columns[name].signal(signal.SIGSTOP)
+            ctx.progress.step(f"{rep + 1}/{ctx.reps} {case}: {MEMFD}")
+            if case.op != "exist":
+                rows[case, MEMFD].append({"rep": rep, **_copy_limit(limits, case, ctx.secs)})
 
 
 def _fill(report: Report, cases, columns: list[str], rows, failures: dict[str, str], starts: dict[str, float]) -> None:

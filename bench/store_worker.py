@@ -22,6 +22,7 @@ from typing import Any
 Message = dict[str, Any]
 
 KEYS_MAX = 2048  # objects that are read over and over
+COLD_MAX = 8192  # objects that are read once
 READ_BYTES_MAX = 256 << 20
 WRITE_BYTES_MAX = 768 << 20  # of one case
 ERRORS_MAX = 20
@@ -256,15 +257,19 @@ class Worker:
                 put_one, base = self.backend.put_one, self.base
                 return lambda i: put_one(f"{prefix}{i}", base + i % slots * size, size) == 0, total
             return lambda i: not any(self.backend.put(*self._some(prefix, i * batch, batch, size, slots))), total
-        count = max(batch, min(KEYS_MAX, READ_BYTES_MAX // size) // batch * batch)
+        is_cold = op == "get cold"
+        most = min(COLD_MAX, WRITE_BYTES_MAX // size) if is_cold else min(KEYS_MAX, READ_BYTES_MAX // size)
+        count = max(batch, most // batch * batch)
         for first in range(0, count, 64):
             self.backend.put(*self._some(prefix, first, min(64, count - first), size, slots))
         groups = [self._some(prefix, first, batch, size, slots) for first in range(0, count, batch)]
-        if op == "get":
+        if op in ("get", "get cold"):
             wanted = [size] * batch
+            for keys, addresses, sizes in [] if is_cold else groups:
+                self.backend.get(keys, addresses, sizes)
             if batch == 1:
                 ones = [(keys[0], addresses[0], size) for keys, addresses, _ in groups]
-                return lambda i: self.backend.get_one(*ones[i % len(ones)]) == size, sys.maxsize
+                return lambda i: self.backend.get_one(*ones[i % len(ones)]) == size, len(ones) if is_cold else sys.maxsize
             return lambda i: self.backend.get(*groups[i % len(groups)]) == wanted, sys.maxsize
         names = [keys for keys, _, _ in groups]
         if batch == 1:

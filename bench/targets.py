@@ -117,8 +117,11 @@ TRANSFER: dict[tuple[int, int, int], list[Bound]] = {
 KEYS, CPU_KEY = "keys_s", "cpu_us_per_key"
 
 
+GET_COLD = "get cold"  # the place of each object has to be asked for
+
+
 class StoreCase(NamedTuple):
-    op: str  # put, get, exist
+    op: str  # put, get, GET_COLD, exist
     size: int
     batch: int
 
@@ -149,6 +152,11 @@ for _op in ("put", "get"):
         STORE[StoreCase(_op, *_shape)] = [faster(GBPS, _mcd, MEMCACHED), faster(GBPS, _up, UPSTREAM)]
         if _shape[1] == 1:
             STORE[StoreCase(_op, *_shape)].append(at_most(OURS_TCP, CPU_KEY, 1, MEMCACHED))
+for _op, _shape, _share in (
+    ("put", (16 * MIB, 1), 0.8), ("get", (16 * MIB, 1), 0.8), ("put", (MIB, 16), 0.8), ("get", (MIB, 16), 0.8),
+    ("get", (MIB, 1), 0.8), (GET_COLD, (MIB, 1), 0.5),
+):  # fmt: skip
+    STORE.setdefault(StoreCase(_op, *_shape), []).append(at_least(OURS_SHM, _share, MEMFD))
 STORE[StoreCase("exist", 64, 1)] = [at_most(OURS_TCP, P50, 1, MEMCACHED)]
 STORE[StoreCase("exist", 64, 100)] = [faster(KEYS, 1.5, MEMCACHED), at_most(OURS_TCP, CPU_KEY, 0, offset=0.6)]
 
