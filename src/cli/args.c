@@ -3,10 +3,13 @@
  */
 #include "cli/args.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/conf_text.h"
 #include "base/log.h"
+#include "base/mem.h"
 
 #define NAME_MAX_BYTES 64
 
@@ -75,26 +78,34 @@ static int other_take(const struct mc_args_other *o, const char *value, struct m
 	return 0;
 }
 
-int mc_args_parse(const struct mc_opt *table, size_t rows, const struct mc_args_other *others,
-		  int argc, char **argv, void *conf, struct mc_diag *diag)
+/* What is parsed into. */
+struct args {
+	const struct mc_opt *table;
+	size_t rows;
+	const struct mc_args_other *others;
+	void *conf;
+	struct mc_diag *diag;
+};
+
+/* @param only  nothing but this option is set; NULL: all. @return as mc_args_parse() */
+static int walk(const struct args *a, int argc, char **argv, const char *only)
 {
-	mc_opt_defaults(table, rows, conf);
 	for (int i = 1; i < argc; i++) {
 		const struct mc_args_other *other = NULL;
 		char name[NAME_MAX_BYTES];
 		const struct mc_opt *row;
 		const char *value;
-		int rc = arg_cut(argv[i], name, &value, diag);
+		int rc = arg_cut(argv[i], name, &value, a->diag);
 
 		if (rc < 0)
 			return rc;
 		if (strcmp(name, "help") == 0 || strcmp(name, "h") == 0)
 			return 1;
-		row = row_find(table, rows, name, &value);
+		row = row_find(a->table, a->rows, name, &value);
 		if (!row)
-			other = other_find(others, name, &value);
+			other = other_find(a->others, name, &value);
 		if (!row && !other) {
-			mc_diag_set(diag, "there is no option '%s'; --help names them all",
+			mc_diag_set(a->diag, "there is no option '%s'; --help names them all",
 				    argv[i]);
 			return -MC_E_INVAL;
 		}
@@ -103,14 +114,89 @@ int mc_args_parse(const struct mc_opt *table, size_t rows, const struct mc_args_
 		else if (!value && i + 1 < argc)
 			value = argv[++i];
 		if (!value) {
-			mc_diag_set(diag, "option '--%s' needs a value", name);
+			mc_diag_set(a->diag, "option '--%s' needs a value", name);
 			return -MC_E_INVAL;
 		}
-		rc = row ? mc_opt_set(row, conf, value, diag) : other_take(other, value, diag);
+		if (only && strcmp(row ? row->name : "", only) != 0)
+			continue;
+		rc = row ? mc_opt_set(row, a->conf, value, a->diag)
+			 : other_take(other, value, a->diag);
 		if (rc < 0)
 			return rc;
 	}
 	return 0;
+}
+
+int mc_args_parse(const struct mc_opt *table, size_t rows, const struct mc_args_other *others,
+		  int argc, char **argv, void *conf, struct mc_diag *diag)
+{
+	const struct args a = {table, rows, others, conf, diag};
+
+	mc_opt_defaults(table, rows, conf);
+	return walk(&a, argc, argv, NULL);
+}
+
+/* A key of a file. */
+static int key_take(void *user, const char *key, const char *value, struct mc_diag *diag)
+{
+	const struct args *a = user;
+	const struct mc_opt *row = mc_opt_find(a->table, a->rows, key);
+	const struct mc_args_other *other = NULL;
+
+	for (const struct mc_args_other *o = a->others; !row && o && o->name; o++) {
+		if (strcmp(o->name, key) == 0)
+			other = o;
+	}
+	if (!row && !other) {
+		mc_diag_set(diag, "there is no option '%s'; --help names them all", key);
+		return -MC_E_INVAL;
+	}
+	if (other)
+		return other_take(other, value, diag);
+	return value[0] ? mc_opt_set(row, a->conf, value, diag) : 0; /* "key:" alone is unset */
+}
+
+static int file_take(struct args *a, const char *path)
+{
+	char *text = mc_calloc(1, MC_CONF_TEXT_BYTES_MAX + 1);
+	FILE *file = text ? fopen(path, "re") : NULL;
+	size_t len = 0;
+	int rc = 0;
+
+	if (!text)
+		return -MC_E_NOMEM;
+	if (file)
+		len = fread(text, 1, MC_CONF_TEXT_BYTES_MAX + 1, file); /* one more: too long */
+	if (!file || ferror(file)) {
+		mc_diag_set(a->diag, "%s", strerror(errno));
+		rc = -MC_E_INVAL;
+	}
+	if (file)
+		(void)fclose(file);
+	if (rc == 0)
+		rc = mc_conf_text_parse(text, len, key_take, a, a->diag);
+	if (rc < 0)
+		mc_diag_wrap(a->diag, "%s", path);
+	mc_free(text);
+	return rc;
+}
+
+int mc_args_parse_file(const struct mc_opt *table, size_t rows, const struct mc_args_other *others,
+		       const char *file_opt, int argc, char **argv, void *conf,
+		       struct mc_diag *diag)
+{
+	const struct mc_opt *row = mc_opt_find(table, rows, file_opt);
+	struct args a = {table, rows, others, conf, diag};
+	const char *path;
+	int rc;
+
+	mc_assert(row && row->type == MC_OPT_TYPE_STR);
+	mc_opt_defaults(table, rows, conf);
+	rc = walk(&a, argc, argv, file_opt);
+	path = (const char *)conf + row->offset;
+	if (rc == 0 && path[0])
+		rc = file_take(&a, path);
+	return rc == 0 ? walk(&a, argc, argv, NULL) : rc;
 }
 
 void mc_args_help(const struct mc_opt *table, size_t rows, const char *usage)

@@ -24,6 +24,14 @@ struct mc_args_other {
  */
 int mc_args_parse(const struct mc_opt *table, size_t rows, const struct mc_args_other *others,
 		  int argc, char **argv, void *conf, struct mc_diag *diag);
+/**
+ * As mc_args_parse(), with the keys of a file (base/conf_text.h) between defaults and arguments:
+ * the option named file_opt, a text, says which; none without it.
+ * @return also codes of mc_conf_text_parse(); the diag names file and line
+ */
+int mc_args_parse_file(const struct mc_opt *table, size_t rows, const struct mc_args_other *others,
+		       const char *file_opt, int argc, char **argv, void *conf,
+		       struct mc_diag *diag);
 /** Print all options with their defaults and ranges to stdout. */
 void mc_args_help(const struct mc_opt *table, size_t rows, const char *usage);
 

@@ -12,6 +12,10 @@
 #define PORT_DEFAULT 50051
 
 static const struct mc_opt table[] = {
+    MC_OPT_STR(
+	FLAGS, config_path, "config_path", "",
+	"file with these options, YAML (\"key: value\" lines) or JSON; what the command line "
+	"says wins"),
     MC_OPT_INT(FLAGS, rpc_port, "rpc_port", "0", 0, 65535, "port of clients and owners; 0: 50051"),
     MC_OPT_INT(FLAGS, port, "port", "0", 0, 65535, "the same"),
     MC_OPT_STR(FLAGS, rpc_address, "rpc_address", "0.0.0.0", "address to listen on"),
@@ -40,6 +44,7 @@ static const struct mc_opt table[] = {
 		  "share in use above which it is"),
     MC_OPT_STR(FLAGS, client_ttl, "client_ttl", "10",
 	       "an owner that is silent for so long loses its replicas: seconds, or with ms s m h"),
+    MC_OPT_STR(FLAGS, client_ttl, "client_live_ttl_sec", "10", "the same, as files spell it"),
 };
 
 #define NOT_HA "there is one master, and a restart of it loses nothing; start it again instead"
@@ -121,7 +126,6 @@ static const struct mc_args_other others[] = {
     {"kv_events_emit_legacy_compat", true, NULL},
     {"kv_events_emit_object_key", true, NULL},
     {"kv_events_queue_capacity", false, NULL},
-    {"config_path", false, "not in this build; give the options on the command line"},
     {NULL, false, NULL},
 };
 
@@ -188,7 +192,8 @@ static int flags_check(struct mc_master_flags *f, struct mc_diag *diag)
 int mc_master_flags_parse(int argc, char **argv, struct mc_master_flags *flags,
 			  struct mc_diag *diag)
 {
-	int rc = mc_args_parse(table, MC_ARRAY_LEN(table), others, argc, argv, flags, diag);
+	int rc = mc_args_parse_file(table, MC_ARRAY_LEN(table), others, "config_path", argc, argv,
+				    flags, diag);
 
 	if (rc > 0)
 		mc_args_help(table, MC_ARRAY_LEN(table),

@@ -11,7 +11,7 @@ struct mc_master_flags {
 	/* as given */
 	int64_t rpc_port, port, metrics_port, metadata_port;
 	char rpc_address[256], metrics_host[256], metadata_host[256];
-	char state_dir[1024];
+	char state_dir[1024], config_path[1024];
 	char lease_ttl[32], soft_pin_ttl[32], soft_pin_max[32], client_ttl[32];
 	bool may_evict_soft_pins, has_metadata;
 	double eviction_ratio, watermark;

@@ -1,4 +1,4 @@
-"""The master's HTTP servers as a program: removal of all, /metadata, and what is wrong with their options."""
+"""The master as a program: removal of all and /metadata over HTTP, its configuration file, and what is wrong with its options."""
 
 import json
 import socket
@@ -72,3 +72,50 @@ def test_metadata_port_that_is_taken_is_an_error() -> None:
         )  # fmt: skip
     assert done.returncode == 1
     assert "--http_metadata_server_port" in done.stderr and str(port) in done.stderr
+
+
+def start(*flags: str) -> subprocess.CompletedProcess[str]:
+    """A master that cannot start."""
+    return subprocess.run(
+        [PROGRAMS / "mooncake_master", "--state_dir=-", *flags], capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["yaml", "json"])
+def test_configuration_file_is_below_the_command_line(tmp_path: Path, kind: str) -> None:
+    port = free_port(30000, 32000)
+    told = {"enable_http_metadata_server": True, "http_metadata_server_host": "127.0.0.1", "http_metadata_server_port": port,
+            "rpc_port": 1, "metrics_port": 2, "client_live_ttl_sec": 7, "eviction_ratio": 0.1, "enable_ha": False, "cluster_id": ""}  # fmt: skip
+    path = tmp_path / f"master.{kind}"
+    path.write_text(json.dumps(told) if kind == "json" else "".join(f"{key}: {json.dumps(value)}\n" for key, value in told.items()))
+    pool = Pool(tmp_path, f"--config_path={path}")  # with --rpc_port and --metrics_port of its own
+    try:
+        assert ask(port, "GET", "/metadata?key=a") == (404, "metadata not found")
+        assert pool.segments() == []
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("eviction_ratoi: 0.1\n", ["line 1", "'eviction_ratoi'"]),
+        ("rpc_port: 1\nrpc_port: 2\n", ["line 2", "before"]),
+        ("# many\n\neviction_ratio: 7\n", ["line 3", "eviction_ratio", "7"]),
+        ("enable_ha: true\n", ["line 1", "enable_ha"]),
+        ('{"rpc_port": [1]}', ["'rpc_port'"]),
+        ("client_ttl: soon\n", ["client_ttl", "soon"]),
+    ],
+)
+def test_configuration_file_that_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "master.conf"
+    path.write_text(text)
+    done = start(f"--config_path={path}")
+    assert done.returncode == 1
+    for word in words + ([str(path)] if "ttl" not in text else []):
+        assert word in done.stderr, done.stderr
+
+
+def test_configuration_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = start(f"--config_path={tmp_path / 'nowhere'}")
+    assert done.returncode == 1 and str(tmp_path / "nowhere") in done.stderr and "No such file" in done.stderr
