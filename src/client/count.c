@@ -39,6 +39,7 @@ struct mc_cli_counts {
 	struct mc_counter failed[2]; /* objects: gets, puts */
 	struct mc_hist ops[OP_COUNT];
 	struct mc_hist rpcs[RPCS];
+	struct mc_counter calls[RPCS];
 	struct mc_stat_reg *reg;
 	struct mc_stat *stats[STATS_MAX]; /* taken out before the numbers end */
 	unsigned nstats;
@@ -67,7 +68,8 @@ static int add_all(struct mc_cli_counts *c, const char *client)
 	    rpc = {.name = "mooncake_client_rpc_latency",
 		   .help = "microseconds of calls to master and owners",
 		   .kind = MC_STAT_HIST,
-		   .scale = 1e-3};
+		   .scale = 1e-3},
+	    calls = {.name = "mooncake_client_rpc_count", .help = "those calls"};
 	int rc = add(c, client, &read, NULL, NULL, &c->read_bytes);
 
 	if (rc == 0)
@@ -82,6 +84,8 @@ static int add_all(struct mc_cli_counts *c, const char *client)
 	}
 	for (unsigned i = 0; rc == 0 && i < RPCS; i++)
 		rc = add(c, client, &rpc, "rpc", rpcs[i].name, &c->rpcs[i]);
+	for (unsigned i = 0; rc == 0 && i < RPCS; i++)
+		rc = add(c, client, &calls, "rpc", rpcs[i].name, &c->calls[i]);
 	return rc;
 }
 
@@ -146,6 +150,7 @@ void mc_cli_count_rpc(struct mc_cli_counts *c, uint16_t method, uint64_t ns)
 	for (unsigned i = 0; i < RPCS; i++) {
 		if (rpcs[i].method == method) {
 			mc_hist_add(&c->rpcs[i], ns);
+			mc_counter_add(&c->calls[i], 1);
 			return;
 		}
 	}

@@ -91,6 +91,18 @@ char *mc_node_metrics(struct mc_node *node)
 	return mc_str_take(&out);
 }
 
+static char *summary(struct mc_node *node)
+{
+	struct mc_owner_stats s;
+
+	mc_owner_stats(node->owner, &s);
+	return mc_asprintf("objects %" PRIu64 ", memory %" PRIu64 " of %" PRIu64
+			   " bytes, waiting %" PRIu64 ", disk %" PRIu64 " of %" PRIu64
+			   " bytes, %s\n",
+			   s.sealed, s.used, s.capacity, s.waiting, s.disk_used, s.disk_capacity,
+			   s.is_adopted ? "known to a master" : "not known to a master");
+}
+
 static void on_get(void *user, const char *path, struct mc_http_answer *ret)
 {
 	struct mc_node *node = user;
@@ -103,10 +115,16 @@ static void on_get(void *user, const char *path, struct mc_http_answer *ret)
 	} else if (strcmp(path, "/health") == 0) {
 		bool is_adopted = mc_owner_is_adopted(node->owner);
 
-		ret->body = mc_strdup(is_adopted ? "OK\n" : "no master knows this node yet\n");
+		ret->body = mc_strdup(is_adopted ? "{\"status\":\"healthy\",\"code\":0}\n"
+						 : "{\"status\":\"unhealthy\",\"code\":1,"
+						   "\"reason\":\"no master knows this node\"}\n");
+		ret->type = "application/json";
 		ret->status = is_adopted ? 200 : 503;
+	} else if (strcmp(path, "/metrics/summary") == 0) {
+		ret->body = summary(node);
+		ret->status = 200;
 	} else {
-		ret->body = mc_strdup("there are /metrics and /health here\n");
+		ret->body = mc_strdup("there are /metrics, /metrics/summary and /health here\n");
 		ret->status = 404;
 	}
 	if (!ret->body)

@@ -25,6 +25,8 @@ static void note_free(struct mc_owner *o, struct mc_onote *n)
 	if (s->unsent == n)
 		s->unsent = NULL;
 	s->kept_bytes -= n->len;
+	mc_gauge_add(&o->journal_bytes, -(int64_t)n->len);
+	mc_gauge_add(&o->journal_notes, -1);
 	mc_list_del(&n->link);
 	mc_free(n);
 }
@@ -48,6 +50,8 @@ static bool note_add(struct mc_owner *o, uint8_t type, const void *body, size_t 
 		note_free(o, mc_list_first(&s->notes, struct mc_onote, link));
 	mc_list_push_back(&s->notes, &n->link);
 	s->kept_bytes += n->len;
+	mc_gauge_add(&o->journal_bytes, (int64_t)n->len);
+	mc_gauge_add(&o->journal_notes, 1);
 	s->unsent = n;
 	return true;
 }

@@ -302,12 +302,13 @@ struct mc_owner {
 	uint32_t njobs;
 	bool is_work_over;
 	struct mc_owner_counters count;
-	struct mc_hist latency[MC_OWNER_METHODS]; /* of its rpcs, ns */
-	struct mc_stat *stats[MC_OWNER_METHODS];  /* their names in the engine's registry */
+	struct mc_hist latency[MC_OWNER_METHODS];     /* of its rpcs, ns */
+	struct mc_gauge journal_notes, journal_bytes; /* that the master has not acknowledged */
+	struct mc_stat *stats[MC_OWNER_METHODS + 2];  /* their names in the engine's registry */
 };
 
 /* ---- count.c ---- */
-/** A histogram for each method, with the owner's id: a process may have several.
+/** A histogram for each method, the journal's gauges: named with the owner's id.
  * @return as mc_stat_add(); then mc_ocount_close() all the same */
 int mc_ocount_open(struct mc_owner *o, struct mc_rpc_method methods[MC_OWNER_METHODS]);
 void mc_ocount_close(struct mc_owner *o);

@@ -1,5 +1,6 @@
 """The program mooncake_client: options, HTTP, a master that is not there, a clean stop."""
 
+import json
 import re
 import subprocess
 import sys
@@ -43,7 +44,10 @@ def fetch(port: str, path: str) -> tuple[int, str]:
 
 def test_node_without_a_master_waits_and_says_so(node: str) -> None:
     status, text = fetch(node, "/health")
-    assert (status, text) == (503, "no master knows this node yet\n")
+    assert status == 503
+    assert json.loads(text) == {"status": "unhealthy", "code": 1, "reason": "no master knows this node"}
+    status, text = fetch(node, "/metrics/summary")
+    assert status == 200 and "memory 0 of 67108864 bytes" in text and "not known to a master" in text
     status, text = fetch(node, "/metrics")
     assert status == 200
     assert "\nmc_owner_capacity_bytes 67108864\n" in text
