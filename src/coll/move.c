@@ -1,0 +1,159 @@
+/*
+ * move.c: operations that only move: each rank shows what others want of it, then copies what it
+ * wants of them, beginning with its neighbour so that not all read from the same one.
+ */
+#include <string.h>
+
+#include "coll/priv.h"
+
+/* What this rank wants of the bytes that `slot` shows. */
+static int wanted(struct mc_coll_round *r, unsigned slot, uint64_t want, uint64_t *ret_at)
+{
+	struct mc_coll *g = r->g;
+	const struct mc_coll_page *page = g->cur[slot]->page;
+	const struct mc_coll_call *c = &page->call[r->parity];
+	uint64_t at = 0, len = c->len;
+
+	if (c->nin > 1) {
+		for (unsigned q = 0; q < g->rank; q++)
+			at += mc_min(page->part_len[r->parity][q], c->len);
+		len = page->part_len[r->parity][g->rank];
+	}
+	if (len != want || at > c->len || len > c->len - at) {
+		mc_diag_set(
+		    &g->diag,
+		    "operation %llu of group %s: rank %u sends %llu bytes, rank %u takes %llu",
+		    (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), g->name, slot,
+		    (unsigned long long)len, g->rank, (unsigned long long)want);
+		return -MC_E_INVAL;
+	}
+	*ret_at = at;
+	return 0;
+}
+
+/* Copy what is ours of `slot`, chunk by chunk as it is shown. @return 0; MC_COLL_GONE */
+static int take(struct mc_coll_round *r, unsigned slot, const struct mc_coll_part *out)
+{
+	uint64_t at, end, want, have = 0;
+	const uint8_t *bytes;
+	uint8_t *to;
+	int rc;
+
+	want = mc_coll_round_part(r, out, &to);
+	rc = mc_coll_round_wait(r, slot, 0);
+	if (rc != MC_COLL_THERE)
+		return rc;
+	rc = wanted(r, slot, want, &at);
+	if (rc < 0)
+		return rc;
+	end = at + want;
+	/* All of it: whether the rank's input is in the operation is one fact for everybody. */
+	for (uint32_t c = (uint32_t)(at / MC_COLL_CHUNK); have < want; c++) {
+		uint64_t until = mc_min((uint64_t)(c + 1) * MC_COLL_CHUNK, end);
+
+		rc = mc_coll_round_wait(r, slot, c + 1);
+		if (rc != MC_COLL_THERE)
+			return rc;
+		bytes = mc_coll_round_bytes(r, slot);
+		if (!bytes)
+			return -MC_E_NOMEM;
+		memcpy(to + have, bytes + at + have, until - at - have);
+		have = until - at;
+	}
+	rc = mc_coll_round_wait(r, slot, UINT32_MAX);
+	return rc == MC_COLL_THERE ? 0 : rc;
+}
+
+static void zero(struct mc_coll_round *r, const struct mc_coll_part *out)
+{
+	uint8_t *to;
+	uint64_t len = mc_coll_round_part(r, out, &to);
+
+	if (len)
+		memset(to, 0, len);
+}
+
+static void copy_own(struct mc_coll_round *r, const struct mc_coll_part *in,
+		     const struct mc_coll_part *out)
+{
+	uint8_t *from, *to;
+	uint64_t len = mc_min(mc_coll_round_part(r, in, &from), mc_coll_round_part(r, out, &to));
+
+	if (len && from != to)
+		memmove(to, from, len);
+}
+
+/* From every other rank one part. An error with one of them is kept; the others' parts come. */
+static int take_all(struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+	struct mc_coll *g = r->g;
+	int rc, kept = 0;
+
+	for (unsigned i = 1; i < g->ranks_max; i++) {
+		unsigned q = (g->rank + i) % g->ranks_max;
+		const struct mc_coll_part none = {NULL, 0};
+		const struct mc_coll_part *out = op->nout > q ? &op->out[q] : &none;
+
+		if (!(r->active & MC_COLL_BIT(q))) {
+			zero(r, out);
+			continue;
+		}
+		rc = op->kind == MC_COLL_BARRIER ? mc_coll_round_wait(r, q, 0) : take(r, q, out);
+		if (rc == MC_COLL_GONE) {
+			r->ranks &= ~MC_COLL_BIT(q);
+			zero(r, out);
+		} else if (rc < 0) {
+			kept = rc;
+			if (rc != -MC_E_INVAL)
+				break;
+		}
+	}
+	return kept;
+}
+
+static int take_root(struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+	int rc = take(r, op->root, &op->out[0]);
+
+	if (rc != MC_COLL_GONE)
+		return rc;
+	r->ranks &= ~MC_COLL_BIT(op->root);
+	mc_diag_set(&r->g->diag, "rank %u, the root of operation %llu of group %s, is gone",
+		    op->root, (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), r->g->name);
+	return -MC_E_PEER_DEAD;
+}
+
+int mc_coll_move_round(struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+	unsigned me = r->g->rank;
+
+	mc_coll_round_publish_all(r);
+	switch (op->kind) {
+	case MC_COLL_BARRIER:
+		return take_all(r);
+	case MC_COLL_ALL_GATHER:
+		copy_own(r, &op->in[0], &op->out[me]);
+		return take_all(r);
+	case MC_COLL_GATHER:
+		if (op->root != me)
+			return 0;
+		copy_own(r, &op->in[0], &op->out[me]);
+		return take_all(r);
+	case MC_COLL_ALL_TO_ALL:
+		copy_own(r, &op->in[me], &op->out[me]);
+		return take_all(r);
+	case MC_COLL_BROADCAST:
+		if (op->root != me)
+			return take_root(r);
+		copy_own(r, &op->in[0], &op->out[0]);
+		return 0;
+	default: /* scatter */
+		if (op->root != me)
+			return take_root(r);
+		copy_own(r, &op->in[me], &op->out[0]);
+		return 0;
+	}
+}

@@ -1,0 +1,217 @@
+/*
+ * priv.h: what the files of coll share: hub, group, peers, the round that runs.
+ */
+#ifndef MC_COLL_PRIV_H
+#define MC_COLL_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include <mooncake/coll.h>
+
+#include "base/err.h"
+#include "base/fork.h"
+#include "base/list.h"
+#include "base/spin.h"
+#include "coll/page.h"
+#include "io/loop.h"
+#include "rpc/rpc.h"
+
+#define MC_COLL_BIT(slot) (1ull << (slot))
+/** for each slot in mask, ascending */
+#define mc_coll_each(slot, mask)                                                                   \
+	for (uint64_t left_ = (mask);                                                              \
+	     left_ != 0 && ((slot) = (unsigned)__builtin_ctzll(left_), 1); left_ &= left_ - 1)
+
+/* ---- hub.c: one a process ---- */
+
+struct mc_coll_hub {
+	struct mc_loop *loop;
+	struct mc_rpc_server *server;
+	uint64_t fork_gen;
+	int pidfd; /* this process's own, for the others */
+	char address[MC_COLL_ADDR_MAX + 1];
+
+	/* the loop's */
+	struct mc_list groups;
+	struct mc_list held; /* struct held_attach: calls for groups that are not open yet */
+	unsigned nheld;
+};
+
+/** One incarnation of another rank, as mapped here. */
+struct mc_coll_peer {
+	struct mc_coll *coll;
+	struct mc_list link; /* in coll->peers */
+	uint32_t slot;
+	uint64_t inc;
+	int fd;
+	struct mc_coll_page *page;
+	uint8_t *rings;
+	_Atomic bool is_dead;
+	struct mc_watch pid; /* the loop's; fd is its pidfd */
+	bool is_watched;     /* the loop's */
+	/* the operation's thread */
+	uint8_t *area;
+	uint64_t area_len;
+};
+
+/** Show the group to the other ranks, and answer those that already asked. Not on a loop. */
+void mc_coll_hub_add(struct mc_coll_hub *hub, struct mc_coll *g);
+/** No call for it is answered any more, no death of a peer watched. Not on a loop. */
+void mc_coll_hub_del(struct mc_coll_hub *hub, struct mc_coll *g);
+/** Ask the rank in `slot` at `address` for its page, give it ours, keep it in the group.
+ * @return 0; -MC_E_TIMEDOUT; -MC_E_REFUSED (nobody there); … */
+int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, uint64_t deadline_ns,
+		       struct mc_diag *diag);
+
+/* ---- group.c ---- */
+
+struct mc_coll {
+	struct mc_coll_hub *hub;
+	struct mc_list hub_link; /* the loop's */
+	char name[MC_COLL_NAME_MAX + 1];
+	uint32_t rank, ranks_max;
+	bool is_joiner;
+	uint64_t inc, fork_gen, timeout_ns, scratch_max;
+
+	int fd;			   /* of this rank's memory */
+	struct mc_coll_page *page; /* its own */
+	uint8_t *rings;
+	uint8_t *area; /* the operation's thread */
+	uint64_t area_len;
+
+	_Atomic uint32_t bell; /* changes when a peer is attached or gone, or by abort */
+	_Atomic bool is_aborted;
+
+	pthread_mutex_t lock; /* guards board's mapping, next[], peers; a leaf */
+	int board_fd;
+	struct mc_coll_board *_Atomic board;
+	struct mc_coll_peer *next[MC_COLL_RANKS_MAX]; /* attached, not taken into use */
+	struct mc_list peers;
+
+	/* The operation's thread; run_lock is held while there is one. */
+	pthread_mutex_t run_lock;
+	struct mc_coll_peer *cur[MC_COLL_RANKS_MAX]; /* also under `lock` when it changes */
+	uint64_t op;
+	uint64_t area_seq, small_seq[2]; /* rounds that used them last */
+	struct mc_spin spin;
+	int broken; /* why no operation can run any more */
+	_Atomic uint64_t active;
+	struct mc_diag diag;
+
+	struct mc_coll_queue *queue; /* queue.c; NULL until the first asynchronous operation */
+};
+
+/** Take over descriptors that a rank sent: map, watch, put into next[]. On the loop.
+ * @param board_fd  -1: none. All descriptors are taken (set to -1) on success.
+ * @return 0; -MC_E_EXIST (a living process has the slot); -MC_E_PROTO; -MC_E_INVAL */
+int mc_coll_peer_take(struct mc_coll *g, uint32_t slot, uint64_t inc, int *page_fd, int *pid_fd,
+		      int *board_fd);
+/** Unmap and forget. Not watched any more, used by nobody. */
+void mc_coll_peer_free(struct mc_coll_peer *p);
+/** Its word is final: the process is dead, or has left. Look at the word again after this. */
+static inline bool mc_coll_peer_is_gone(const struct mc_coll_peer *p)
+{
+	/* acquire: pairs with the releases in on_death() and mc_coll_close() */
+	return atomic_load_explicit(&p->is_dead, memory_order_acquire) ||
+	       atomic_load_explicit(&p->page->state, memory_order_acquire) == MC_COLL_LEFT;
+}
+/** Everyone of this process who waits in the group looks again. Any thread. */
+void mc_coll_stir(struct mc_coll *g);
+
+/* ---- queue.c ---- */
+
+struct mc_coll_queue;
+/** End all that is queued. The worker ends; not from it. */
+void mc_coll_queue_close(struct mc_coll *g);
+
+/* ---- op.c ---- */
+
+/** Run it now; run_lock is held. */
+int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_coll_result *ret);
+
+/* ---- wait.c ---- */
+
+enum { MC_COLL_THERE = 1, MC_COLL_GONE, MC_COLL_AGAIN };
+
+/** Store `word` (release) and wake who sleeps on it. */
+void mc_coll_post(struct mc_coll *g, uint64_t word);
+void mc_coll_post_shares(struct mc_coll *g, uint64_t shares);
+/**
+ * Wait until the word of `slot` is at least `target`.
+ * @return MC_COLL_THERE; MC_COLL_GONE (its word is final and below); -MC_E_TIMEDOUT; -MC_E_CANCELED
+ */
+int mc_coll_wait_word(struct mc_coll *g, unsigned slot, uint64_t target, uint64_t deadline_ns);
+/**
+ * Wait until `slot` has reduced its shares up to `chunks` of operation `seq`, for exactly the ranks
+ * of `mask`.
+ * @return as above; MC_COLL_AGAIN: it has found one of `mask` gone and begun again
+ */
+int mc_coll_wait_share(struct mc_coll *g, unsigned slot, uint64_t seq, uint32_t chunks,
+		       uint64_t mask, uint64_t deadline_ns);
+
+/* ---- view.c ---- */
+
+/** Begin operation g->op + 1: wait out a change that is being made, take those that are true from
+ * it on. @return 0; -MC_E_STALE (this rank is not active in it); -MC_E_TIMEDOUT; -MC_E_CANCELED */
+int mc_coll_view_enter(struct mc_coll *g, uint64_t deadline_ns);
+void mc_coll_view_lose(struct mc_coll *g, uint64_t gone);
+
+/* ---- round.c: what one rank shows to all, once ---- */
+
+#define MC_COLL_CHUNK (256u << 10)
+
+/** A round that runs; on the stack of the operation's thread. */
+struct mc_coll_round {
+	struct mc_coll *g;
+	const struct mc_coll_op *op;
+	uint32_t esize;
+	uint64_t first, elems; /* of each part: elements [first, first + elems), cut at its end */
+	uint64_t deadline_ns;
+	uint64_t seq, active; /* operation and round; who is in the group in it */
+	unsigned parity;
+	bool is_last_known; /* `rounds` is what all ranks found */
+	uint64_t ranks;	    /* whose input counts: active, less those found gone */
+	uint8_t *base;	    /* where this rank's bytes are shown */
+	uint64_t len;	    /* how many */
+	uint32_t nchunks, npublished;
+	uint32_t part; /* publish: the part that is being copied, and how far */
+	uint64_t part_at;
+	uint32_t rounds; /* of the whole operation, as far as known */
+};
+
+/** Announce the call. @return 0; as mc_coll_view_enter(); -MC_E_NOMEM */
+int mc_coll_round_begin(struct mc_coll_round *r);
+/** Copy the next chunk to where the others see it, and tell them. */
+void mc_coll_round_publish(struct mc_coll_round *r);
+/** All that is left. */
+void mc_coll_round_publish_all(struct mc_coll_round *r);
+/**
+ * Wait until `slot` has shown its chunks up to `chunks` (all, if it has fewer).
+ * @return MC_COLL_THERE; MC_COLL_GONE: what it showed is not all of its input, nobody uses it;
+ * -MC_E_INVAL (it does something else: g->diag says what); as mc_coll_wait_word()
+ */
+int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks);
+/** Bytes of a slot, after it has shown them. NULL: -MC_E_NOMEM. */
+const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot);
+/** Bytes of a part in this round, and its memory. */
+uint64_t mc_coll_round_part(const struct mc_coll_round *r, const struct mc_coll_part *part,
+			    uint8_t **ret_at);
+void mc_coll_round_end(struct mc_coll_round *r);
+
+/* ---- the operations: from begin to end of a round. @return 0; an error, the same on all ---- */
+
+int mc_coll_reduce_round(struct mc_coll_round *r); /* sum.c: all_reduce, reduce, reduce_scatter */
+int mc_coll_move_round(struct mc_coll_round *r);   /* move.c: the others */
+
+/* ---- kernel.c ---- */
+
+/** out[i] = src[0][i] ∘ src[1][i] ∘ …; factors: of PREMUL_SUM, one a source. Pure. */
+void mc_coll_kernel(enum mc_coll_type type, enum mc_coll_reduce reduce, void *out,
+		    const uint8_t *const *src, const double *factors, unsigned nsrc,
+		    uint64_t count);
+bool mc_coll_kernel_has(enum mc_coll_type type, enum mc_coll_reduce reduce);
+uint32_t mc_coll_type_bytes(enum mc_coll_type type);
+const char *mc_coll_type_text(enum mc_coll_type type);
+
+#endif

@@ -1,0 +1,296 @@
+/*
+ * round.c: what one rank shows to all others, once: its call, and its bytes in chunks.
+ *
+ * Small inputs are shown in the page, in two places that take turns: whoever has shown something in
+ * the next round has read this one. Larger ones go to the area, which is used again when everyone
+ * has said that the round is over. The bytes stay until then, so whatever a death spoils can be
+ * done again from them.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "coll/priv.h"
+#include "coll/shmem.h"
+
+static bool is_root_only(enum mc_coll_kind kind)
+{
+	return kind == MC_COLL_BROADCAST || kind == MC_COLL_SCATTER;
+}
+
+uint64_t mc_coll_round_part(const struct mc_coll_round *r, const struct mc_coll_part *part,
+			    uint8_t **ret_at)
+{
+	uint64_t n = part->count > r->first ? mc_min(part->count - r->first, r->elems) : 0;
+
+	*ret_at = n ? (uint8_t *)part->addr + r->first * r->esize : NULL;
+	return n * r->esize;
+}
+
+/* This rank's input is not shown: it has none, or nobody else reads it. */
+static bool is_shown(const struct mc_coll_round *r, unsigned part)
+{
+	const struct mc_coll_op *op = r->op;
+
+	if (is_root_only(op->kind) && op->root != r->g->rank)
+		return false;
+	if (op->nin == 1)
+		return true;
+	/* Parts for slots that are not there, and its own where that is a plain copy. */
+	return (r->active & MC_COLL_BIT(part)) != 0 &&
+	       (part != r->g->rank || op->kind == MC_COLL_REDUCE_SCATTER);
+}
+
+/* Nobody reads what this rank showed in round `seq` any more. */
+static int wait_unused(struct mc_coll_round *r, uint64_t seq)
+{
+	unsigned q;
+	int rc;
+
+	if (seq == 0)
+		return 0;
+	mc_coll_each(q, r->active & ~MC_COLL_BIT(r->g->rank))
+	{
+		rc = mc_coll_wait_word(r->g, q, mc_coll_word(seq, MC_COLL_STEP_DONE),
+				       r->deadline_ns);
+		if (rc < 0)
+			return rc;
+	}
+	return 0;
+}
+
+static int area_need(struct mc_coll *g, uint64_t len)
+{
+	uint64_t want = MC_COLL_AREA_MIN;
+	void *at;
+	int rc;
+
+	while (want < len)
+		want *= 2;
+	if (g->area_len >= len)
+		return 0;
+	rc = mc_coll_shmem_grow(g->fd, MC_COLL_AREA_AT, MC_COLL_AREA_AT + want);
+	if (rc < 0)
+		return rc;
+	rc = mc_coll_shmem_map(g->fd, MC_COLL_AREA_AT, want, &at);
+	if (rc < 0)
+		return rc;
+	mc_coll_shmem_unmap(g->area, g->area_len);
+	g->area = at;
+	g->area_len = want;
+	/* release: the length, before a word that says that there is something */
+	atomic_store_explicit(&g->page->area_len, want, memory_order_release);
+	return 0;
+}
+
+/* Where results of shares go: behind the input, so that one mapping has both. */
+static uint64_t area_bytes(const struct mc_coll_round *r)
+{
+	return r->op->kind == MC_COLL_ALL_REDUCE ? 2 * r->len : r->len;
+}
+
+static int place(struct mc_coll_round *r)
+{
+	struct mc_coll *g = r->g;
+	uint8_t *at;
+	int rc;
+
+	r->len = 0;
+	for (uint32_t i = 0; i < r->op->nin; i++)
+		if (is_shown(r, i))
+			r->len += mc_coll_round_part(r, &r->op->in[i], &at);
+	rc = wait_unused(r, g->small_seq[r->parity]);
+	if (rc < 0)
+		return rc;
+	g->small_seq[r->parity] = r->seq;
+	r->nchunks = (uint32_t)((r->len + MC_COLL_CHUNK - 1) / MC_COLL_CHUNK);
+	if (r->len <= MC_COLL_SMALL) {
+		r->base = g->page->small[r->parity];
+		return 0;
+	}
+	rc = wait_unused(r, g->area_seq);
+	if (rc < 0)
+		return rc;
+	g->area_seq = r->seq;
+	rc = area_need(g, area_bytes(r));
+	r->base = g->area;
+	return rc;
+}
+
+/* Elements of each part, where all ranks have to have the same. */
+static uint64_t unit_of(const struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+
+	switch (op->kind) {
+	case MC_COLL_ALL_GATHER:
+	case MC_COLL_ALL_TO_ALL:
+	case MC_COLL_BARRIER:
+		return 0; /* compared part by part, where they are read */
+	case MC_COLL_BROADCAST:
+	case MC_COLL_SCATTER:
+		return op->out[0].count;
+	default:
+		return op->in[0].count;
+	}
+}
+
+static void call_write(struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+	struct mc_coll_page *page = r->g->page;
+	struct mc_coll_call *c = &page->call[r->parity];
+	uint8_t *at;
+
+	*c = (struct mc_coll_call){.kind = (uint8_t)op->kind,
+				   .type = (uint8_t)op->type,
+				   .reduce = (uint8_t)op->reduce,
+				   .root = (uint8_t)op->root,
+				   .rounds = r->rounds,
+				   .nin = op->nin,
+				   .factor = op->factor,
+				   .len = r->len,
+				   .count = unit_of(r)};
+	for (uint32_t i = 0; op->nin > 1 && i < op->nin; i++)
+		page->part_len[r->parity][i] =
+		    is_shown(r, i) ? mc_coll_round_part(r, &op->in[i], &at) : 0;
+}
+
+int mc_coll_round_begin(struct mc_coll_round *r)
+{
+	int rc;
+
+	r->active = r->ranks = atomic_load_explicit(&r->g->active, memory_order_relaxed);
+	r->parity = (r->seq >> MC_COLL_ROUND_BITS ^ r->seq) & 1;
+	r->npublished = 0;
+	r->part = 0;
+	r->part_at = 0;
+	rc = place(r);
+	/* The call is shown whatever happens, so that nobody waits for it. */
+	if (rc == -MC_E_NOMEM) {
+		r->len = 0;
+		r->nchunks = 0;
+	}
+	if (rc < 0 && rc != -MC_E_NOMEM)
+		return rc;
+	call_write(r);
+	if (rc < 0)
+		r->g->page->call[r->parity].kind = MC_COLL_KIND_COUNT;
+	if (r->nchunks == 0)
+		mc_coll_post(r->g, mc_coll_word(r->seq, 1));
+	return rc;
+}
+
+void mc_coll_round_publish(struct mc_coll_round *r)
+{
+	uint64_t at = (uint64_t)r->npublished * MC_COLL_CHUNK;
+	uint64_t end = mc_min(at + MC_COLL_CHUNK, r->len);
+
+	while (at < end) {
+		uint8_t *from = NULL;
+		uint64_t len =
+		    is_shown(r, r->part) ? mc_coll_round_part(r, &r->op->in[r->part], &from) : 0;
+		uint64_t n = mc_min(len - r->part_at, end - at);
+
+		if (n > 0)
+			memcpy(r->base + at, from + r->part_at, n);
+		at += n;
+		r->part_at += n;
+		if (r->part_at == len) {
+			r->part++;
+			r->part_at = 0;
+		}
+	}
+	mc_coll_post(r->g, mc_coll_word(r->seq, 1 + ++r->npublished));
+}
+
+void mc_coll_round_publish_all(struct mc_coll_round *r)
+{
+	while (r->npublished < r->nchunks)
+		mc_coll_round_publish(r);
+}
+
+/* Say on both sides who does something else. */
+static int differ(struct mc_coll_round *r, unsigned slot, const struct mc_coll_call *a,
+		  const struct mc_coll_call *b)
+{
+	static const char *const kinds[] = {"barrier",	      "all_reduce", "reduce",
+					    "reduce_scatter", "all_gather", "gather",
+					    "broadcast",      "scatter",    "all_to_all"};
+	char text[2][96];
+	const struct mc_coll_call *calls[2] = {a, b};
+
+	for (int i = 0; i < 2; i++) {
+		const struct mc_coll_call *c = calls[i];
+
+		if (c->kind >= MC_COLL_KIND_COUNT) {
+			(void)snprintf(text[i], sizeof(text[i]), "no memory for its operation");
+			continue;
+		}
+		(void)snprintf(text[i], sizeof(text[i]),
+			       "%s type %s reduction %u root %u count %lld", kinds[c->kind],
+			       c->type < MC_COLL_TYPE_COUNT ? mc_coll_type_text(c->type) : "?",
+			       c->reduce, c->root, (long long)c->count);
+	}
+	mc_diag_set(&r->g->diag, "operation %llu of group %s: rank %u calls %s, rank %u calls %s",
+		    (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), r->g->name, r->g->rank,
+		    text[0], slot, text[1]);
+	return -MC_E_INVAL;
+}
+
+static bool is_same_call(const struct mc_coll_call *a, const struct mc_coll_call *b)
+{
+	return a->kind == b->kind && a->type == b->type && a->reduce == b->reduce &&
+	       a->root == b->root && a->count == b->count;
+}
+
+int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks)
+{
+	struct mc_coll *g = r->g;
+	const struct mc_coll_call *theirs, *own = &g->page->call[r->parity];
+	uint32_t n;
+	int rc;
+
+	if (slot == g->rank)
+		return MC_COLL_THERE;
+	rc = mc_coll_wait_word(g, slot, mc_coll_word(r->seq, 1), r->deadline_ns);
+	if (rc != MC_COLL_THERE)
+		return rc;
+	theirs = &g->cur[slot]->page->call[r->parity];
+	if (!is_same_call(own, theirs))
+		return differ(r, slot, own, theirs);
+	if (theirs->rounds > r->rounds)
+		r->rounds = mc_min(theirs->rounds, MC_COLL_ROUNDS_MAX);
+	n = (uint32_t)mc_min(theirs->len / MC_COLL_CHUNK + (theirs->len % MC_COLL_CHUNK != 0),
+			     MC_COLL_STEP_DONE - 2u);
+	n = mc_min(chunks, n);
+	return n == 0 ? MC_COLL_THERE
+		      : mc_coll_wait_word(g, slot, mc_coll_word(r->seq, 1 + n), r->deadline_ns);
+}
+
+const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot)
+{
+	struct mc_coll_peer *p = r->g->cur[slot];
+	uint64_t len;
+	void *at;
+
+	if (slot == r->g->rank)
+		return r->base;
+	if (p->page->call[r->parity].len <= MC_COLL_SMALL)
+		return p->page->small[r->parity];
+	/* acquire: pairs with the release in area_need() */
+	len = atomic_load_explicit(&p->page->area_len, memory_order_acquire);
+	if (p->area_len < len) {
+		if (mc_coll_shmem_map(p->fd, MC_COLL_AREA_AT, len, &at) < 0)
+			return NULL;
+		mc_coll_shmem_unmap(p->area, p->area_len);
+		p->area = at;
+		p->area_len = len;
+	}
+	return p->area;
+}
+
+void mc_coll_round_end(struct mc_coll_round *r)
+{
+	if (r->len > MC_COLL_SMALL || r->rounds > 1)
+		mc_coll_post(r->g, mc_coll_word(r->seq, MC_COLL_STEP_DONE));
+}

@@ -1,0 +1,298 @@
+/*
+ * coll_join_test.c: membership: replacements, new slots, holes, ranks that are sent away and come
+ * back, while the others compute.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/sync.h"
+#include "call.h"
+#include "coll/priv.h"
+
+#define JOIN_NS (30 * MC_NS_PER_S)
+
+/* One all_reduce of what every rank knows of itself: the sum tells who was in it. */
+static int count_ranks(struct rank *r, uint64_t *ret_ranks)
+{
+	double x[64] = {0}, y[64];
+	struct mc_coll_part in = {x, 64}, out = {y, 64};
+	struct mc_coll_op op = {.kind = MC_COLL_ALL_REDUCE,
+				.type = MC_COLL_F64,
+				.in = &in,
+				.out = &out,
+				.nin = 1,
+				.nout = 1};
+	struct mc_coll_result res;
+	int rc;
+
+	x[r->rank] = 1;
+	rc = mc_coll_run(r->coll, &op, &res);
+	if (rc < 0)
+		return rc;
+	for (unsigned i = 0; i < 64; i++)
+		if (y[i] != (double)(res.ranks >> i & 1))
+			return -MC_E_CORRUPT;
+	*ret_ranks = res.ranks;
+	return 0;
+}
+
+/* Compute until everyone has seen `want` in three operations: all see the same, so all stop after
+ * the same one. */
+static int until(struct rank *r, uint64_t want)
+{
+	uint64_t ranks;
+	int rc, n = 0;
+
+	while (n < 3) {
+		rc = count_ranks(r, &ranks);
+		if (rc < 0)
+			return rc;
+		n = ranks == want ? n + 1 : 0;
+		world_tick(r->w);
+	}
+	return 0;
+}
+
+/* ---- a replacement ---- */
+
+static int survive_and_take_back(struct rank *r)
+{
+	uint64_t dropped = 1;
+
+	if (r->rank == 2)
+		(void)raise(SIGKILL);
+	WORLD_CHECK(until(r, 3) == 0);
+	/* Both ask for the same: it happens once. */
+	while (!(mc_coll_ready(r->coll) & 4))
+		WORLD_CHECK(mc_coll_gone(r->coll) == 4 || (mc_coll_ready(r->coll) & 4));
+	WORLD_CHECK(mc_coll_activate(r->coll, 4, 0, JOIN_NS, &dropped) == 0 && dropped == 0);
+	WORLD_CHECK(until(r, 7) == 0);
+	WORLD_CHECK(mc_coll_epoch(r->coll) == 1 && mc_coll_active(r->coll) == 7);
+	return 0;
+}
+
+static int come_and_compute(struct rank *r)
+{
+	WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
+	WORLD_CHECK(until(r, 7) == 0);
+	return 0;
+}
+
+static void a_replacement_takes_the_slot_of_a_dead_rank(void **state)
+{
+	struct world *w = world_make(1);
+	pid_t pids[4];
+
+	(void)state;
+	for (uint32_t i = 0; i < 3; i++)
+		pids[i] = world_fork(w, i, 3, 3, 0, survive_and_take_back);
+	assert_int_equal(world_reap(pids[2]), 1000 + SIGKILL);
+	world_wait_ticks(w, 2);
+	pids[3] = world_fork(w, 2, 0, 3, 0, come_and_compute);
+	assert_int_equal(world_reap(pids[0]), 0);
+	assert_int_equal(world_reap(pids[1]), 0);
+	assert_int_equal(world_reap(pids[3]), 0);
+	world_free(w);
+}
+
+/* ---- again and again, from everyone in turn ---- */
+
+#define LIVES 12
+
+static int endless(struct rank *r)
+{
+	uint64_t ranks;
+
+	if (r->ranks == 0)
+		WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
+	/* Whoever finds somebody ready takes them in. Until it is killed. */
+	for (;;) {
+		uint64_t ready = mc_coll_ready(r->coll) & ~mc_coll_active(r->coll);
+
+		if (ready)
+			WORLD_CHECK(mc_coll_activate(r->coll, ready, 0, JOIN_NS, NULL) == 0);
+		WORLD_CHECK(count_ranks(r, &ranks) == 0);
+		if (ranks == 0xf)
+			world_tick(r->w);
+	}
+}
+
+/* Everyone is in again, and has been for a while. */
+static void wait_all_in(struct world *w)
+{
+	world_wait_ticks(w, atomic_load(&w->ticks) + 40);
+}
+
+static void ranks_die_and_are_replaced_in_every_slot_under_load(void **state)
+{
+	struct world *w = world_make(2);
+	pid_t pids[4];
+
+	(void)state;
+	for (uint32_t i = 0; i < 4; i++)
+		pids[i] = world_fork(w, i, 4, 4, 0, endless);
+	for (uint32_t life = 0; life < LIVES; life++) {
+		uint32_t v = life % 4;
+
+		wait_all_in(w);
+		(void)kill(pids[v], SIGKILL);
+		assert_int_equal(world_reap(pids[v]), 1000 + SIGKILL);
+		pids[v] = world_fork(w, v, 0, 4, 0, endless);
+	}
+	wait_all_in(w);
+	for (uint32_t v = 0; v < 4; v++) {
+		(void)kill(pids[v], SIGKILL);
+		assert_int_equal(world_reap(pids[v]), 1000 + SIGKILL);
+	}
+	world_free(w);
+}
+
+/* ---- new slots, and ranks that are sent away ---- */
+
+static int grow(struct rank *r)
+{
+	uint64_t dropped, ranks;
+	int rc;
+
+	/* Slot 3 stays a hole; slot 2 has nobody. */
+	if (r->rank == 0) {
+		while (!(mc_coll_ready(r->coll) & 16))
+			(void)0;
+		WORLD_CHECK(mc_coll_activate(r->coll, 16 | 4, 0, JOIN_NS, &dropped) == 0);
+		WORLD_CHECK(dropped == 4);
+	}
+	WORLD_CHECK(until(r, 19) == 0);
+	/* Rank 1 is sent away, finds out, and comes back. */
+	if (r->rank == 0)
+		WORLD_CHECK(mc_coll_activate(r->coll, 0, 2, JOIN_NS, NULL) == 0);
+	if (r->rank != 1) {
+		WORLD_CHECK(until(r, 17) == 0);
+		if (r->rank == 0)
+			WORLD_CHECK(mc_coll_activate(r->coll, 2, 0, JOIN_NS, NULL) == 0);
+		return until(r, 19);
+	}
+	do
+		rc = count_ranks(r, &ranks);
+	while (rc == 0);
+	WORLD_CHECK(rc == -MC_E_STALE);
+	WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
+	return until(r, 19);
+}
+
+static int grow_joiner(struct rank *r)
+{
+	WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
+	WORLD_CHECK(until(r, 19) == 0);
+	WORLD_CHECK(until(r, 17) == 0);
+	return until(r, 19);
+}
+
+static void slots_are_added_left_empty_sent_away_and_taken_back(void **state)
+{
+	struct world *w = world_make(3);
+	pid_t pids[3];
+
+	(void)state;
+	pids[0] = world_fork(w, 0, 2, 5, 0, grow);
+	pids[1] = world_fork(w, 1, 2, 5, 0, grow);
+	while (!atomic_load(&w->has_addr[0]) || !atomic_load(&w->has_addr[1]))
+		(void)!mc_futex_wait_shared(&w->has_addr[0], 0, mc_now_ns() + MC_NS_PER_MS);
+	pids[2] = world_fork(w, 4, 0, 5, 0, grow_joiner);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(world_reap(pids[i]), 0);
+	world_free(w);
+}
+
+/* ---- stopped is not dead ---- */
+
+static int patient(struct rank *r)
+{
+	return until(r, 3);
+}
+
+static void a_stopped_rank_is_waited_for(void **state)
+{
+	struct world *w = world_make(4);
+	pid_t pids[2];
+	uint32_t ticks;
+
+	(void)state;
+	for (uint32_t i = 0; i < 2; i++)
+		pids[i] = world_fork(w, i, 2, 2, 0, patient);
+	world_wait_ticks(w, 1);
+	(void)kill(pids[1], SIGSTOP);
+	ticks = atomic_load(&w->ticks);
+	(void)!mc_futex_wait_shared(&w->ticks, ticks, mc_now_ns() + 200 * MC_NS_PER_MS);
+	(void)kill(pids[1], SIGCONT);
+	assert_int_equal(world_reap(pids[0]), 0);
+	assert_int_equal(world_reap(pids[1]), 0);
+	world_free(w);
+}
+
+/* ---- nothing is left behind ---- */
+
+static unsigned open_fds(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	while (d && readdir(d))
+		n++;
+	if (d)
+		(void)closedir(d);
+	return n;
+}
+
+static int again_and_again(struct rank *r)
+{
+	unsigned before = open_fds();
+	const char *addrs[2] = {r->w->addr[0], r->w->addr[1]};
+
+	for (int i = 0; i < 500; i++) {
+		char name[32];
+		struct mc_coll_opts opts = {.size = sizeof(opts),
+					    .name = name,
+					    .rank = r->rank,
+					    .ranks = 2,
+					    .timeout_ns = JOIN_NS};
+		struct rank other = *r;
+		struct mc_diag diag = {0};
+		uint64_t ranks;
+
+		(void)snprintf(name, sizeof(name), "group %d", i);
+		WORLD_CHECK(mc_coll_open(r->hub, &opts, addrs, &diag, &other.coll) == 0);
+		WORLD_CHECK(count_ranks(&other, &ranks) == 0 && ranks == 3);
+		mc_coll_close(other.coll);
+	}
+	/* What the loop's connections hold goes when it comes round. */
+	WORLD_CHECK(open_fds() <= before + 4);
+	return 0;
+}
+
+static void a_thousand_groups_leave_no_descriptor_and_no_name(void **state)
+{
+	(void)state;
+	world_run(2, 0, again_and_again);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(a_replacement_takes_the_slot_of_a_dead_rank),
+	    cmocka_unit_test(ranks_die_and_are_replaced_in_every_slot_under_load),
+	    cmocka_unit_test(slots_are_added_left_empty_sent_away_and_taken_back),
+	    cmocka_unit_test(a_stopped_rank_is_waited_for),
+	    cmocka_unit_test(a_thousand_groups_leave_no_descriptor_and_no_name),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
