@@ -3,6 +3,8 @@
  * for the regions they need. With one the descriptor is brought up to date before the call returns,
  * once for a whole batch.
  */
+#include <sys/mman.h>
+
 #include "base/fork.h"
 #include "base/log.h"
 #include "engine/describe.h"
@@ -198,11 +200,29 @@ int mc_mem_unreg(struct mc_engine *eng, void *addr)
 }
 
 /* Where memfds are forbidden: ordinary memory, remembered, so that a foreign pointer is never
- * freed. */
+ * freed. Much of it is a mapping of its own: a pool takes pages only as it fills. */
 struct plain {
 	struct mc_list link;
 	void *ptr;
+	size_t mapped; /* bytes; 0: it is the heap's */
 };
+
+#define MAP_MIN ((size_t)1 << 20)
+
+/* @return zeroed memory, or NULL */
+static void *map_alloc(size_t len)
+{
+	void *ptr = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (ptr == MAP_FAILED)
+		return NULL;
+	/* As the other kind: a child has no use of it, and it is not copied for one. */
+	if (madvise(ptr, len, MADV_DONTFORK) == 0)
+		return ptr;
+	(void)munmap(ptr, len);
+	return NULL;
+}
 
 static void *plain_alloc(struct mc_engine *eng, size_t len)
 {
@@ -210,7 +230,8 @@ static void *plain_alloc(struct mc_engine *eng, size_t len)
 
 	if (!p)
 		return NULL;
-	p->ptr = mc_aligned_alloc(len >= 4096 ? 4096 : 64, len);
+	p->mapped = len >= MAP_MIN ? len : 0;
+	p->ptr = p->mapped > 0 ? map_alloc(len) : mc_aligned_alloc(len >= 4096 ? 4096 : 64, len);
 	if (!p->ptr) {
 		mc_free(p);
 		return NULL;
@@ -234,7 +255,10 @@ static int plain_free(struct mc_engine *eng, void *ptr)
 	pthread_mutex_unlock(&eng->plain_mu);
 	if (!found)
 		return -MC_E_NOENT;
-	mc_free(found->ptr);
+	if (found->mapped > 0)
+		(void)munmap(found->ptr, found->mapped);
+	else
+		mc_free(found->ptr);
 	mc_free(found);
 	return 0;
 }

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "api_fix.h"
+#include "sanitized.h"
 
 /* At exit the leak checker would look at threads that a forked child has not, and guess. */
 #ifdef __SANITIZE_ADDRESS__
@@ -199,6 +200,42 @@ static void memory_of_the_engine_is_aligned_registered_and_its_own(void **state)
 	assert_int_equal(mc_mem_free(eng, large), 0);
 	large = mc_mem_alloc(eng, 4096); /* what is left goes with the engine */
 	assert_non_null(large);
+	mc_engine_close(eng);
+}
+
+/* Bytes of this process that are in memory. */
+static size_t resident(void)
+{
+	unsigned long all = 0, there = 0;
+	FILE *f = fopen("/proc/self/statm", "r");
+
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%lu %lu", &all, &there), 2);
+	(void)fclose(f);
+	return there * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Also where memory that peers map is forbidden. */
+static void memory_of_the_engine_takes_pages_as_it_fills(void **state)
+{
+	const size_t len = 256u * MIB;
+	struct mc_engine *eng;
+	size_t before;
+	uint8_t *pool;
+
+	(void)state;
+	assert_int_equal(setenv("MC_NO_SHM", "1", 1), 0);
+	eng = engine_open();
+	assert_int_equal(unsetenv("MC_NO_SHM"), 0);
+	before = resident();
+	pool = mc_mem_alloc(eng, len);
+	assert_non_null(pool);
+	assert_true(resident() - before < len / 16);
+	assert_int_equal(pool[0] | pool[len - 1], 0);
+	fill(pool, len / 4, 3);
+	assert_true(resident() - before >= len / 4);
+	assert_int_equal(mc_mem_free(eng, pool), 0);
+	assert_true(IS_SANITIZED || resident() - before < len / 16);
 	mc_engine_close(eng);
 }
 
@@ -861,6 +898,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(an_engine_lives_as_long_as_a_reference),
 	    cmocka_unit_test(memory_is_registered_by_count_and_batches_are_all_or_none),
 	    cmocka_unit_test(memory_of_the_engine_is_aligned_registered_and_its_own),
+	    cmocka_unit_test(memory_of_the_engine_takes_pages_as_it_fills),
 	    cmocka_unit_test(freeing_the_callers_memory_does_not_end_its_registration),
 	    cmocka_unit_test(the_first_address_is_the_first_ranges),
 	    cmocka_unit_test(a_segment_has_one_id_until_it_is_closed),
