@@ -43,6 +43,7 @@ struct fix {
 	unsigned nheld;
 	_Atomic unsigned cancels, ups, downs;
 	struct mc_rpc_peer *last_peer;
+	struct mc_hist hold_ns; /* latency of FIX_HOLD */
 };
 
 static inline void fix_echo(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
@@ -151,9 +152,12 @@ static inline void fix_on_down(struct mc_rpc_peer *peer, int rc, void *user)
 static inline void fix_open(struct fix *f, const struct mc_env *env, struct mc_rpc_server_opts opts)
 {
 	const struct mc_rpc_method methods[] = {
-	    {FIX_STREAM, "stream", fix_stream, f}, {FIX_ECHO, "echo", fix_echo, f},
-	    {FIX_HOLD, "hold", fix_hold, f},	   {FIX_RELEASE, "release", fix_release, f},
-	    {FIX_FAIL, "fail", fix_fail, f},	   {FIX_FD, "fd", fix_fd, f},
+	    {FIX_STREAM, "stream", fix_stream, f},
+	    {FIX_ECHO, "echo", fix_echo, f},
+	    {FIX_HOLD, "hold", fix_hold, f, &f->hold_ns},
+	    {FIX_RELEASE, "release", fix_release, f},
+	    {FIX_FAIL, "fail", fix_fail, f},
+	    {FIX_FD, "fd", fix_fd, f},
 	    {FIX_BIG, "big", fix_big, f},
 	};
 

@@ -173,6 +173,30 @@ static void answers_in_another_order_find_their_calls(void **state)
 	(void)state;
 }
 
+static void latency_is_from_the_call_to_its_late_answer(void **state)
+{
+	struct mc_rpc_call held = {.method = FIX_HOLD, .deadline_ns = soon()};
+	uint64_t start_ns = mc_now_ns(), waited_ns;
+	struct mc_rpc_conn *conn;
+	struct fix f;
+
+	conn = fix_pair(&f, fix_listen_unix, NULL, NULL);
+	held.flags = MC_RPC_WAITED;
+	assert_int_equal(mc_rpc_start(conn, &held), 0);
+	assert_int_equal(fix_call(conn, soon(), FIX_ECHO, "a", 1, NULL, 0, NULL),
+			 0); /* it is there */
+	assert_int_equal(mc_hist_count(&f.hold_ns), 0);
+	waited_ns = mc_now_ns();
+	while (mc_now_ns() - waited_ns < MC_NS_PER_MS)
+		(void)sched_yield();
+	assert_int_equal(fix_call(conn, soon(), FIX_RELEASE, NULL, 0, NULL, 0, NULL), 0);
+	assert_int_equal(mc_rpc_wait(conn, &held), 0);
+	assert_int_equal(mc_hist_count(&f.hold_ns), 1);
+	assert_in_range(atomic_load(&f.hold_ns.sum), MC_NS_PER_MS, mc_now_ns() - start_ns);
+	fix_pair_close(&f, conn);
+	(void)state;
+}
+
 struct ended {
 	struct mc_rpc_call call;
 	_Atomic unsigned times;
@@ -784,6 +808,7 @@ int main(void)
 	    T(reply_above_the_buffer_says_too_big_and_how_big),
 	    T(pipelined_calls_driven_by_the_loop_all_end_with_their_own_answer),
 	    T(answers_in_another_order_find_their_calls),
+	    T(latency_is_from_the_call_to_its_late_answer),
 	    T(deadline_ends_waited_and_unwaited_calls),
 	    T(cancel_ends_a_call_once_and_tells_the_handler),
 	    T(close_ends_calls_in_flight),
