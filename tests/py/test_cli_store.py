@@ -1,9 +1,15 @@
 """The `mooncake` command's part about the Store, against a real master and node."""
 
+import contextlib
 import json
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,18 +159,22 @@ def test_bench_store_says_what_is_wrong(pool: Pool) -> None:
 
 
 def test_top_shows_rates_between_two_looks(pool: Pool) -> None:
-    at = ["--admin", f"127.0.0.1:{pool.http}"]
+    at, state = ["--admin", f"127.0.0.1:{pool.http}"], {}
     with subprocess.Popen(
-        [COMMAND, "bench", "store", "--master", pool.address, "--size", "4KB", "--keys", "32", "--seconds", "8"],
+        [COMMAND, "bench", "store", "--master", pool.address, "--size", "4KB", "--keys", "32", "--seconds", "0.1", "--rounds", "10000"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"MC_TCP_BIND_ADDRESS": "127.0.0.1"},
     ) as load:  # fmt: skip
         try:
-            pool.wait(lambda: json.loads(done_at("top", "--once", "--json", "--every", "0.5", *at))["per_second"]["lookups"] > 0, "no lookups")
-            state = json.loads(done_at("top", "--once", "--json", "--every", "0.5", *at))
+
+            def is_busy() -> bool:
+                state.update(json.loads(done_at("top", "--once", "--json", "--every", "0.5", *at)))
+                return state["per_second"]["puts"] > 0 and "commit" in state["rpcs"]
+
+            pool.wait(is_busy, "nothing is put")
             text = done_at("top", "--once", "--every", "0.5", *at).decode()
         finally:
             load.terminate()
-    assert state["keys"] >= 32 and state["capacity_bytes"] == 64 * MIB and state["nodes"][0]["state"] == "ok"
+    assert state["rpcs"]["commit"]["p50_seconds"] > 0 and state["capacity_bytes"] == 64 * MIB and state["nodes"][0]["state"] == "ok"
     (segment,) = pool.segments()
     assert segment in text and "looked up/s" in text and "epoch" in text
 
@@ -179,3 +189,26 @@ def test_help_of_every_store_command_says_its_exit_status() -> None:
     for words in (["status"], ["segments"], ["ls"], ["stat"], ["get"], ["put"], ["rm"], ["top"], ["bench", "store"]):
         text = done_at(*words, "--help").decode()
         assert "Exit status: 0 done, 1 not done" in text, words
+
+
+def test_top_goes_on_until_it_is_interrupted(pool: Pool) -> None:
+    """On a terminal, as people see it."""
+    master, slave = pty.openpty()
+    command = [COMMAND, "top", "--every", "0.2", "--admin", f"127.0.0.1:{pool.http}"]
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=os.environ | {"TERM": "xterm", "COLUMNS": "200"}) as it:
+        os.close(slave)
+        seen, end = b"", time.monotonic() + 30
+        while seen.count(b"looked up/s") < 3 and time.monotonic() < end:
+            if select.select([master], [], [], 1)[0]:
+                seen += os.read(master, 1 << 16)
+        it.send_signal(signal.SIGINT)
+        threading.Thread(target=_drain, args=(master,), daemon=True).start()  # it writes its last lines
+        assert it.wait(30) == 0
+    assert seen.count(b"looked up/s") >= 3 and pool.segments()[0].encode() in seen
+
+
+def _drain(terminal: int) -> None:
+    with contextlib.suppress(OSError):  # EIO: nobody writes any more
+        while os.read(terminal, 1 << 16):
+            pass
+    os.close(terminal)
