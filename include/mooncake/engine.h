@@ -148,6 +148,10 @@ MC_API MC_MUST_CHECK int mc_segment_open(struct mc_engine *eng, const char *name
 /** Forget a segment: connections are closed, groups under way end with -MC_E_CLOSED. @return 0;
  * -MC_E_STALE */
 MC_API int mc_segment_close(struct mc_engine *eng, int32_t segment);
+/** Let go of what the process holds of a peer (connections, mappings) as soon as nothing under way
+ * needs it. The id stays good: its next use finds the peer anew. @return 0; -MC_E_STALE;
+ * -MC_E_FORKED */
+MC_API int mc_segment_release(struct mc_engine *eng, int32_t segment);
 /**
  * Be told when the segment's process, as it is now, is gone: dead, or replaced by another under its
  * name. The watch is a group of its own without transfers: it ends once, with -MC_E_PEER_DEAD when

@@ -99,11 +99,16 @@ struct mc_store_opts {
 	uint64_t buffer_bytes;	  /* what mc_store_alloc() may give in all */
 	uint32_t timeout_ms;	  /* of each call; 0: MC_RPC_TIMEOUT_MS, 30 s */
 	struct mc_engine *engine; /* to use; NULL: one of its own */
+	/* "host:port" of the node (mooncake_client) of this host: a *dummy* client, which is told
+	 * master, metadata, protocol, devices and tenant by it; those above are not looked at.
+	 * NULL: no dummy */
+	const char *node;
 };
 
 /**
  * Connect. Fails within seconds, and says in diag what is wrong and what to do.
- * @return 0; MC_STORE_INVALID_PARAMS; MC_STORE_RPC_FAIL (no master there); MC_STORE_INTERNAL_ERROR
+ * @return 0; MC_STORE_INVALID_PARAMS; MC_STORE_RPC_FAIL (no master, or no node, there);
+ * MC_STORE_INTERNAL_ERROR
  */
 MC_API MC_MUST_CHECK int mc_store_open(const struct mc_store_opts *opts, struct mc_diag *diag,
 				       struct mc_store **ret_store);
@@ -113,7 +118,7 @@ MC_API void mc_store_close(struct mc_store *store);
 /** "host:port" of this process's segment. Lives as long as the store. */
 MC_API const char *mc_store_hostname(const struct mc_store *store);
 MC_API struct mc_engine *mc_store_engine(struct mc_store *store);
-/** @return 0 healthy; 2 the master does not answer */
+/** @return 0 healthy; 2 the master does not answer, or a dummy's node is gone */
 MC_API int mc_store_health(struct mc_store *store);
 
 /* ---- memory ---- */

@@ -148,7 +148,7 @@ class MooncakeDistributedStore(_mooncake.Store, Tensors):
                 _log.warning("setup(): %r is missing", key)
                 return INVALID_PARAMS
         if known.pop("ipc_socket_path", ""):
-            _log.warning("setup(): ipc_socket_path is not supported; use setup_dummy() beside a mooncake_client")
+            _log.warning("setup(): ipc_socket_path is not supported: only mooncake_client serves dummy clients")
             return NOT_SUPPORTED
         try:
             for key in ("global_segment_size", "local_buffer_size"):
@@ -162,18 +162,23 @@ class MooncakeDistributedStore(_mooncake.Store, Tensors):
         return self.setup(**known)
 
     def setup_dummy(self, mem_pool_size: int, local_buffer_size: int, server_address: str) -> int:
-        """Connect through the master of the node at `server_address`, without memory of one's own in the pool."""
-        _log.warning("setup_dummy(): not supported yet; use setup() with global_segment_size=0")
-        return NOT_SUPPORTED
+        """Connect as the node (mooncake_client) of this host at `server_address` does, with no memory in the pool.
 
-    def _open(self, name, metadata, protocol, devices, master, tenant, segment, buffer, engine) -> int:
+        `mem_pool_size` is what alloc_from_mem_pool() may give; staging needs no buffer, so `local_buffer_size` is not taken.
+        """
+        if mem_pool_size < 0 or local_buffer_size < 0:
+            _log.warning("setup_dummy(): sizes are not negative: %d, %d", mem_pool_size, local_buffer_size)
+            return INVALID_PARAMS
+        return self._open("", "", "", "", "", "", 0, int(mem_pool_size), None, node=str(server_address))
+
+    def _open(self, name, metadata, protocol, devices, master, tenant, segment, buffer, engine, node=None) -> int:
         if self.is_open():
             return OK
         if protocol == "rpc_only":
             protocol, segment, buffer = "tcp", 0, 0
         timeout_ms = int(os.environ.get("MC_RPC_TIMEOUT_MS", "30000"))
         address = engine.get_engine_ptr() if engine is not None else 0
-        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, timeout_ms, address)
+        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, timeout_ms, address, node)
         if code != OK:
             _log.warning("setup(): %s", why or f"code {code}")
         return code

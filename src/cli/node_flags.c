@@ -16,6 +16,10 @@ static const struct mc_opt table[] = {
 	       "address of this host for peers, ip or ip:port; 0.0.0.0: the first of an interface "
 	       "that is up"),
     MC_OPT_STR(FLAGS, master, "master_server_address", "127.0.0.1:50051", "host:port"),
+    MC_OPT_INT(
+	FLAGS, port, "port", "50052", 0, 65535,
+	"number in the name of the Unix socket where this host's dummy clients ask; 0: none"),
+    MC_OPT_STR(FLAGS, tenant, "tenant_id", "default", "tenant of the dummy clients"),
     MC_OPT_STR(FLAGS, metadata, "metadata_server", "P2PHANDSHAKE",
 	       "where the engine's peers are found: P2PHANDSHAKE, http://, etcd://, redis://"),
     MC_OPT_STR(FLAGS, protocol, "protocol", "tcp", "tcp, rdma"),
@@ -44,9 +48,7 @@ static const struct mc_opt env_table[] = {
 
 /* Options of upstream's that nothing here needs, or that are refused. */
 static const struct mc_args_other others[] = {
-    {"port", false, NULL},
     {"threads", false, NULL},
-    {"tenant_id", false, NULL},
     {"start_offload_rpc_server", true, NULL},
     {"use_mmap_arena_allocator", true, NULL},
     {"mmap_arena_pool_size", false, NULL},
@@ -86,6 +88,8 @@ int mc_node_flags_parse(int argc, char **argv, struct mc_node_flags *flags, stru
 					    .protocol = flags->protocol,
 					    .devices = flags->devices[0] ? flags->devices : NULL,
 					    .master = flags->master,
+					    .tenant = flags->tenant,
+					    .dummy_port = (uint16_t)flags->port,
 					    .segment_bytes = flags->segment_bytes,
 					    .has_http = flags->has_http,
 					    .http_host = flags->http_host,

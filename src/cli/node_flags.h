@@ -9,7 +9,8 @@
 
 struct mc_node_flags {
 	/* as given */
-	char host[256], master[256], metadata[512], protocol[32], devices[512];
+	char host[256], master[256], metadata[512], protocol[32], devices[512], tenant[256];
+	int64_t port;
 	uint64_t segment_bytes, buffer_bytes;
 	bool has_disk, has_ssd; /* two names for one */
 	char disk_path[1024], env_path[1024];

@@ -188,6 +188,8 @@ struct mc_cli_view {
 
 void mc_cli_view_init(struct mc_cli_view *view);
 void mc_cli_view_fini(struct mc_cli_view *view);
+/** Another cluster's: nobody is there until the master has said so. */
+void mc_cli_view_reset(struct mc_cli_view *view);
 /** Ask the master when the view is older than `age_ns`. @return 0; -enum mc_err */
 int mc_cli_view_refresh(struct mc_cli_op *op, uint64_t age_ns);
 /** Are all preferred segments in the view? */
@@ -427,6 +429,7 @@ void mc_cli_memory_close(struct mc_cli_memory *m);
 /* ---- the store ---- */
 
 struct mc_owner;
+struct mc_cli_tether;
 
 struct mc_store {
 	struct mc_engine *eng;
@@ -444,6 +447,7 @@ struct mc_store {
 	struct mc_cli_counts *counts;
 	struct mc_owner *owner; /* of this process; NULL: none */
 	uint64_t owner_id;
+	struct mc_cli_tether *tether; /* of a dummy; NULL: none */
 	char host[MC_CLI_TEXT_MAX];
 
 	pthread_mutex_t gens_mu; /* guards the block of generations */
@@ -457,6 +461,8 @@ struct mc_store {
 	_Atomic uint32_t nusers; /* ops under way */
 };
 
+/** Another cluster from now on: what is known of the old one is forgotten. */
+void mc_cli_follow(struct mc_store *st, const char *master);
 bool mc_cli_is_closing(struct mc_store *st);
 
 /* ---- numbers for monitors (count.c) ---- */

@@ -13,10 +13,10 @@
 #include "base/str.h"
 #include "base/upstream.h"
 #include "client/link.h"
+#include "client/tether.h"
 #include "owner/owner.h"
 
 #define MASTER_DEFAULT "127.0.0.1:50051"
-#define MASTER_PORT 50051
 #define ADOPT_NS (10 * MC_NS_PER_S)
 #define TIMEOUT_MS 30000u
 #define OPEN_NS (3 * MC_NS_PER_S)
@@ -69,18 +69,27 @@ static int master_set(struct mc_store *st, const char *master, struct mc_diag *d
 
 	if (!master || !*master)
 		master = MASTER_DEFAULT;
-	rc = mc_addr_resolve(master, MASTER_PORT, &addr, diag);
+	rc = mc_addr_resolve(master, MC_ST_MASTER_PORT, &addr, diag);
+	if (rc == 0)
+		rc = mc_addr_text_full(master, MC_ST_MASTER_PORT, text, sizeof(text));
 	if (rc < 0) {
 		mc_diag_set(diag, "master \"%s\": %s", master, mc_err_text(rc));
 		return MC_STORE_INVALID_PARAMS;
 	}
-	if (mc_addr_port(&addr) == MASTER_PORT && mc_addr_resolve(master, 0, &addr, NULL) == 0 &&
-	    mc_addr_port(&addr) == 0)
-		(void)snprintf(text, sizeof(text), "%s:%u", master, MASTER_PORT);
-	else
-		(void)snprintf(text, sizeof(text), "%s", master);
 	mc_cli_end_set(&st->master, text);
 	return 0;
+}
+
+void mc_cli_follow(struct mc_store *st, const char *master)
+{
+	mc_cli_end_set(&st->master, master);
+	/* Its epochs, and so its generations, say nothing of those of the old one. */
+	atomic_store_explicit(&st->epoch, 0, memory_order_relaxed);
+	pthread_mutex_lock(&st->gens_mu);
+	st->gens_next = st->gens_end = 0;
+	pthread_mutex_unlock(&st->gens_mu);
+	mc_cli_cache_clear(st->cache);
+	mc_cli_view_reset(&st->view);
 }
 
 /* A master that just starts is waited for; one that nobody hears of is named. */
@@ -158,31 +167,66 @@ static void host_set(struct mc_store *st)
 	memcpy(st->host, name, len);
 }
 
-static int parts_open(struct mc_store *st, const struct mc_store_opts *o)
+static int loop_open(struct mc_store *st)
 {
 	int rc = mc_rand_bytes(&st->client_id, sizeof(st->client_id));
 
-	if (rc == 0)
-		rc = mc_cli_counts_open(st);
+	st->client_id |= 1; /* 0 is nobody */
 	if (rc == 0)
 		rc = mc_loop_open("mc-store", &mc_clock_real, &st->loop);
 	if (rc == 0)
 		rc = mc_loop_start(st->loop);
 	if (rc == 0)
-		rc = mc_cli_cache_open(&st->cache);
-	if (rc == 0)
-		rc = mc_cli_sessions_open(&st->sessions);
+		rc = mc_cli_cache_open(&st->cache); /* a dummy's node may have it cleared */
+	return rc;
+}
+
+static int parts_open(struct mc_store *st, const struct mc_store_opts *o)
+{
+	int rc = mc_cli_sessions_open(&st->sessions);
+
 	if (rc == 0)
 		rc = mc_cli_drops_open(st, &st->drops);
 	if (rc == 0)
 		rc = mc_cli_memory_open(st->eng, o->buffer_bytes, &st->memory);
+	if (rc == 0)
+		rc = mc_cli_counts_open(st);
 	return rc;
 }
 
-static int store_open(struct mc_store *st, const struct mc_store_opts *o, struct mc_diag *diag)
+/* A dummy reaches the cluster as its node says. */
+static int node_ask(struct mc_store *st, struct mc_store_opts *o, struct mc_diag *diag)
 {
-	int rc = tenant_set(st, o->tenant, diag);
+	const struct mc_cli_setup *said;
+	int rc =
+	    mc_cli_tether_open(st, o->node, mc_time_after(mc_now_ns(), OPEN_NS), diag, &st->tether);
 
+	if (rc == -MC_E_INVAL || rc == -MC_E_DNS)
+		return MC_STORE_INVALID_PARAMS;
+	if (rc < 0)
+		return rc == -MC_E_NOMEM ? MC_STORE_INTERNAL_ERROR : MC_STORE_RPC_FAIL;
+	said = mc_cli_tether_setup(st->tether);
+	o->name = said->host;
+	o->metadata = said->metadata[0] ? said->metadata : NULL;
+	o->protocol = said->protocol[0] ? said->protocol : NULL;
+	o->devices = said->devices[0] ? said->devices : NULL;
+	o->master = said->master;
+	o->tenant = said->tenant;
+	return 0;
+}
+
+static int store_open(struct mc_store *st, struct mc_store_opts *o, struct mc_diag *diag)
+{
+	int rc = loop_open(st);
+
+	if (rc < 0) {
+		mc_diag_set(diag, "opening: %s", mc_err_text(rc));
+		return MC_STORE_INTERNAL_ERROR;
+	}
+	if (o->node)
+		rc = node_ask(st, o, diag);
+	if (rc == 0)
+		rc = tenant_set(st, o->tenant, diag);
 	if (rc == 0)
 		rc = master_set(st, o->master, diag);
 	if (rc == 0)
@@ -252,6 +296,7 @@ void mc_store_close(struct mc_store *store)
 	calls_end(store);
 	mc_cli_drops_close(store->drops);
 	mc_owner_close(store->owner);
+	mc_cli_tether_close(store->tether);
 	mc_cli_sessions_close(store->sessions);
 	mc_cli_view_fini(&store->view);
 	mc_cli_end_fini(&store->master);
@@ -287,5 +332,5 @@ int mc_store_health(struct mc_store *store)
 	op->deadline_ns = mc_min(op->deadline_ns, mc_time_after(mc_now_ns(), HEALTH_NS));
 	rc = mc_cli_view_refresh(op, 0);
 	mc_cli_op_end(op);
-	return rc < 0 ? 2 : 0;
+	return rc < 0 || (store->tether && !mc_cli_tether_is_up(store->tether)) ? 2 : 0;
 }

@@ -84,11 +84,16 @@ static void describe(struct mc_cli_owner *o, const Mc__St__ViewOwner *v)
 	(void)mc_strlcpy(o->host, sizeof(o->host), v->host);
 }
 
-static void adopt(struct mc_store *st, const Mc__St__ViewReply *reply)
+/* @param known  what the master was told that we have: then it says nothing more */
+static void adopt(struct mc_store *st, const Mc__St__ViewReply *reply, uint64_t known)
 {
 	struct mc_cli_view *view = &st->view;
 
 	pthread_mutex_lock(&view->mu);
+	if (reply->version == known && view->version != known) { /* it was reset meanwhile */
+		pthread_mutex_unlock(&view->mu);
+		return;
+	}
 	view->fetched_ns = mc_now_ns();
 	if (reply->version == view->version) {
 		pthread_mutex_unlock(&view->mu);
@@ -114,6 +119,15 @@ static void adopt(struct mc_store *st, const Mc__St__ViewReply *reply)
 	}
 }
 
+void mc_cli_view_reset(struct mc_cli_view *view)
+{
+	pthread_mutex_lock(&view->mu);
+	view->version = view->fetched_ns = 0;
+	for (size_t i = 0; i < view->n; i++)
+		view->owners[i]->is_there = view->owners[i]->takes_puts = false;
+	pthread_mutex_unlock(&view->mu);
+}
+
 int mc_cli_view_refresh(struct mc_cli_op *op, uint64_t age_ns)
 {
 	Mc__St__View msg = MC__ST__VIEW__INIT;
@@ -130,7 +144,7 @@ int mc_cli_view_refresh(struct mc_cli_op *op, uint64_t age_ns)
 		return 0;
 	rc = mc_cli_call_pb(op, MC_ST_VIEW, &msg, &mc__st__view_reply__descriptor, &reply);
 	if (rc == 0)
-		adopt(op->st, reply);
+		adopt(op->st, reply, msg.known);
 	return rc;
 }
 

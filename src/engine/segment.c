@@ -56,7 +56,8 @@ int mc_peers_open(struct mc_engine *eng)
 	return rc;
 }
 
-static void session_drop(struct mc_peer *p)
+/* The peer's session, with its reference. NULL: it has none. */
+static struct mc_session *session_take(struct mc_peer *p)
 {
 	struct mc_session *s;
 
@@ -64,6 +65,13 @@ static void session_drop(struct mc_peer *p)
 	s = p->session;
 	p->session = NULL;
 	pthread_mutex_unlock(&p->mu);
+	return s;
+}
+
+static void session_drop(struct mc_peer *p)
+{
+	struct mc_session *s = session_take(p);
+
 	if (s) {
 		atomic_store_explicit(&s->is_closed, true, memory_order_relaxed);
 		mc_session_kill(s);
@@ -170,6 +178,25 @@ int mc_segment_close(struct mc_engine *eng, int32_t segment)
 	atomic_fetch_add_explicit(&p->nclosed, 1, memory_order_relaxed);
 	session_drop(p);
 	mc_watch_closed(eng, p);
+	return 0;
+}
+
+int mc_segment_release(struct mc_engine *eng, int32_t segment)
+{
+	struct mc_session *s;
+	struct mc_peer *p;
+	int rc;
+
+	if (mc_engine_is_forked(eng))
+		return -MC_E_FORKED;
+	if (segment == MC_SEGMENT_LOCAL)
+		return 0;
+	rc = mc_peer_by_id(eng, segment, &p);
+	if (rc < 0)
+		return rc;
+	s = session_take(p);
+	if (s)
+		mc_session_put(s);
 	return 0;
 }
 

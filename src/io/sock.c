@@ -193,6 +193,18 @@ int mc_addr_resolve(const char *text, uint16_t port_default, struct mc_addr *ret
 	return 0;
 }
 
+int mc_addr_text_full(const char *text, uint16_t port_default, char *buf, size_t cap)
+{
+	char host[NI_MAXHOST];
+	uint16_t port;
+	int n;
+
+	if (!host_split(text, port_default, host, sizeof(host), &port))
+		return -MC_E_INVAL;
+	n = snprintf(buf, cap, strchr(host, ':') ? "[%s]:%u" : "%s:%u", host, port);
+	return n < 0 || (size_t)n >= cap ? -MC_E_INVAL : 0;
+}
+
 int mc_addr_unix(const char *path, struct mc_addr *ret_addr)
 {
 	struct sockaddr_un *un = (void *)&ret_addr->ss; /* the storage of any address */

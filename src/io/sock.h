@@ -29,6 +29,9 @@ int mc_addr_parse(const char *text, uint16_t port_default, struct mc_addr *ret_a
  */
 int mc_addr_resolve(const char *text, uint16_t port_default, struct mc_addr *ret_addr,
 		    struct mc_diag *diag);
+/** The same text with a port, that of `text` or `port_default`. @return 0; -MC_E_INVAL (no such
+ * text, or longer than cap) */
+int mc_addr_text_full(const char *text, uint16_t port_default, char *buf, size_t cap);
 /** A unix socket; a leading '@' is the abstract name space. @return 0; -MC_E_INVAL (empty or longer
  * than sun_path) */
 int mc_addr_unix(const char *path, struct mc_addr *ret_addr);

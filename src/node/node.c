@@ -1,6 +1,6 @@
 /*
- * node.c: engine, owner, disk and HTTP of a node. HTTP has a loop of its own, so that no scrape
- * delays the owner's calls.
+ * node.c: engine, owner, disk, HTTP and dummy clients of a node. The last two have a loop of their
+ * own, so that no scrape delays the owner's calls.
  */
 #include "node/node.h"
 
@@ -9,9 +9,11 @@
 
 #include <mooncake/engine.h>
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "io/http_server.h"
+#include "node/dummies.h"
 #include "node/ssd.h"
 #include "owner/owner.h"
 
@@ -20,9 +22,10 @@
 struct mc_node {
 	struct mc_engine *engine;
 	struct mc_owner *owner;
-	struct mc_ssd *ssd; /* NULL: none */
-	struct mc_loop *side;
+	struct mc_ssd *ssd;   /* NULL: none */
+	struct mc_loop *side; /* of the next two */
 	struct mc_http_server *http;
+	struct mc_dummies *dummies; /* NULL: none are served */
 };
 
 static void metric(struct mc_str *out, const char *name, const char *type, const char *help,
@@ -53,6 +56,17 @@ static void disk_metrics(struct mc_node *node, const struct mc_owner_stats *s, s
 	metric(out, "mc_disk_bad_records_total", "counter", "Damaged places in the log.",
 	       d.bad_records);
 	metric(out, "mc_disk_compactions_total", "counter", "Segments compacted.", d.compactions);
+}
+
+static void dummy_metrics(struct mc_node *node, struct mc_str *out)
+{
+	struct mc_dummies_stats d;
+
+	mc_dummies_stats(node->dummies, &d);
+	metric(out, "mc_node_dummies", "gauge", "Dummy clients that are there.", d.now);
+	metric(out, "mc_node_dummies_total", "counter", "Dummy clients that came.", d.total);
+	metric(out, "mc_node_dummies_refused_total", "counter",
+	       "Calls on their socket that were refused.", d.refused);
 }
 
 char *mc_node_metrics(struct mc_node *node)
@@ -88,6 +102,8 @@ char *mc_node_metrics(struct mc_node *node)
 	       s.connects);
 	if (node->ssd)
 		disk_metrics(node, &s, &out);
+	if (node->dummies)
+		dummy_metrics(node, &out);
 	return mc_str_take(&out);
 }
 
@@ -138,13 +154,51 @@ static int http_open(struct mc_node *node, const struct mc_node_conf *conf, stru
 	int rc = mc_addr_resolve(conf->http_host, conf->http_port, &at, diag);
 
 	if (rc == 0)
-		rc = mc_loop_open("mc-node-http", mc_env_real.clk, &node->side);
-	if (rc == 0)
-		rc = mc_loop_start(node->side);
-	if (rc == 0)
 		rc = mc_http_server_open(node->side, &at, on_get, node, &node->http, diag);
 	if (rc < 0)
 		mc_diag_wrap(diag, "HTTP at %s, port %u", conf->http_host, conf->http_port);
+	return rc;
+}
+
+/* They reach the cluster as the node does, from the same address. */
+static int dummies_open(struct mc_node *node, const struct mc_node_conf *conf, struct mc_diag *diag)
+{
+	char master[512], host[MC_ADDR_TEXT_MAX] = "";
+	struct mc_dummies_conf c = {.port = conf->dummy_port,
+				    .master = master,
+				    .metadata = conf->metadata ? conf->metadata : "",
+				    .protocol = conf->protocol ? conf->protocol : "",
+				    .devices = conf->devices ? conf->devices : "",
+				    .tenant = conf->tenant ? conf->tenant : "",
+				    .host = host,
+				    .segment = mc_engine_name(node->engine)};
+	struct mc_addr at;
+	int rc = mc_addr_text_full(conf->master, MC_ST_MASTER_PORT, master, sizeof(master));
+
+	if (rc == 0)
+		rc = mc_addr_parse(mc_engine_address(node->engine), 0, &at);
+	if (rc < 0)
+		return rc;
+	(void)mc_addr_format_host(&at, host);
+	rc = mc_dummies_open(node->side, &c, diag, &node->dummies);
+	if (rc != -MC_E_ADDR_IN_USE)
+		return rc;
+	mc_log_warn("another process of this host serves dummy clients under this number; this one "
+		    "serves none",
+		    "port=%u hint=--port", conf->dummy_port);
+	return 0;
+}
+
+static int side_open(struct mc_node *node, const struct mc_node_conf *conf, struct mc_diag *diag)
+{
+	int rc = mc_loop_open("mc-node-side", mc_env_real.clk, &node->side);
+
+	if (rc == 0)
+		rc = mc_loop_start(node->side);
+	if (rc == 0 && conf->has_http)
+		rc = http_open(node, conf, diag);
+	if (rc == 0 && conf->dummy_port)
+		rc = dummies_open(node, conf, diag);
 	return rc;
 }
 
@@ -194,8 +248,8 @@ int mc_node_open(const struct mc_node_conf *conf, struct mc_diag *diag, struct m
 	rc = owner_open(node, conf, diag);
 	if (rc < 0)
 		goto fail;
-	if (conf->has_http)
-		rc = http_open(node, conf, diag);
+	if (conf->has_http || conf->dummy_port)
+		rc = side_open(node, conf, diag);
 	if (rc < 0)
 		goto fail;
 	*ret = node;
@@ -210,6 +264,7 @@ void mc_node_close(struct mc_node *node)
 	if (!node)
 		return;
 	mc_http_server_close(node->http);
+	mc_dummies_close(node->dummies);
 	mc_loop_close(node->side);
 	mc_ssd_stop(node->ssd);
 	mc_owner_close(node->owner);

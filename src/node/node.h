@@ -17,9 +17,11 @@ struct mc_node_conf {
 	const char *name; /* as mc_engine_opts.name; NULL: first address of an UP interface */
 	const char *metadata, *protocol, *devices; /* as mc_engine_opts */
 	const char *master;			   /* "host:port" */
-	uint64_t segment_bytes;			   /* of memory for the pool */
-	const char *disk_path;			   /* directory of the SSD tier; NULL: none */
-	uint64_t disk_bytes; /* its files may take so much; 0: nine tenths of what is free */
+	const char *tenant;			   /* of dummy clients; NULL: the default one */
+	uint16_t dummy_port;	/* they are served under its number; 0: none are */
+	uint64_t segment_bytes; /* of memory for the pool */
+	const char *disk_path;	/* directory of the SSD tier; NULL: none */
+	uint64_t disk_bytes;	/* its files may take so much; 0: nine tenths of what is free */
 	bool has_http;
 	const char *http_host; /* address to listen on */
 	uint16_t http_port;    /* 0: any */
@@ -28,7 +30,8 @@ struct mc_node_conf {
 /**
  * Open. Does not wait for the master.
  * @return 0; < 0 with a diag that says what is wrong: codes of mc_engine_open(), mc_owner_open(),
- * mc_ssd_open(), mc_http_server_open()
+ * mc_ssd_open(), mc_http_server_open(), mc_dummies_open() (but that another process serves dummies
+ * under that number is only logged)
  */
 MC_MUST_CHECK int mc_node_open(const struct mc_node_conf *conf, struct mc_diag *diag,
 			       struct mc_node **ret);

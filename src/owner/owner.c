@@ -11,7 +11,6 @@
 
 #define TICK_NS (100 * MC_NS_PER_MS)
 #define LEAVE_NS MC_NS_PER_S
-#define MASTER_PORT 50051u
 
 static void tick_at(struct mc_owner *o, uint64_t at_ns)
 {
@@ -69,7 +68,7 @@ static int names_init(struct mc_owner *o, const struct mc_owner_opts *opts, stru
 	else
 		host_of(mc_engine_name(o->engine), o->host, sizeof(o->host));
 	(void)mc_strlcpy(o->protocol, sizeof(o->protocol), opts->protocol ? opts->protocol : "tcp");
-	return mc_addr_resolve(opts->master, MASTER_PORT, &o->stream.master, diag);
+	return mc_addr_resolve(opts->master, MC_ST_MASTER_PORT, &o->stream.master, diag);
 }
 
 static int pool_init(struct mc_owner *o, uint64_t bytes, struct mc_diag *diag)

@@ -113,6 +113,8 @@ struct mc_owriter {
 	uint64_t away_ns;	/* its last connection was lost then */
 	uint64_t dead_ns;	/* proven then; 0: not */
 	uint32_t nconns, nrefs; /* connections; calls and jobs under way */
+	int32_t peer;		/* `segment` at the engine; MC_SEGMENT_LOCAL: not opened */
+	bool is_refused; /* nobody listened there: dead, if its connections have ended, too */
 	char segment[MC_OWNER_NAME_MAX];
 };
 

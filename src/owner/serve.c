@@ -100,6 +100,7 @@ static void writer_free(struct mc_owner *o, struct mc_owriter *w)
 		/* Its end comes through the queue and finds nobody. */
 		(void)mc_group_cancel(o->engine, w->watch);
 	}
+	(void)mc_segment_release(o->engine, w->peer); /* stale: somebody closed it */
 	mc_list_del(&w->link);
 	o->nwriters--;
 	mc_free(w);
@@ -113,7 +114,8 @@ void mc_owriters_tick(struct mc_owner *o, uint64_t now_ns)
 	mc_list_each (w, &o->writers, link) {
 		is_away = w->nconns == 0 && w->nrefs == 0;
 		if ((w->dead_ns && now_ns - w->dead_ns >= MC_OWNER_LINGER_NS) ||
-		    (is_away && now_ns - w->away_ns >= o->grant_timeout_ns))
+		    (is_away && now_ns - w->away_ns >=
+				    (w->is_refused ? MC_OWNER_LINGER_NS : o->grant_timeout_ns)))
 			writer_revoke(o, w);
 		pthread_mutex_lock(&o->lock);
 		has_grants = w->grants.first != MC_OWNER_NIL;
@@ -128,6 +130,8 @@ struct watch_job {
 	struct mc_owriter *writer;
 	struct mc_rpc_req *req; /* answered when it is watched: what it is granted then is safe */
 	uint64_t client, id;
+	int32_t peer;
+	int rc;
 	char segment[MC_OWNER_NAME_MAX];
 };
 
@@ -135,16 +139,16 @@ static void watch_run(struct mc_ojob *job)
 {
 	struct watch_job *j = mc_container_of(job, struct watch_job, job);
 	struct mc_diag diag = {0};
-	int32_t segment;
-	int rc = mc_segment_open(job->owner->engine, j->segment, WATCH_OPEN_NS, &diag, &segment);
+	int rc = mc_segment_open(job->owner->engine, j->segment, WATCH_OPEN_NS, &diag, &j->peer);
 
 	if (rc == 0)
-		rc = mc_segment_watch(job->owner->engine, segment, job->owner->cq, j->client,
+		rc = mc_segment_watch(job->owner->engine, j->peer, job->owner->cq, j->client,
 				      &j->id);
 	if (rc < 0 &&
 	    rc != -MC_E_UNSUPPORTED) /* ourselves, or upstream's: the limit of time holds */
 		mc_log_warn("a writer cannot be watched", "segment=%s cause=\"%s\"", j->segment,
 			    rc < 0 && diag.text[0] ? diag.text : mc_err_text(rc));
+	j->rc = rc;
 }
 
 static void watch_end(struct mc_ojob *job)
@@ -152,6 +156,8 @@ static void watch_end(struct mc_ojob *job)
 	struct watch_job *j = mc_container_of(job, struct watch_job, job);
 
 	j->writer->watch = j->id;
+	j->writer->peer = j->peer;
+	j->writer->is_refused = j->rc == -MC_E_REFUSED;
 	j->writer->nrefs--;
 	(void)mc_rpc_reply(j->req, 0, NULL, 0, NULL, 0); /* it may be gone */
 	mc_free(j);

@@ -22,6 +22,9 @@
 #define MC_ST_VERSION 1
 #define MC_ST_RECORDS_MAX 65536u /* in one message */
 #define MC_ST_REPLICAS_MAX 8u
+#define MC_ST_DUMMY_PORT 50052u			      /* a node's number where none is said */
+#define MC_ST_DUMMY_SOCKET "@mooncake_client_%u.sock" /* where a node serves dummy clients */
+#define MC_ST_MASTER_PORT 50051u		      /* where none is said */
 #define MC_ST_INLINE_MAX (256u << 10) /* payload bytes that a Put may carry for one object */
 
 /* Method numbers do not meet those of control.h. */
@@ -53,6 +56,8 @@ enum mc_st_method {
 	MC_ST_REGEN,	 /* mc_st_regen -> mc_st_status: a newer generation for a sealed slot */
 	MC_ST_WRITER,	 /* Writer -> nothing: whose grants those of this connection are */
 	MC_ST_FETCH,	 /* one mc_st_place of a disk replica -> mc_st_granted: it is in memory */
+	/* dummy client -> node, over its Unix socket */
+	MC_ST_DUMMY = 128, /* Dummy -> DummyReply; the connection stays */
 };
 
 enum mc_st_kind {

@@ -171,6 +171,56 @@ static void what_has_no_incarnation_is_not_watched(void **state)
 }
 
 /* A second without a wake-up; the engine may have things to put away before. */
+static unsigned nfds(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	(void)closedir(dir);
+	return n;
+}
+
+/* Sessions end on a worker. */
+static bool fds_come_to(unsigned most)
+{
+	for (unsigned i = 0; i < 500 && nfds() > most; i++)
+		nap(NS_PER_S / 100);
+	return nfds() <= most;
+}
+
+static void a_released_peer_costs_nothing_and_is_found_again(void **state)
+{
+	static uint8_t buf[4096];
+	struct world w;
+	unsigned idle;
+	uint64_t id;
+
+	(void)state;
+	world_open(&w);
+	assert_int_equal(mc_segment_release(w.eng, w.seg), 0);
+	nap(NS_PER_S / 2);
+	idle = nfds();
+	for (unsigned i = 0; i < 20; i++) {
+		assert_int_equal(move(w.eng, MC_WRITE, w.seg, buf, w.peer.base, 4096), 0);
+		assert_true(nfds() > idle);
+		assert_int_equal(mc_segment_release(w.eng, w.seg), 0);
+		assert_true(fds_come_to(idle));
+	}
+	/* What is under way keeps what it needs. */
+	id = watch(&w, NULL, 0);
+	assert_int_equal(mc_segment_release(w.eng, w.seg), 0);
+	assert_true(is_under_way(&w, id));
+	peer_kill(&w.peer);
+	assert_int_equal(end_of(&w, id, SOON_NS), -MC_E_PEER_DEAD);
+	assert_true(fds_come_to(idle));
+	assert_int_equal(mc_segment_release(w.eng, 77), -MC_E_STALE);
+	assert_int_equal(mc_segment_release(w.eng, MC_SEGMENT_LOCAL), 0);
+	mc_engine_close(w.eng);
+}
+
 static void a_watch_of_a_living_peer_costs_nothing(void **state)
 {
 	struct rusage before, after;
@@ -217,6 +267,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(a_stopped_peer_is_not_dead),
 	    cmocka_unit_test(a_watch_can_be_ended),
 	    cmocka_unit_test(what_has_no_incarnation_is_not_watched),
+	    cmocka_unit_test(a_released_peer_costs_nothing_and_is_found_again),
 	    cmocka_unit_test(a_watch_of_a_living_peer_costs_nothing),
 	};
 

@@ -58,6 +58,25 @@ static void bad_addresses_are_refused(void **state)
 	(void)state;
 }
 
+static void text_gets_the_port_that_it_lacks(void **state)
+{
+	static const char *const cases[][2] = {
+	    {"host", "host:7"},		  {"host:5", "host:5"}, {"10.0.0.1", "10.0.0.1:7"},
+	    {"10.0.0.1:9", "10.0.0.1:9"}, {"::1", "[::1]:7"},	{"[::1]", "[::1]:7"},
+	    {"[::1]:3", "[::1]:3"},
+	};
+	char buf[16];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		assert_int_equal(mc_addr_text_full(cases[i][0], 7, buf, sizeof(buf)), 0);
+		assert_string_equal(buf, cases[i][1]);
+	}
+	assert_int_equal(mc_addr_text_full("", 7, buf, sizeof(buf)), -MC_E_INVAL);
+	assert_int_equal(mc_addr_text_full("a:b", 7, buf, sizeof(buf)), -MC_E_INVAL);
+	assert_int_equal(mc_addr_text_full("fifteen-letters", 7, buf, sizeof(buf)), -MC_E_INVAL);
+}
+
 static void resolve_knows_localhost_and_names_what_it_does_not_know(void **state)
 {
 	struct mc_addr a;
@@ -238,6 +257,7 @@ static void accept_without_descriptors_says_limit(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(text_gets_the_port_that_it_lacks),
 	    cmocka_unit_test(addresses_read_back_as_written),
 	    cmocka_unit_test(address_without_port_takes_the_default),
 	    cmocka_unit_test(bad_addresses_are_refused),
