@@ -71,6 +71,7 @@ struct mc_store;
 	X(FILE_WRITE_FAIL, -1103)                                                                  \
 	X(TASK_NOT_FOUND, -1400)                                                                   \
 	X(TASK_PENDING_LIMIT_EXCEEDED, -1401)                                                      \
+	X(JOB_NOT_FOUND, -1402)                                                                    \
 	X(TENANT_QUOTA_EXCEEDED, -1700)
 
 enum mc_store_err {
@@ -253,6 +254,52 @@ struct mc_store_replica {
 	char segment[128];
 };
 #define MC_STORE_REPLICAS_MAX 8u
+
+/* ---- replicas ---- */
+
+struct mc_store_task_id {
+	uint64_t hi, lo;
+};
+
+enum mc_store_task_state { /* upstream's TaskStatus */
+			   MC_STORE_TASK_PENDING,
+			   MC_STORE_TASK_PROCESSING,
+			   MC_STORE_TASK_FAILED,
+			   MC_STORE_TASK_SUCCESS,
+};
+
+struct mc_store_task {
+	struct mc_store_task_id id;
+	bool is_move; /* else a copy */
+	enum mc_store_task_state state;
+	uint64_t created_ms, updated_ms; /* of the Unix epoch */
+	char segment[128];		 /* that does it: the first target */
+	char message[128];		 /* why it failed */
+};
+
+/**
+ * Have an object copied to other segments, each of which gets a replica; the master orders it, and
+ * tries again while a segment has no room or is away.
+ * @return 0; MC_STORE_INVALID_PARAMS (no target, one that is not there, or has it already);
+ * MC_STORE_OBJECT_NOT_FOUND; MC_STORE_TASK_PENDING_LIMIT_EXCEEDED; MC_STORE_RPC_*
+ */
+MC_API MC_MUST_CHECK int mc_store_copy(struct mc_store *store, const struct mc_store_key *key,
+				       const char *const *targets, uint32_t ntargets,
+				       struct mc_store_task_id *ret_id);
+/** Its replica of `source` is made at `target` instead. @return as mc_store_copy();
+ * MC_STORE_REPLICA_NOT_FOUND (the source has none) */
+MC_API MC_MUST_CHECK int mc_store_move(struct mc_store *store, const struct mc_store_key *key,
+				       const char *source, const char *target,
+				       struct mc_store_task_id *ret_id);
+/** A task of a master that was restarted has failed, and its message says so.
+ * @return 0; MC_STORE_TASK_NOT_FOUND; MC_STORE_RPC_* */
+MC_API MC_MUST_CHECK int mc_store_task(struct mc_store *store, struct mc_store_task_id id,
+				       struct mc_store_task *ret);
+/** Free what these objects have in one segment; NULL, "": all of it, as mc_store_remove() without
+ * force. @param ret [n]: 0; MC_STORE_OBJECT_NOT_FOUND; MC_STORE_REPLICA_NOT_FOUND;
+ * MC_STORE_OBJECT_HAS_LEASE */
+MC_API MC_MUST_CHECK int mc_store_clear(struct mc_store *store, const struct mc_store_key *keys,
+					uint32_t n, const char *segment, int32_t *ret);
 
 /** @return how many of ret_replicas; MC_STORE_OBJECT_NOT_FOUND */
 MC_API MC_MUST_CHECK int

@@ -42,6 +42,12 @@ static const struct mc_opt table[] = {
 		  "share of an owner's memory that is evicted ahead at once"),
     MC_OPT_DOUBLE(FLAGS, watermark, "eviction_high_watermark_ratio", "0.9", 0.0, 1.0,
 		  "share in use above which it is"),
+    MC_OPT_BOOL(FLAGS, has_tenants, "enable_multi_tenants", "0",
+		"quotas of tenants hold: see PUT /api/v1/tenant_quotas"),
+    MC_OPT_INT(
+	FLAGS, repair_mib_per_s, "repair_mib_per_second", "256", 0, 1000000,
+	"replicas that an owner's end took away are made again so fast, all owners together; "
+	"0: no limit"),
     MC_OPT_STR(FLAGS, client_ttl, "client_ttl", "10",
 	       "an owner that is silent for so long loses its replicas: seconds, or with ms s m h"),
     MC_OPT_STR(FLAGS, client_ttl, "client_live_ttl_sec", "10", "the same, as files spell it"),
@@ -49,6 +55,8 @@ static const struct mc_opt table[] = {
 
 #define NOT_HA "there is one master, and a restart of it loses nothing; start it again instead"
 #define NOT_SNAPSHOT "a restart loses nothing without snapshots; see --state_dir"
+#define NOT_QUOTA_FILE                                                                             \
+	"quotas are set over HTTP (PUT /api/v1/tenant_quotas), and kept in --state_dir"
 #define NOT_HERE "not in this build; leave it out"
 
 /* Options of upstream's that nothing here needs, or that are refused. */
@@ -66,9 +74,8 @@ static const struct mc_args_other others[] = {
     {"memory_allocator", false, NULL},
     {"use_mmap_arena_allocator", true, NULL},
     {"mmap_arena_pool_size", false, NULL},
-    {"enable_multi_tenants", true, NOT_HERE},
-    {"tenant_quota_connector_type", false, NOT_HERE},
-    {"tenant_quota_connector_uri", false, NOT_HERE},
+    {"tenant_quota_connector_type", false, NULL},
+    {"tenant_quota_connector_uri", false, NOT_QUOTA_FILE},
     {"enable_ha", true, NOT_HA},
     {"ha_backend_type", false, NOT_HA},
     {"ha_backend_connstring", false, NOT_HA},
@@ -170,6 +177,8 @@ static int flags_check(struct mc_master_flags *f, struct mc_diag *diag)
 	c->may_evict_soft_pins = f->may_evict_soft_pins;
 	c->eviction_ratio = f->eviction_ratio;
 	c->watermark = f->watermark;
+	c->has_tenants = f->has_tenants;
+	c->repair_bytes_per_s = (uint64_t)f->repair_mib_per_s << 20;
 	if (f->rpc_port && f->port && f->rpc_port != f->port) {
 		mc_diag_set(diag, "options '--rpc_port' and '--port' are the same thing, and say "
 				  "different ports");

@@ -1,20 +1,7 @@
 /*
- * codes.c: the Store's codes: their names, and which one an error below becomes.
+ * codes.c: which of the Store's codes an error below becomes.
  */
 #include "client/priv.h"
-
-const char *mc_store_err_name(int code)
-{
-	switch (code) {
-#define MC_STORE_ERR_NAME(name, num)                                                               \
-	case num:                                                                                  \
-		return #name;
-		MC_STORE_ERR_TABLE(MC_STORE_ERR_NAME)
-#undef MC_STORE_ERR_NAME
-	default:
-		return "UNKNOWN";
-	}
-}
 
 static int local_code(int rc, int other)
 {

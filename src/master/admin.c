@@ -10,6 +10,7 @@
 #include "base/opt.h"
 #include "base/statreg.h"
 #include "io/http_server.h"
+#include "master/admin_drain.h"
 #include "master/admin_object.h"
 #include "master/admin_remove.h"
 #include "master/history.h"
@@ -18,7 +19,7 @@
 
 #define STATS_MAX 256u
 #define TEXT_MAX (256u << 20)
-#define BODY_MAX 4096u /* what is posted is in the query */
+#define BODY_MAX 65536u
 
 /* Numbers that the index loop fills in when somebody asks. */
 enum gauge {
@@ -41,6 +42,10 @@ enum gauge {
 	DISK_REPLICAS,
 	DISK_CAPACITY,
 	DISK_USED,
+	REPAIRED,
+	REPAIRED_BYTES,
+	REPAIR_FAILED,
+	REPAIRING,
 	GAUGE_COUNT,
 };
 
@@ -66,6 +71,10 @@ static const struct {
     [DISK_REPLICAS] = {"file_cache_nums_", "replicas on disk"},
     [DISK_CAPACITY] = {"master_total_file_capacity_bytes", "disk of all owners"},
     [DISK_USED] = {"master_allocated_file_size_bytes", "of that, in use"},
+    [REPAIRED] = {"master_repaired_replicas", "replicas made again, so far"},
+    [REPAIRED_BYTES] = {"master_repaired_bytes", "bytes of them"},
+    [REPAIR_FAILED] = {"master_repair_failures", "that could not be made, so far"},
+    [REPAIRING] = {"master_repairing", "1 while missing replicas are looked for and made"},
 };
 
 struct mc_master_admin {
@@ -119,6 +128,7 @@ static void collect(void *arg)
 	struct mc_master_admin *a = ask->a;
 	struct mc_master *m = a->m;
 	struct mc_rpc_server_stats server;
+	struct mc_mst_repair_stats repair;
 	struct mc_index_stats index;
 	uint64_t capacity = 0, used = 0, disk = 0, disk_used = 0, owners = 0;
 	struct mc_mst_owner *o;
@@ -161,6 +171,11 @@ static void collect(void *arg)
 	set(a, DISK_REPLICAS, index.replicas[MC_ST_DISK]);
 	set(a, DISK_CAPACITY, disk);
 	set(a, DISK_USED, disk_used);
+	mc_mst_repair_stats(m, &repair);
+	set(a, REPAIRED, repair.made);
+	set(a, REPAIRED_BYTES, repair.bytes);
+	set(a, REPAIR_FAILED, repair.failed);
+	set(a, REPAIRING, repair.is_running);
 	ask->at = m->at;
 }
 
@@ -258,6 +273,7 @@ static void metrics(struct mc_master_admin *a, struct mc_str *out)
 	segment_lines(list, "segment_unsent_bytes", "unsent", "notes that wait for its stream",
 		      out);
 	json_decref(list);
+	mc_admin_quota_metrics(a->m, out);
 }
 
 static void summary(struct mc_master_admin *a, struct mc_str *out)
@@ -346,6 +362,16 @@ static int query_segment(struct mc_master_admin *a, const char *name, struct mc_
 	return status;
 }
 
+static void answer_take(struct mc_http_answer *ret, struct mc_str *out)
+{
+	if (out->rc < 0)
+		ret->status = 503;
+	ret->len = out->rc < 0 ? 0 : out->len;
+	ret->body = mc_str_take(out);
+	if (!ret->body)
+		ret->len = 0;
+}
+
 static void on_get(struct mc_master_admin *a, const char *path, struct mc_http_answer *ret)
 {
 	static const struct {
@@ -385,12 +411,19 @@ static void on_get(struct mc_master_admin *a, const char *path, struct mc_http_a
 
 		ret->status = status > 0 ? status : 404;
 	}
-	if (out.rc < 0)
-		ret->status = 503;
-	ret->len = out.rc < 0 ? 0 : out.len;
-	ret->body = mc_str_take(&out);
-	if (!ret->body)
-		ret->len = 0;
+	answer_take(ret, &out);
+}
+
+/* What operators want: JSON in and out, several methods. */
+static void on_operator(struct mc_master_admin *a, const char *path, struct mc_http_answer *ret)
+{
+	struct mc_str out;
+
+	mc_str_init(&out, TEXT_MAX);
+	ret->type = "application/json";
+	ret->status = mc_admin_quota_has(path) ? mc_admin_quota_page(a->m, ret, &out)
+					       : mc_admin_drain_page(a->m, path, ret, &out);
+	answer_take(ret, &out);
 }
 
 static void on_request(void *user, const char *path, struct mc_http_answer *ret)
@@ -399,7 +432,9 @@ static void on_request(void *user, const char *path, struct mc_http_answer *ret)
 	struct mc_master_admin *a = user;
 	bool is_post = strcmp(path, post) == 0;
 
-	if (strcmp(mc_http_method(ret), is_post ? "POST" : "GET") != 0) {
+	if (mc_admin_drain_has(path) || mc_admin_quota_has(path)) {
+		on_operator(a, path, ret);
+	} else if (strcmp(mc_http_method(ret), is_post ? "POST" : "GET") != 0) {
 		ret->status = 405;
 		ret->body = mc_asprintf("%s is for %s\n", path, is_post ? "POST" : "GET");
 		ret->len = ret->body ? strlen(ret->body) : 0;

@@ -181,6 +181,7 @@ void mc_mst_frees_send(struct mc_master *m)
 {
 	struct mc_mst_owner *o;
 
+	mc_mst_copies_end(m);
 	while (m->woken || m->frees.n > 0) {
 		struct mc_mst_wait *w = m->woken;
 
@@ -204,6 +205,7 @@ void mc_mst_frees_init(struct mc_master *m)
 	mc_list_init(&m->ops);
 	mc_list_init(&m->leaving);
 	mc_list_init(&m->walks);
+	mc_list_init(&m->copies_over);
 }
 
 void mc_mst_frees_fini(struct mc_master *m)

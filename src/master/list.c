@@ -438,6 +438,8 @@ const char *mc_mst_owner_state_text(const struct mc_mst_owner *o)
 {
 	switch (o->state) {
 	case MC_MST_OK:
+		if (o->drain != MC_MST_NO_DRAIN)
+			return o->drain == MC_MST_DRAINED ? "drained" : "draining";
 		return "ok";
 	case MC_MST_SUSPECT:
 		return "suspect";

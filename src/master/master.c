@@ -5,7 +5,7 @@
 
 #include "base/hash.h"
 #include "base/rand.h"
-#include "master/priv.h"
+#include "master/drain.h"
 
 #define CONNS_DEFAULT 16384u
 #define BUF_MAX (64u << 20)
@@ -93,6 +93,9 @@ static const struct {
     {MC_ST_LIST, "list", mc_mst_list},
     {MC_ST_REMOVE_LIKE, "remove_like", mc_mst_remove_like},
     {MC_ST_SEGMENTS, "segments", mc_mst_segments},
+    {MC_ST_TASK_CREATE, "task_create", mc_mst_task_create},
+    {MC_ST_TASK_QUERY, "task_query", mc_mst_task_query},
+    {MC_ST_CLEAR, "clear", mc_mst_clear},
     {MC_ST_OWNER, "owner", mc_mst_stream},
 };
 
@@ -139,6 +142,7 @@ void mc_master_conf_defaults(struct mc_master_conf *conf)
 	    .may_evict_soft_pins = true,
 	    .eviction_ratio = 0.05,
 	    .watermark = 0.9,
+	    .repair_bytes_per_s = 256ull << 20,
 	};
 }
 
@@ -176,6 +180,7 @@ static int index_open(struct mc_master *m)
 	    .soft_pin_ttl_ms = m->conf.soft_pin_ms,
 	    .soft_pin_ttl_max_ms = m->conf.soft_pin_max_ms,
 	    .may_evict_soft_pinned = m->conf.may_evict_soft_pins,
+	    .has_tenants = m->conf.has_tenants,
 	    .quota = UINT64_MAX,
 	    .tombs_max = MC_STATE_TOMBS_MAX / 2,
 	};
@@ -192,6 +197,12 @@ static void begin(void *arg)
 	struct mc_master *m = arg;
 
 	m->begin_rc = epoch_begin(m);
+	if (m->begin_rc == 0)
+		m->begin_rc = mc_mst_tasks_open(m);
+	if (m->begin_rc == 0)
+		m->begin_rc = mc_mst_drains_open(m);
+	if (m->begin_rc == 0)
+		m->begin_rc = mc_mst_repair_open(m);
 }
 
 static void close_begin(void *arg)
@@ -208,7 +219,10 @@ static void close_end(void *arg)
 	mc_mst_walks_drop(m); /* looks through those that wait, ops among them */
 	mc_mst_ops_drop(m);
 	mc_mst_leaving_drop(m);
+	mc_mst_drains_close(m);
+	mc_mst_repair_close(m);
 	mc_mst_owners_fini(m);
+	mc_mst_tasks_close(m);
 	mc_state_close(m->state);
 }
 

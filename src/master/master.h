@@ -28,8 +28,10 @@ struct mc_master_conf {
 	bool may_evict_soft_pins;
 	double eviction_ratio; /* evicted at once above the watermark */
 	double watermark;
-	uint32_t conns_max; /* 0: 16384 */
-	uint64_t seed;	    /* of the index; 0: random */
+	uint64_t repair_bytes_per_s; /* of replicas made again in the background; 0: no limit */
+	bool has_tenants;	     /* quotas of tenants hold */
+	uint32_t conns_max;	     /* 0: 16384 */
+	uint64_t seed;		     /* of the index; 0: random */
 };
 
 void mc_master_conf_defaults(struct mc_master_conf *conf);

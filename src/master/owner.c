@@ -51,6 +51,8 @@ struct mc_mst_owner *mc_mst_owner_add(struct mc_master *m, uint64_t id)
 	o->id = id;
 	o->want_ms[MC_ST_MEMORY] = o->want_ms[MC_ST_DISK] = UINT64_MAX;
 	mc_list_init(&o->freeing_link);
+	mc_list_init(&o->copies_waiting);
+	mc_list_init(&o->copies_sent);
 	mc_list_push_back(&m->owners, &o->link);
 	o->chain = *at;
 	*at = o;
@@ -66,14 +68,59 @@ void mc_mst_view_changed(struct mc_master *m)
 
 /* ---- roster ---- */
 
+/* Those that were set. @return NULL: no memory */
+static struct mc_state_quota *quotas_take(const struct mc_master *m, size_t *ret_n)
+{
+	struct mc_state_quota *rows = NULL;
+	struct mc_index_tenant t;
+	size_t cursor = 0, cap = 0;
+
+	*ret_n = 0;
+	do {
+		if (mc_array_grow((void **)&rows, &cap, *ret_n + 1, MC_STATE_QUOTAS_MAX + 1,
+				  sizeof(*rows)) < 0) {
+			mc_free(rows);
+			return NULL;
+		}
+		if (!mc_index_tenant_next(m->index, &cursor, &t))
+			return rows;
+		if (!t.has_own_quota || t.name_len >= sizeof(rows->tenant))
+			continue;
+		rows[*ret_n] = (struct mc_state_quota){.bytes = t.quota, .tenant = "default"};
+		if (t.name_len) {
+			memcpy(rows[*ret_n].tenant, t.name, t.name_len);
+			rows[*ret_n].tenant[t.name_len] = '\0';
+		}
+		++*ret_n;
+	} while (*ret_n <= MC_STATE_QUOTAS_MAX);
+	return rows;
+}
+
+int mc_mst_quota_set(struct mc_master *m, const char *tenant, const uint64_t *bytes)
+{
+	uint8_t name[1 + UINT8_MAX];
+	size_t len;
+	int rc;
+
+	if (!mc_mst_tenant_put(tenant, name, &len))
+		return -MC_E_INVAL;
+	rc = mc_index_tenant_set(m->index, name + 1, (uint32_t)len - 1, bytes);
+	if (rc == 0)
+		mc_mst_roster_save(m);
+	return rc;
+}
+
 void mc_mst_roster_save(struct mc_master *m)
 {
 	struct mc_state_owner *rows = mc_calloc(m->nowners + 1, sizeof(*rows));
+	size_t n = 0, nquotas;
+	struct mc_state_quota *quotas = quotas_take(m, &nquotas);
 	struct mc_mst_owner *o;
-	size_t n = 0;
 
-	if (!rows) {
+	if (!rows || !quotas) {
 		mc_log_error("no memory to write the roster", "owners=%u", m->nowners);
+		mc_free(rows);
+		mc_free(quotas);
 		return;
 	}
 	mc_list_each (o, &m->owners, link) {
@@ -85,8 +132,10 @@ void mc_mst_roster_save(struct mc_master *m)
 		n++;
 	}
 	/* What goes wrong is told there. */
-	(void)mc_state_save(m->state, mc_max(m->epoch_next, mc_master_epoch(m)), rows, n);
+	(void)mc_state_save(m->state, mc_max(m->epoch_next, mc_master_epoch(m)), rows, n, quotas,
+			    nquotas);
 	mc_free(rows);
+	mc_free(quotas);
 }
 
 void mc_mst_epoch_saved(struct mc_master *m)
@@ -112,12 +161,24 @@ static int roster_add(struct mc_master *m, const struct mc_state_owner *row)
 	return 0;
 }
 
+static int quota_load(struct mc_master *m, const struct mc_state_quota *q)
+{
+	uint8_t name[1 + UINT8_MAX];
+	size_t len;
+
+	if (!mc_mst_tenant_put(q->tenant, name, &len))
+		return 0; /* written by nobody */
+	return mc_index_tenant_set(m->index, name + 1, (uint32_t)len - 1, &q->bytes);
+}
+
 int mc_mst_roster_load(struct mc_master *m, const struct mc_state_found *found)
 {
 	int rc = 0;
 
 	for (size_t i = 0; i < found->nowners && rc == 0; i++)
 		rc = roster_add(m, &found->owners[i]);
+	for (size_t i = 0; i < found->nquotas && rc == 0; i++)
+		rc = quota_load(m, &found->quotas[i]);
 	for (size_t i = 0; i < found->ntombs && rc == 0; i++) {
 		struct mc_index_tomb tomb = {found->tombs[i].owner, found->tombs[i].key_hash,
 					     found->tombs[i].gen};
@@ -176,6 +237,7 @@ void mc_mst_owner_announced(struct mc_master *m, struct mc_mst_owner *o)
 	mc_index_owner_announced(m->index, o->id);
 	mc_mst_tombs_save(m);
 	mc_mst_view_changed(m);
+	mc_mst_repair_wanted(m);
 	recovered(m);
 }
 
@@ -193,6 +255,7 @@ static void owner_unlink(struct mc_master *m, struct mc_mst_owner *o)
 {
 	struct mc_mst_owner **at = bucket_of(m, o->id);
 
+	mc_mst_copies_lost(o);
 	while (*at != o)
 		at = &(*at)->chain;
 	*at = o->chain;
@@ -218,6 +281,7 @@ void mc_mst_owner_forget(struct mc_master *m, struct mc_mst_owner *o)
 		mc_mst_freed(m, o->id, frees.v[i].addr, frees.v[i].gen);
 	mc_index_frees_fini(&frees);
 	owner_unlink(m, o);
+	mc_mst_repair_wanted(m);
 	mc_mst_roster_save(m);
 	mc_mst_view_changed(m);
 	recovered(m);
@@ -232,6 +296,7 @@ void mc_mst_owner_lost(struct mc_master *m, struct mc_mst_owner *o)
 	o->want_ms[MC_ST_MEMORY] = o->want_ms[MC_ST_DISK] = UINT64_MAX;
 	if (m->is_closing)
 		return;
+	mc_mst_copies_lost(o);
 	if (o->state != MC_MST_SUSPECT)
 		o->lost_ns = mc_clock_now(m->env.clk);
 	o->state = o->is_joined ? MC_MST_SUSPECT : MC_MST_ABSENT;
@@ -285,6 +350,7 @@ void mc_mst_owner_away(struct mc_master *m, struct mc_mst_owner *o)
 	o->state = MC_MST_ABSENT;
 	mc_mst_roster_save(m);
 	mc_mst_view_changed(m);
+	mc_mst_repair_wanted(m);
 	recovered(m);
 }
 
@@ -299,6 +365,7 @@ static bool owner_tick(struct mc_master *m, struct mc_mst_owner *o, uint64_t now
 		silent(m, o, now);
 	for (unsigned kind = 0; is_up && kind < MC_ST_KIND_COUNT; kind++)
 		mc_mst_room(m, o, kind);
+	mc_mst_copies_pump(o);
 	if (!o->is_joined || o->state == MC_MST_OK || o->state == MC_MST_ANNOUNCE)
 		return o->want_ms[MC_ST_MEMORY] != UINT64_MAX ||
 		       o->want_ms[MC_ST_DISK] != UINT64_MAX;
@@ -321,6 +388,8 @@ static void on_tick(struct mc_timer *t)
 	mc_list_each (o, &m->owners, link)
 		is_busy |= owner_tick(m, o, now);
 	recover_tick(m, now);
+	mc_mst_tasks_tick(m);
+	mc_mst_repair_tick(m);
 	is_busy |= mc_index_step(m->index, mc_mst_now_ms(m), STEP_BUDGET);
 	mc_mst_frees_send(m);
 	if (m->nowners > 0)

@@ -9,6 +9,11 @@
  *   frees.c   what owners have to free, tombstones, who waits for that
  *   owner.c   the owners there are; suspect, away, back; the roster
  *   stream.c  what an owner and the master say to each other
+ *   greet.c   how an owner's stream begins and ends
+ *   copy.c    copies that owners are ordered to make; moves
+ *   task.c    tasks of clients: copy, move
+ *   drain.c   segments that are emptied
+ *   repair.c  replicas that are missing are made again
  */
 #ifndef MC_MASTER_PRIV_H
 #define MC_MASTER_PRIV_H
@@ -42,6 +47,13 @@ enum mc_mst_owner_state {
 	MC_MST_OK,
 	MC_MST_SUSPECT, /* lost or silent; its replicas still stand in the index */
 	MC_MST_OWNER_STATE_COUNT,
+};
+
+/** What an operator wants of a segment. */
+enum mc_mst_drain_state {
+	MC_MST_NO_DRAIN,
+	MC_MST_DRAINING, /* no puts; what it has goes elsewhere */
+	MC_MST_DRAINED,	 /* no puts, and nothing in its memory */
 };
 
 struct mc_mst_owner {
@@ -81,6 +93,10 @@ struct mc_mst_owner {
 	struct mc_st_place *frees; /* not yet in a note */
 	size_t nfrees, frees_cap;
 	struct mc_list freeing_link; /* mc_master.freeing */
+
+	enum mc_mst_drain_state drain;
+	struct mc_list copies_waiting, copies_sent; /* to here; see copy.c */
+	uint32_t ncopies_sent;
 };
 
 /** One kind of call. */
@@ -141,9 +157,14 @@ struct mc_master {
 	struct mc_mst_wait *woken;  /* to be looked at by mc_mst_frees_send() */
 	struct mc_list walks;	    /* over all objects, see list.c */
 	uint32_t nwalks;
-	struct mc_list ops;	/* not answered yet */
-	struct mc_list leaving; /* owners, see stream.c */
-	uint64_t *killed;	/* generations freed as never committed; see change.c */
+	struct mc_list ops;	    /* not answered yet */
+	struct mc_list leaving;	    /* owners, see stream.c */
+	uint64_t *killed;	    /* generations freed as never committed; see change.c */
+	uint64_t order_next;	    /* counter of orders within the epoch */
+	struct mc_list copies_over; /* to be told to who ordered them; see copy.c */
+	struct mc_mst_tasks *tasks;
+	struct mc_mst_drains *drains;
+	struct mc_mst_repair *repair;
 
 	/* scratch of one call */
 	uint8_t *buf; /* for answers; grows */
@@ -265,6 +286,9 @@ void mc_mst_owner_heard(struct mc_master *m, struct mc_mst_owner *o);
 void mc_mst_owner_away(struct mc_master *m, struct mc_mst_owner *o);
 void mc_mst_owner_free(struct mc_mst_owner *o);
 void mc_mst_roster_save(struct mc_master *m);
+/** Quota of a tenant, kept in the state directory. @param bytes  NULL: none any more. @return 0;
+ * -MC_E_INVAL; -MC_E_LIMIT; -MC_E_NOMEM */
+MC_MUST_CHECK int mc_mst_quota_set(struct mc_master *m, const char *tenant, const uint64_t *bytes);
 /** What the last mc_mst_roster_save() wrote is durable, the next epoch, too. */
 void mc_mst_epoch_saved(struct mc_master *m);
 /** Owners of the last life, and its tombstones. @return 0; -MC_E_NOMEM */
@@ -272,6 +296,89 @@ int mc_mst_roster_load(struct mc_master *m, const struct mc_state_found *found);
 void mc_mst_owners_init(struct mc_master *m);
 void mc_mst_owners_fini(struct mc_master *m);
 void mc_mst_view_changed(struct mc_master *m);
+
+/* ---- copy.c ---- */
+
+/** An object that an owner copies from another one. The asker's memory until on_done(). */
+struct mc_mst_copy {
+	/* asked for */
+	const uint8_t *key; /* the asker's, as long as the copy is under way */
+	uint16_t key_len;
+	bool is_move;	 /* the source's replica is freed when the target has one */
+	uint64_t source; /* owner; 0: any that has it */
+	uint64_t target;
+	/** Once, from mc_mst_copies_end(). `status`: 0 or MC_STORE_*. May start it again. */
+	void (*on_done)(struct mc_master *m, struct mc_mst_copy *c, int32_t status);
+	/* copy.c's */
+	struct mc_list link;
+	uint64_t id, gen, len, addr;
+	int32_t status;
+	bool is_sent;
+};
+
+/**
+ * Order it, now or when the target has less to do.
+ * @return 0: on_done() is called, later; MC_STORE_OBJECT_NOT_FOUND; MC_STORE_REPLICA_NOT_FOUND (the
+ * source has none in memory); MC_STORE_REPLICA_ALREADY_EXISTS (the target has one);
+ * MC_STORE_SEGMENT_NOT_FOUND (the target is not there); MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS
+ */
+MC_MUST_CHECK int32_t mc_mst_copy_start(struct mc_master *m, struct mc_mst_copy *c);
+/** An owner carried out an order. */
+void mc_mst_copy_done(struct mc_mst_owner *o, uint64_t id, uint64_t gen, uint64_t addr,
+		      int32_t status);
+/** Its stream is over: what it was ordered is not known, and may be ordered again. */
+void mc_mst_copies_lost(struct mc_mst_owner *o);
+/** Orders that wait for others to end go out. */
+void mc_mst_copies_pump(struct mc_mst_owner *o);
+/** Tell those whose copies have ended. */
+void mc_mst_copies_end(struct mc_master *m);
+/** An owner by its segment's name, that is there. NULL: none */
+struct mc_mst_owner *mc_mst_owner_named(struct mc_master *m, const char *segment);
+
+/** Room that copies may use: below the watermark, so that nothing is evicted for them. */
+uint64_t mc_mst_copy_room(const struct mc_master *m, const struct mc_mst_owner *o);
+struct mc_place;
+/** The owners there are, as targets of copies. @param targets  names; with ntargets 0: all.
+ * @return 0; < 0 */
+MC_MUST_CHECK int mc_mst_copy_targets(struct mc_master *m, struct mc_place *place,
+				      char (*targets)[MC_MST_TEXT_MAX], size_t ntargets);
+/** A target for an object, which has room for it. @return 0: none */
+uint64_t mc_mst_copy_target(struct mc_master *m, struct mc_place *place,
+			    const struct mc_st_object *object, uint16_t key_len);
+
+/* ---- task.c ---- */
+
+bool mc_mst_task_create(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+bool mc_mst_task_query(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+void mc_mst_tasks_tick(struct mc_master *m);
+/** First half of the ids of tasks and jobs of this life, above those of lives before. */
+uint64_t mc_mst_id_hi(const struct mc_master *m);
+/** Of an earlier life? */
+bool mc_mst_id_was(const struct mc_master *m, uint64_t id_hi);
+MC_MUST_CHECK int mc_mst_tasks_open(struct mc_master *m);
+void mc_mst_tasks_close(struct mc_master *m);
+
+/* ---- clear.c ---- */
+
+bool mc_mst_clear(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
+
+/* ---- repair.c ---- */
+
+/** Replicas may have gone, or an owner has come that they could be made at. */
+void mc_mst_repair_wanted(struct mc_master *m);
+void mc_mst_repair_tick(struct mc_master *m);
+MC_MUST_CHECK int mc_mst_repair_open(struct mc_master *m);
+void mc_mst_repair_close(struct mc_master *m);
+struct mc_mst_repair_stats {
+	uint64_t made, bytes, failed; /* so far */
+	bool is_running;
+};
+void mc_mst_repair_stats(const struct mc_master *m, struct mc_mst_repair_stats *ret);
+
+/* ---- greet.c ---- */
+
+/** Its direction of the stream is over: it leaves for good. The object may end. */
+void mc_mst_owner_leaves(struct mc_mst_owner *o);
 
 /* ---- stream.c ---- */
 
@@ -281,6 +388,10 @@ void mc_mst_note(struct mc_mst_owner *o, uint8_t type, const void *data, size_t 
 void mc_mst_note_frees(struct mc_mst_owner *o);
 /** The roster is durable: welcome. */
 void mc_mst_welcome(struct mc_mst_owner *o);
+/** What came of its stream. */
+void mc_mst_chunk(struct mc_rpc_req *req, const void *data, size_t len, bool is_last);
+/** Its stream takes more. */
+void mc_mst_stream_pump(struct mc_mst_owner *o);
 /** End its stream with this answer. */
 void mc_mst_stream_end(struct mc_mst_owner *o, int rc);
 /** At the end of the master. */

@@ -16,7 +16,7 @@
 #include "base/str.h"
 
 #define PATH_MAX_BYTES 4096u
-#define TEXT_MAX_BYTES (2u << 20)
+#define TEXT_MAX_BYTES (4u << 20)
 #define TOMB_LEN 32u
 #define MAGIC "mooncake-master-state 1\n"
 #define CHECK "check "
@@ -218,7 +218,7 @@ static void loop_done(struct mc_task *t)
 
 /* @return 0 or -ENOMEM */
 static int text_make(struct mc_str *t, uint64_t epoch, const struct mc_state_owner *owners,
-		     size_t n)
+		     size_t n, const struct mc_state_quota *quotas, size_t nquotas)
 {
 	mc_str_reset(t);
 	(void)mc_str_puts(t, MAGIC);
@@ -227,6 +227,9 @@ static int text_make(struct mc_str *t, uint64_t epoch, const struct mc_state_own
 		(void)mc_str_appendf(t, "owner %016" PRIx64 " %016" PRIx64 " %d %" PRIu64 " %s\n",
 				     owners[i].id, owners[i].incarnation, owners[i].is_away,
 				     owners[i].seen_s, owners[i].segment);
+	for (size_t i = 0; i < nquotas; i++)
+		(void)mc_str_appendf(t, "quota %" PRIu64 " %s\n", quotas[i].bytes,
+				     quotas[i].tenant);
 	(void)mc_str_appendf(t, CHECK "%016" PRIx64 "\n",
 			     t->rc < 0 ? 0 : mc_hash64(t->text, t->len, 0));
 	if (t->rc == 0)
@@ -236,11 +239,12 @@ static int text_make(struct mc_str *t, uint64_t epoch, const struct mc_state_own
 	return -ENOMEM;
 }
 
-int mc_state_save(struct mc_state *s, uint64_t epoch, const struct mc_state_owner *owners, size_t n)
+int mc_state_save(struct mc_state *s, uint64_t epoch, const struct mc_state_owner *owners, size_t n,
+		  const struct mc_state_quota *quotas, size_t nquotas)
 {
 	if (!s->dir)
 		return 0;
-	if (text_make(&s->next.text, epoch, owners, n) < 0)
+	if (text_make(&s->next.text, epoch, owners, n, quotas, nquotas) < 0)
 		return -MC_E_NOMEM;
 	state_start(s);
 	return 0;
@@ -317,6 +321,7 @@ void mc_state_found_fini(struct mc_state_found *found)
 {
 	mc_free(found->owners);
 	mc_free(found->tombs);
+	mc_free(found->quotas);
 	*found = (struct mc_state_found){0};
 }
 
@@ -373,11 +378,37 @@ static bool owner_parse(const char *line, struct mc_state_owner *o)
 	return mc_strlcpy(o->segment, sizeof(o->segment), line + at) == 0;
 }
 
+static bool quota_parse(const char *line, struct mc_state_quota *q)
+{
+	int at = 0;
+
+	return sscanf(line, "quota %" SCNu64 " %n", &q->bytes, &at) == 1 && at > 0 && line[at] &&
+	       mc_strlcpy(q->tenant, sizeof(q->tenant), line + at) == 0;
+}
+
+struct caps {
+	size_t owners, quotas;
+};
+
+/* @return false: damaged, or no memory */
+static bool line_parse(const char *line, struct mc_state_found *found, struct caps *caps)
+{
+	if (strncmp(line, "epoch ", 6) == 0)
+		return mc_opt_parse_u64(line + 6, &found->epoch) == 0;
+	if (strncmp(line, "quota ", 6) == 0)
+		return mc_array_grow((void **)&found->quotas, &caps->quotas, found->nquotas + 1,
+				     MC_STATE_QUOTAS_MAX, sizeof(*found->quotas)) == 0 &&
+		       quota_parse(line, &found->quotas[found->nquotas++]);
+	return mc_array_grow((void **)&found->owners, &caps->owners, found->nowners + 1,
+			     MC_STATE_OWNERS_MAX, sizeof(*found->owners)) == 0 &&
+	       owner_parse(line, &found->owners[found->nowners++]);
+}
+
 /* The text is NUL-ended and may be written to. @return false: damaged */
 static bool text_parse(char *text, size_t len, struct mc_state_found *found)
 {
 	size_t check_len = strlen(CHECK) + 17, magic_len = strlen(MAGIC);
-	size_t cap = 0;
+	struct caps caps = {0};
 	uint64_t check;
 	char *line, *save;
 
@@ -389,16 +420,8 @@ static bool text_parse(char *text, size_t len, struct mc_state_found *found)
 	text[len - check_len] = '\0';
 	for (line = strtok_r(text + magic_len, "\n", &save); line;
 	     line = strtok_r(NULL, "\n", &save)) {
-		if (strncmp(line, "epoch ", 6) == 0) {
-			if (mc_opt_parse_u64(line + 6, &found->epoch) < 0)
-				return false;
-			continue;
-		}
-		if (mc_array_grow((void **)&found->owners, &cap, found->nowners + 1,
-				  MC_STATE_OWNERS_MAX, sizeof(*found->owners)) < 0 ||
-		    !owner_parse(line, &found->owners[found->nowners]))
+		if (!line_parse(line, found, &caps))
 			return false;
-		found->nowners++;
 	}
 	found->is_there = found->epoch > 0;
 	return found->is_there;
@@ -476,7 +499,7 @@ int mc_state_open(const struct mc_env *env, struct mc_loop *loop, struct mc_loop
 		rc = tombs_read(s, ret_found);
 	if (s->is_kept && rc == 0)
 		rc = text_make(&s->now.text, ret_found->epoch + 1, ret_found->owners,
-			       ret_found->nowners);
+			       ret_found->nowners, ret_found->quotas, ret_found->nquotas);
 	if (s->is_kept && rc == 0)
 		rc = job_write(s);
 	if (rc == -ENOMEM) {

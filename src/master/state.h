@@ -1,8 +1,10 @@
 /*
- * state.h: what a master has to know in its next life: its epoch, its roster of owners, and the
- * tombstones of objects that were removed while an owner was away. Two files in one directory.
+ * state.h: what a master has to know in its next life: its epoch, its roster of owners,
+ * quotas, and the tombstones of objects that were removed while an owner was away. Two files in one
+ * directory.
  *
- *   state       text, replaced as a whole: epoch, one line for each owner, a hash of all before it
+ *   state       text, replaced as a whole: epoch, one line for each owner and for each quota of a
+ *               tenant, a hash of all before it
  *   tombstones  records of 32 bytes (owner, key hash, generation, hash of these), appended
  *
  * Files are written on the side loop, one job at a time; what is asked for meanwhile goes into the
@@ -22,6 +24,8 @@
 #define MC_STATE_OWNERS_MAX 4096u
 #define MC_STATE_TOMBS_MAX (1u << 20)
 #define MC_STATE_NAME_MAX 128u /* with NUL */
+#define MC_STATE_QUOTAS_MAX 4096u
+#define MC_STATE_TENANT_MAX 256u /* with NUL */
 
 struct mc_state;
 
@@ -37,13 +41,20 @@ struct mc_state_tomb {
 	uint64_t owner, key_hash, gen;
 };
 
+/** Of a tenant: printable, "default" is the default one. */
+struct mc_state_quota {
+	uint64_t bytes;
+	char tenant[MC_STATE_TENANT_MAX];
+};
+
 /** What was found. Arrays end with mc_state_found_fini(). */
 struct mc_state_found {
 	bool is_there; /* else the rest is 0 */
 	uint64_t epoch;
 	struct mc_state_owner *owners;
 	struct mc_state_tomb *tombs;
-	size_t nowners, ntombs;
+	struct mc_state_quota *quotas;
+	size_t nowners, ntombs, nquotas;
 };
 void mc_state_found_fini(struct mc_state_found *found);
 
@@ -67,8 +78,8 @@ void mc_state_close(struct mc_state *s);
 
 /* Loop thread. */
 /** Replace the state file. @return 0; -MC_E_NOMEM (nothing is written, and told) */
-int mc_state_save(struct mc_state *s, uint64_t epoch, const struct mc_state_owner *owners,
-		  size_t n);
+int mc_state_save(struct mc_state *s, uint64_t epoch, const struct mc_state_owner *owners, size_t n,
+		  const struct mc_state_quota *quotas, size_t nquotas);
 /** Append a tombstone. @return 0; -MC_E_NOMEM */
 int mc_state_bury(struct mc_state *s, const struct mc_state_tomb *tomb);
 /** Replace all tombstones. @return 0; -MC_E_NOMEM */

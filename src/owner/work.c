@@ -187,9 +187,11 @@ static int32_t copy_here(struct copy_job *j, int32_t segment, uint8_t *head, siz
 		return status;
 	pthread_mutex_lock(&o->lock);
 	j->done.addr = mc_opool_addr(&o->pool, id);
+	if (is_old && o->pool.slots[id].state != MC_OSLOT_SEALED)
+		status = MC_STORE_OBJECT_REPLICA_BUSY; /* somebody else is at it */
 	pthread_mutex_unlock(&o->lock);
 	if (is_old)
-		return 0;
+		return status;
 	rc = copy_payload(j, segment, head, &from, id, table);
 	if (rc < 0) {
 		(void)mc_owner_finish(o, id, NULL);

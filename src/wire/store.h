@@ -44,6 +44,7 @@ enum mc_st_method {
 	MC_ST_SEGMENTS,	   /* Segments -> SegmentsReply */
 	MC_ST_TASK_CREATE, /* TaskCreate -> TaskReply */
 	MC_ST_TASK_QUERY,  /* TaskQuery -> TaskReply */
+	MC_ST_CLEAR,	   /* Clear -> ClearReply: replicas of one segment */
 	/* owner -> master */
 	MC_ST_OWNER = 96, /* Owner, a stream of mc_st_note both ways; ends with the owner */
 	/* client -> owner */
