@@ -240,7 +240,8 @@ PyType_Spec mc_py_store_spec = {
 
 void mc_py_store_ready(void)
 {
-	const PyMethodDef *tables[] = {life_methods, mc_py_store_data_methods};
+	const PyMethodDef *tables[] = {life_methods, mc_py_store_data_methods,
+				       mc_py_store_task_methods};
 	size_t n = 0;
 
 	for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++)

@@ -394,6 +394,32 @@ static PyObject *py_put_end(PyObject *obj, PyObject *args)
 	return about_keys(obj, keys, ASK_END, is_revoked);
 }
 
+static PyObject *py_clear(PyObject *obj, PyObject *args)
+{
+	struct call c = {0};
+	struct mc_store_key *names = NULL;
+	PyObject *keys, *ret = NULL;
+	const char *segment;
+	int rc;
+
+	if (!PyArg_ParseTuple(args, "Os", &keys, &segment))
+		return NULL;
+	rc = mc_py_batch_keys(&c.b, keys);
+	if (rc == 0) {
+		names = names_of(&c.b);
+		rc = names ? 0 : -1;
+	}
+	if (call_ready(&c, obj, rc, &ret) == 0) {
+		Py_BEGIN_ALLOW_THREADS(void)
+		!mc_store_clear(c.uses->store, names, c.b.n, segment, c.codes);
+		Py_END_ALLOW_THREADS
+		ret = mc_py_list32(c.codes, c.b.n);
+	}
+	PyMem_Free(names);
+	call_close(&c);
+	return ret;
+}
+
 static PyObject *py_put_begin(PyObject *obj, PyObject *args)
 {
 	struct call c = {0};
@@ -502,6 +528,7 @@ PyMethodDef mc_py_store_data_methods[] = {
     {"exist", py_exist, METH_O, "exist(keys) -> 1, 0 or a code of each"},
     {"sizes", py_sizes, METH_O, "sizes(keys) -> bytes or code of each"},
     {"remove_keys", py_remove_keys, METH_VARARGS, "remove_keys(keys, force) -> codes"},
+    {"clear", py_clear, METH_VARARGS, "clear(keys, segment) -> codes"},
     {"remove_like", py_remove_like, METH_VARARGS, "remove_like(regex or None, force) -> how many"},
     {"put_begin", py_put_begin, METH_VARARGS, "put_begin(keys, sizes, conf) -> codes"},
     {"put_end", py_put_end, METH_VARARGS, "put_end(keys, revoke) -> codes"},

@@ -84,5 +84,6 @@ extern PyType_Spec mc_py_store_spec; /* store.c */
 /** Join the tables of methods. Before the type is made. */
 void mc_py_store_ready(void);
 extern PyMethodDef mc_py_store_data_methods[]; /* store_data.c */
+extern PyMethodDef mc_py_store_task_methods[]; /* store_tasks.c */
 
 #endif

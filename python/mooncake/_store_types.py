@@ -27,6 +27,19 @@ class TaskStatus(enum.Enum):
     SUCCESS = 3
 
 
+@dataclass(slots=True, frozen=True)
+class QueryTaskResponse:
+    """A copy or a move, as the master has it."""
+
+    id: tuple[int, int]
+    type: TaskType
+    status: TaskStatus
+    created_at_ms_epoch: int
+    last_updated_at_ms_epoch: int
+    assigned_client: str  # the segment that makes the replica
+    message: str  # why it failed
+
+
 class SoftPinAction(enum.Enum):
     """What a write does with the time for which an object is evicted last."""
 

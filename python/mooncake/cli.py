@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mooncake import cli_store, cli_store_bench, cli_store_top
+from mooncake import cli_store, cli_store_bench, cli_store_drain, cli_store_top
 from mooncake.cli_bench import run_program
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 cli_store.add_to(app)
 cli_store_top.add_to(app)
+cli_store_drain.add_to(app)
 cli_store_bench.add_to(bench_app)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]

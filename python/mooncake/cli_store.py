@@ -52,20 +52,20 @@ def fail(text: str, status: int = NOT_DONE) -> typer.Exit:
     return typer.Exit(status)
 
 
-def fetch(admin: str, path: str, **query: str) -> str:
-    """What the master's HTTP server says; an error status is an answer, too. OSError when there is none."""
+def fetch(admin: str, path: str, body: bytes | None = None, **query: str) -> str:
+    """What the master's HTTP server says (to a POST, with a body); an error status is an answer, too. OSError when there is none."""
     url = f"http://{admin}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
     try:
-        with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(url, body, timeout=HTTP_TIMEOUT_S) as answer:
             return answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.read().decode()
 
 
-def ask(admin: str, path: str, **query: str) -> str:
+def ask(admin: str, path: str, body: bytes | None = None, **query: str) -> str:
     """As fetch(); without an answer the command ends."""
     try:
-        return fetch(admin, path, **query)
+        return fetch(admin, path, body, **query)
     except OSError as error:
         raise fail(f"the master's HTTP server at {admin} does not answer: {error}; see --admin", NO_MASTER) from None
 

@@ -28,6 +28,7 @@ from mooncake._store_types import (
     DiskDescriptor,
     MemoryDescriptor,
     ObjectDataType,
+    QueryTaskResponse,
     ReplicaDescriptor,
     ReplicaStatus,
     ReplicateConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "MooncakeDistributedStore",
     "MooncakeHostMemAllocator",
     "ObjectDataType",
+    "QueryTaskResponse",
     "ReplicaDescriptor",
     "ReplicaStatus",
     "ReplicateConfig",
@@ -350,6 +352,25 @@ class MooncakeDistributedStore(_mooncake.Store, Tensors):
 
     def batch_get_replica_desc(self, keys: list[str]) -> dict[str, list[ReplicaDescriptor]]:
         return {key: found for key, found in zip(keys, _described(self.replicas(keys))) if found}
+
+    def batch_replica_clear(self, keys: list[str], segment_name: str = "") -> list[str]:
+        """Free what these objects have in a segment, or all of them; what a reader holds stays. The keys of those that are freed."""
+        return [key for key, code in zip(keys, self.clear(keys, segment_name)) if code == OK]
+
+    def create_copy_task(self, key: str, targets: list[str]) -> tuple[tuple[int, int], int]:
+        """Have the object copied to these segments; ((0, 0), code) when it cannot be. See `query_task()`."""
+        return self.copy_task(key, targets)
+
+    def create_move_task(self, key: str, source: str, target: str) -> tuple[tuple[int, int], int]:
+        return self.move_task(key, source, target)
+
+    def query_task(self, task_id: tuple[int, int]) -> tuple[QueryTaskResponse | None, int]:
+        """What a copy or a move has come to; (None, -1400) when the master does not know it."""
+        found, code = self.task(tuple(task_id))
+        if found is None:
+            return None, code
+        kind, status, *rest = found
+        return QueryTaskResponse(tuple(task_id), TaskType(kind), TaskStatus(status), *rest), code
 
 
 def _first(codes: list[int]) -> int:

@@ -114,7 +114,8 @@ class Node:
 
 def free_port(low: int = 20000, high: int = 30000) -> int:
     """A free port below the ephemeral ones. Starts where the process's number says, so that runs do not meet."""
-    for port in range(low + os.getpid() % (high - low), high):
+    start = low + os.getpid() % (high - low)
+    for port in (*range(start, high), *range(low, start)):
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))

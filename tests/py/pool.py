@@ -70,7 +70,7 @@ class Pool:
 
     def node(self, size: str = "64 MB", *flags: str, env: dict[str, str] | None = None) -> Process:
         before = self.segments()
-        port = free_port(self.http + 1 + len(self.nodes) * 10)
+        port = free_port(self.http + 1 + len(self.nodes) * 10, 32000)
         one = Process(
             self.folder / f"node{len(self.nodes)}.log", "mooncake_client", "--host=127.0.0.1", f"--port={port}",
             f"--global_segment_size={size}", f"--master_server_address={self.address}", "--metadata_server=P2PHANDSHAKE",

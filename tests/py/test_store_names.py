@@ -15,12 +15,12 @@ from mooncake.store import MooncakeDistributedStore, ReplicateConfig
 # Absent on purpose: what is not built yet (docs/status.md), and doors for upstream's own modules.
 ABSENT_NAMES = {
     "BufferLease", "BufferLeaseView", "BufferPool", "EngramStore", "EngramStoreConfig", "MooncakeDistributedNoFRegister",
-    "ParallelAxis", "QueryTaskResponse", "ReadTarget", "RegisteredBufferLease", "RegisteredBufferLeaseView",
+    "ParallelAxis", "ReadTarget", "RegisteredBufferLease", "RegisteredBufferLeaseView",
     "RegisteredBufferPool", "TensorParallelism",
 }  # fmt: skip
 ABSENT_METHODS = {
-    "allocate_and_mount_segment", "batch_replica_clear", "create_copy_task", "create_move_task",
-    "get_offload_rpc_read_count", "init_all", "mount_segment", "query_task", "unmount_and_free_segment",
+    "allocate_and_mount_segment",
+    "get_offload_rpc_read_count", "init_all", "mount_segment", "unmount_and_free_segment",
     "unmount_local_disk_segment", "unmount_segment", "batch_put_tensor_with_tp_from", "put_tensor_with_tp_from",
     "load_tensor_from_safetensor", "save_tensor_to_safetensor", "get_tensor_into_cuda", "batch_get_tensor_into_cuda",
 }  # fmt: skip
