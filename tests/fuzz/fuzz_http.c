@@ -5,19 +5,13 @@
  * Whatever the bytes were, an honest request beside them and after them is answered, and no memory
  * of ours is left behind.
  */
-#include <poll.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "io/http_server.h"
-#include "io/sock.h"
-
-#define WAIT_NS (60 * MC_NS_PER_S) /* a virtual machine may stand still for long */
+#include "raw_http.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
@@ -50,40 +44,6 @@ static void setup(void)
 	mc_assert(mc_addr_parse("127.0.0.1", mc_http_server_port(server), &at) == 0);
 }
 
-static int say(const uint8_t *data, size_t len, size_t cut)
-{
-	uint64_t end_ns = mc_now_ns() + WAIT_NS;
-	int fd;
-
-	mc_assert(mc_sock_connect(&at, NULL, &fd) == 0);
-	mc_assert(mc_sock_wait(fd, POLLOUT, end_ns) == 0);
-	(void)mc_sock_nodelay(fd);
-	/* Either may fail: the server hangs up on junk. */
-	if (mc_sock_send_all(fd, data, cut, end_ns) == 0)
-		(void)mc_sock_send_all(fd, data + cut, len - cut, end_ns);
-	return fd;
-}
-
-/* The loop serves one after the other, so what came before has been dealt with. */
-static void be_served(void)
-{
-	static const uint8_t honest[] = "GET / HTTP/1.0\r\n\r\n";
-	int fd = say(honest, sizeof(honest) - 1, 0);
-	uint64_t end_ns = mc_now_ns() + WAIT_NS;
-	uint8_t answer[256];
-	size_t got = 0;
-	ssize_t n;
-
-	do {
-		mc_assert(mc_sock_wait(fd, POLLIN, end_ns) == 0); /* the driver has signals */
-		n = recv(fd, answer, sizeof(answer), MSG_DONTWAIT);
-		mc_assert(n >= 0);
-		got += (size_t)n;
-	} while (n > 0);
-	mc_assert(got > 0);
-	(void)close(fd);
-}
-
 /* On the loop: a stranger's further requests may still be served there, but none is half-way. */
 static void count(void *ret_live)
 {
@@ -100,10 +60,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	if (len < 1)
 		return 0;
 	mc_loop_call(loop, count, &before);
-	fd = say(data + 1, len - 1, mc_min((size_t)data[0], len - 1));
-	be_served();
+	fd = raw_http_say(&at, data + 1, len - 1, mc_min((size_t)data[0], len - 1));
+	raw_http_be_served(&at);
 	(void)close(fd);
-	be_served();
+	raw_http_be_served(&at);
 	mc_loop_call(loop, count, &after);
 	mc_assert(after == before);
 	return 0;
