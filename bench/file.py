@@ -44,8 +44,8 @@ def run(ctx: Context) -> Report:
     for case in cases:
         what = f"{case.op} 1 MiB, depth {case.threads}"
         found = [_summary(rows[case, name]) for name in COLUMNS]
-        ours, fio = (s["GBps"] if s else None for s in found)
-        verdict = judge(what, FILE_GBPS, ours, fio, failure=f"FAIL {failure}" if failure else None)
+        ours, limit = (s["GBps"] if s else None for s in found)
+        verdict = judge(what, FILE_GBPS, ours, limit, failure=f"FAIL {failure}" if failure else None)
         if ctx.ours:
             report.verdicts.append(verdict)
         table.rows.append([what, *map(_cell, found), verdict.outcome if ctx.ours else "-"])
