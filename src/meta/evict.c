@@ -593,6 +593,13 @@ uint32_t mc_evict_victim(struct mc_evict *e, uint16_t pool, uint64_t now_ms, uin
 	return 0;
 }
 
+uint32_t mc_evict_leased(const struct mc_evict *e, uint16_t pool)
+{
+	uint32_t group = e->pools[pool]->leased.first;
+
+	return group ? group_at(e, group)->last : 0;
+}
+
 size_t mc_evict_count(const struct mc_evict *e, uint16_t pool)
 {
 	return e->pools[pool]->n;

@@ -96,6 +96,9 @@ void mc_evict_del(struct mc_evict *e, uint32_t node);
  */
 uint32_t mc_evict_victim(struct mc_evict *e, uint16_t pool, uint64_t now_ms,
 			 uint64_t *ret_retry_ms);
+/** One whose lease began first, about; 0: none is leased. mc_evict_lease() takes it out of the way.
+ */
+uint32_t mc_evict_leased(const struct mc_evict *e, uint16_t pool);
 size_t mc_evict_count(const struct mc_evict *e, uint16_t pool);
 
 #endif

@@ -215,7 +215,8 @@ int mc_index_drop(struct mc_index_request *q, uint32_t i, uint64_t gen,
 
 /**
  * Who leaves this pool so that `bytes` get free: children before parents, the soft-pinned last (or
- * never), groups together, neither leased nor hard-pinned ones. A parent whose children are all
+ * never), groups together, neither leased nor hard-pinned ones; but leased ones that their owner
+ * has on its disk, too, before nothing does. A parent whose children are all
  * elsewhere, leased or pinned goes when the pool has nothing else. O(evicted).
  *
  * @param max	      replicas at most, about

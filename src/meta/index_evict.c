@@ -4,6 +4,7 @@
 #include "meta/index_priv.h"
 
 #define SOFT_LOOK 64u	/* soft-pinned ones looked at for one without children */
+#define LEASED_LOOK 64u /* leased ones looked at for one that is on the disk, too */
 #define HIDDEN_MS 1000u /* what is not published yet is looked at again after that */
 #define DISK_MS 20u	/* so is what is not on its owner's disk yet */
 #define COST_MIN 64u	/* bytes that an object is taken for at least: its slot */
@@ -49,6 +50,23 @@ static bool is_due_on_disk(const struct press *p, uint32_t h)
 		return false;
 	owner = mc_ix_owner_find(p->ix, pool->owner);
 	return owner && owner->has_disk;
+}
+
+/* Its owner has it on the disk, too: a lease promises a reader the bytes, not a place in memory. */
+static bool is_covered(const struct press *p, uint32_t h)
+{
+	const struct mc_index *ix = p->ix;
+	const struct pool *pool = &ix->pools[p->pool], *other;
+	uint32_t r = 0;
+
+	if (pool->kind != MC_ST_MEMORY || object_at(ix, h)->flags & (OBJECT_HARD | OBJECT_HIDDEN))
+		return false;
+	while ((r = mc_ix_replica_next(ix, h, r))) {
+		other = &ix->pools[mc_ix_replica_at(ix, r)->node.pool];
+		if (other->kind == MC_ST_DISK && other->owner == pool->owner)
+			return true;
+	}
+	return false;
 }
 
 /* A member's replicas of this kind, wherever they are. */
@@ -111,6 +129,22 @@ static uint64_t kept_until(const struct press *p, uint32_t h)
 	return until;
 }
 
+/* Of those that nobody but a lease keeps here. */
+static uint32_t leased_victim(const struct press *p)
+{
+	struct mc_index *ix = p->ix;
+	uint32_t r;
+
+	for (unsigned n = 0; n < LEASED_LOOK && (r = mc_evict_leased(ix->evict, p->pool)); n++) {
+		uint32_t h = mc_ix_replica_object(ix, r);
+
+		if (is_covered(p, h))
+			return r;
+		mc_evict_lease(ix->evict, r, mc_max(kept_until(p, h), p->now_ms + 1));
+	}
+	return 0;
+}
+
 /* The last resort; without children if there is one among the first. */
 static uint32_t soft_victim(struct press *p, uint64_t *ret_retry_ms)
 {
@@ -150,8 +184,8 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 	p.pool = (uint16_t)(who->pool[kind] - 1);
 	mc_ix_soft_expire(ix, now_ms, max);
 	while (p.got < bytes) {
-		uint64_t retry_ms = UINT64_MAX, until;
-		uint32_t r;
+		uint64_t retry_ms = UINT64_MAX, until = 0;
+		uint32_t r, leased = 0;
 
 		if (p.n >= max) {
 			*ret_retry_ms = now_ms;
@@ -159,12 +193,15 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 		}
 		r = mc_evict_victim(ix->evict, p.pool, now_ms, &retry_ms);
 		if (!r)
+			r = leased = leased_victim(&p);
+		if (!r)
 			r = soft_victim(&p, &retry_ms);
 		if (!r) {
 			*ret_retry_ms = retry_ms;
 			break;
 		}
-		until = kept_until(&p, mc_ix_replica_object(ix, r));
+		if (!leased)
+			until = kept_until(&p, mc_ix_replica_object(ix, r));
 		if (until) {
 			mc_evict_lease(ix->evict, r, until);
 			continue;

@@ -172,6 +172,42 @@ static void leased_and_pinned_ones_wait_their_turn(void **state)
 	(void)state;
 }
 
+static void more_on_disk(struct fix *f, const char *name, uint64_t gen)
+{
+	const struct mc_st_has has = {
+	    .gen = gen, .len = 100, .addr = MC_ST_DISK_ADDR, .kind = MC_ST_DISK};
+	struct mc_index_request q;
+
+	assert_int_equal(mc_index_begin(f->ix, &q, 11, key_of(f, name), 1), 0);
+	assert_int_equal(mc_index_more(&q, 0, OWNER, &has, &f->frees), 0);
+	mc_index_end(&q);
+	assert_int_equal(f->frees.n, 0);
+}
+
+/* Reading much from a disk is not held up by the leases of what was read. */
+static void a_lease_does_not_keep_in_memory_what_is_on_the_disk(void **state)
+{
+	struct fix f = fix_open(NULL);
+	uint64_t retry_ms;
+
+	mc_index_owner_disk(f.ix, OWNER, true);
+	assert_int_equal(put_plain(&f, 10, "alone", 100), 0);
+	assert_int_equal(put_plain(&f, 10, "both", 100), 0);
+	more_on_disk(&f, "both", f.gen);
+	assert_true(look(&f, 20, "alone", 0) >= 0);
+	assert_true(look(&f, 20, "both", 0) >= 0);
+	assert_int_equal(evict(&f, 30, &retry_ms), 100);
+	assert_int_equal(f.frees.n, 1);
+	assert_true(f.frees.v[0].key_hash == hash_of(&f, "both"));
+	assert_true(f.frees.v[0].addr != MC_ST_DISK_ADDR);
+	freed_all(&f);
+	assert_true(look(&f, 30, "both", MC_INDEX_QUIET) >= 0);
+	assert_int_equal(evict(&f, 30, &retry_ms), 0);
+	assert_true(retry_ms > 30 && retry_ms != UINT64_MAX);
+	fix_close(&f);
+	(void)state;
+}
+
 static void a_soft_pin_ends(void **state)
 {
 	struct fix f = fix_open(NULL); /* may not evict soft-pinned ones */
@@ -432,6 +468,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(children_leave_before_their_parents),
 	    cmocka_unit_test(leased_and_pinned_ones_wait_their_turn),
+	    cmocka_unit_test(a_lease_does_not_keep_in_memory_what_is_on_the_disk),
 	    cmocka_unit_test(a_soft_pin_ends),
 	    cmocka_unit_test(a_group_leaves_together_and_is_leased_together),
 	    cmocka_unit_test(pages_come_in_the_order_of_keys),
