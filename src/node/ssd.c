@@ -1,6 +1,10 @@
 /*
- * ssd.c: rounds of the disk's thread: jobs of the owner, begun together and ended together, so that
- * writes and deletes share a sync; then a piece of the log's housekeeping.
+ * ssd.c: the disk's thread: jobs of the owner are begun as they come and told as they end, so a
+ * read waits for no write, and the log decides which writes and deletes share a sync; in between
+ * pieces of the log's housekeeping.
+ *
+ * Writes that had no room wait until all else has ended; then the log makes room and they are tried
+ * once more.
  */
 #include "node/ssd.h"
 
@@ -21,8 +25,11 @@
 #include "log/dlog.h"
 
 #define JOBS_MAX 64u
-#define ROUND_BYTES (32ull << 20) /* written in one round, about */
+#define WRITE_BYTES (32ull << 20) /* being written at once, about */
 #define STEP_BYTES (4ull << 20)
+#define STEP_BUSY_BYTES (512ull << 10) /* with jobs under way */
+#define POLL_NS (500 * 1000ull)	       /* for new jobs, with others under way */
+#define TELL_NS (20 * MC_NS_PER_MS)
 #define STEPS_MAX 1024u /* for room, before the master is asked */
 #define LIST_BYTES (64ull << 20)
 #define IDLE_NS (10 * MC_NS_PER_S)
@@ -39,6 +46,20 @@
 static const char id_key[] = "\xffowner";
 #define ID_KEY_LEN (sizeof(id_key) - 1)
 
+/* A job under way. */
+struct task {
+	struct mc_dlog_op op;
+	struct iovec iov;
+	struct mc_owner_disk_job job;
+	struct mc_ssd *ssd;
+	struct task *next; /* of a list below */
+	int rc;
+};
+
+struct tasks {
+	struct task *first, **last;
+};
+
 struct mc_ssd {
 	struct mc_dlog *log;
 	struct mc_owner *owner;
@@ -48,15 +69,12 @@ struct mc_ssd {
 	_Atomic bool is_over;
 	pthread_mutex_t lock; /* stats */
 	struct mc_ssd_stats stats;
-};
-
-/* One job of a round. */
-struct task {
-	struct mc_dlog_op op;
-	struct iovec iov;
-	struct mc_owner_disk_job job;
-	unsigned *left; /* of the round */
-	int rc;
+	/* The thread's. */
+	struct task pool[JOBS_MAX];
+	struct tasks idle, ended;
+	unsigned under_way, nidle;
+	uint64_t write_bytes; /* under way */
+	uint64_t told_ns;     /* when the space was told */
 };
 
 static struct mc_dlog_gen dlog_gen(uint64_t gen)
@@ -64,14 +82,37 @@ static struct mc_dlog_gen dlog_gen(uint64_t gen)
 	return (struct mc_dlog_gen){gen >> COUNTER_BITS, gen & ((1ull << COUNTER_BITS) - 1)};
 }
 
-/* ---- rounds ---- */
+/* ---- jobs ---- */
+
+static void tasks_init(struct tasks *list)
+{
+	list->first = NULL;
+	list->last = &list->first;
+}
+
+static void tasks_add(struct tasks *list, struct task *t)
+{
+	t->next = NULL;
+	*list->last = t;
+	list->last = &t->next;
+}
+
+static struct task *tasks_pop(struct tasks *list)
+{
+	struct task *t = list->first;
+
+	if (t && !(list->first = t->next))
+		list->last = &list->first;
+	return t;
+}
 
 static void on_done(struct mc_dlog_op *op, int rc)
 {
 	struct task *t = mc_container_of(op, struct task, op);
 
 	t->rc = rc;
-	(*t->left)--;
+	t->ssd->under_way--;
+	tasks_add(&t->ssd->ended, t);
 }
 
 static int begin(struct mc_ssd *ssd, struct task *t)
@@ -97,19 +138,13 @@ static int begin(struct mc_ssd *ssd, struct task *t)
 	return mc_dlog_put(log, &t->op);
 }
 
-static void run_all(struct mc_ssd *ssd, struct task *tasks, unsigned n, int only)
+static void start(struct mc_ssd *ssd, struct task *t)
 {
-	unsigned left = 0;
-
-	for (unsigned i = 0; i < n; i++) {
-		if (only < 0 && tasks[i].rc != only)
-			continue;
-		tasks[i].left = &left;
-		tasks[i].rc = begin(ssd, &tasks[i]);
-		left += tasks[i].rc == 0;
-	}
-	while (left > 0)
-		(void)mc_dlog_reap(ssd->log, REAP_NS); /* what is under way is in `left` */
+	t->rc = begin(ssd, t);
+	if (t->rc < 0)
+		tasks_add(&ssd->ended, t);
+	else
+		ssd->under_way++;
 }
 
 /* What has been deleted makes room when its segments are gone. */
@@ -122,15 +157,6 @@ static void make_room(struct mc_ssd *ssd)
 		if (rc <= 0)
 			return;
 	}
-}
-
-static bool has_rc(const struct task *tasks, unsigned n, int rc)
-{
-	for (unsigned i = 0; i < n; i++) {
-		if (tasks[i].rc == rc)
-			return true;
-	}
-	return false;
 }
 
 static void space_tell(struct mc_ssd *ssd)
@@ -153,51 +179,122 @@ static void space_tell(struct mc_ssd *ssd)
 	mc_owner_disk_space(ssd->owner, s.is_read_only ? 0 : mc_ssd_capacity(ssd), s.live_bytes);
 }
 
-static void round_run(struct mc_ssd *ssd, struct task *tasks, unsigned n)
+static void tell(struct mc_ssd *ssd, struct task *t)
 {
-	run_all(ssd, tasks, n, 0);
-	if (has_rc(tasks, n, -MC_E_NOSPACE)) {
-		make_room(ssd);
-		run_all(ssd, tasks, n, -MC_E_NOSPACE);
-	}
-	for (unsigned i = n; i > 0; i--) {
-		struct task *t = &tasks[i - 1];
-		bool is_delete = t->job.what == MC_OWNER_DISK_DELETE;
+	bool is_delete = t->job.what == MC_OWNER_DISK_DELETE;
 
-		/* A newer one of that key has taken its place, or none is there. */
-		if (is_delete && (t->rc == -MC_E_NOENT || t->rc == -MC_E_STALE))
-			t->rc = 0;
-		if (t->rc < 0 && t->rc != -MC_E_NOSPACE)
-			mc_log_warn(is_delete ? "an object cannot be deleted from the disk"
-				    : t->job.what == MC_OWNER_DISK_READ
-					? "an object cannot be read from the disk"
-					: "an object stays in memory alone",
-				    "gen=%llu bytes=%llu cause=\"%s\"",
-				    (unsigned long long)t->job.gen, (unsigned long long)t->job.len,
-				    mc_err_text(t->rc));
-		mc_owner_disk_done(ssd->owner, &t->job, t->rc);
+	/* A newer one of that key has taken its place, or none is there. */
+	if (is_delete && (t->rc == -MC_E_NOENT || t->rc == -MC_E_STALE))
+		t->rc = 0;
+	if (t->rc < 0 && t->rc != -MC_E_NOSPACE)
+		mc_log_warn(is_delete ? "an object cannot be deleted from the disk"
+			    : t->job.what == MC_OWNER_DISK_READ
+				? "an object cannot be read from the disk"
+				: "an object stays in memory alone",
+			    "gen=%llu bytes=%llu cause=\"%s\"", (unsigned long long)t->job.gen,
+			    (unsigned long long)t->job.len, mc_err_text(t->rc));
+	if (t->job.what == MC_OWNER_DISK_WRITE)
+		ssd->write_bytes -= t->job.len;
+	mc_owner_disk_done(ssd->owner, &t->job, t->rc);
+	tasks_add(&ssd->idle, t);
+	ssd->nidle++;
+}
+
+/* The last first: the owner goes on with the one that was told last. */
+static void tell_backwards(struct mc_ssd *ssd, struct tasks *list)
+{
+	struct task *all[JOBS_MAX], *t;
+	unsigned n = 0;
+
+	while ((t = tasks_pop(list)) != NULL)
+		all[n++] = t;
+	while (n > 0)
+		tell(ssd, all[--n]);
+}
+
+/* Tell what has ended, but that there was no room for; to `full`. */
+static void tell_ended(struct mc_ssd *ssd, struct tasks *full)
+{
+	struct task *t;
+
+	while ((t = tasks_pop(&ssd->ended)) != NULL) {
+		if (t->rc == -MC_E_NOSPACE)
+			tasks_add(full, t);
+		else
+			tell(ssd, t);
+	}
+}
+
+static void wait_all(struct mc_ssd *ssd)
+{
+	while (ssd->under_way > 0)
+		(void)mc_dlog_reap(ssd->log, REAP_NS); /* what is under way is ours, too */
+}
+
+/* Nothing else is taken meanwhile, so the order of the owner's writes stays. */
+static void try_again(struct mc_ssd *ssd, struct tasks *full)
+{
+	struct tasks again;
+	struct task *t;
+
+	tasks_init(&again);
+	wait_all(ssd);
+	tell_ended(ssd, full);
+	make_room(ssd);
+	while ((t = tasks_pop(full)) != NULL)
+		start(ssd, t);
+	wait_all(ssd);
+	tell_ended(ssd, &again);
+	tell_backwards(ssd, &again);
+}
+
+static void take(struct mc_ssd *ssd, uint64_t until_ns)
+{
+	uint64_t room = WRITE_BYTES - mc_min(WRITE_BYTES, ssd->write_bytes);
+	struct mc_owner_disk_job jobs[JOBS_MAX];
+	unsigned n;
+
+	if (ssd->nidle == 0)
+		return;
+	n = mc_owner_disk_take(ssd->owner, jobs, ssd->nidle, room, until_ns);
+	for (unsigned i = 0; i < n; i++) {
+		struct task *t = tasks_pop(&ssd->idle);
+
+		ssd->nidle--;
+		t->job = jobs[i];
+		if (t->job.what == MC_OWNER_DISK_WRITE)
+			ssd->write_bytes += t->job.len;
+		start(ssd, t);
 	}
 }
 
 static void *ssd_main(void *arg)
 {
 	struct mc_ssd *ssd = arg;
-	struct mc_owner_disk_job jobs[JOBS_MAX];
-	struct task tasks[JOBS_MAX];
 	bool has_more = true;
+	struct tasks full;
+	uint64_t now, wait_ns, step;
 
+	tasks_init(&full);
 	while (!atomic_load(&ssd->is_over)) {
-		unsigned n = mc_owner_disk_take(ssd->owner, jobs, JOBS_MAX, ROUND_BYTES,
-						has_more ? 0 : mc_now_ns() + IDLE_NS);
-
-		for (unsigned i = 0; i < n; i++)
-			tasks[i] = (struct task){.job = jobs[i]};
-		round_run(ssd, tasks, n);
-		has_more = mc_dlog_step(ssd->log, STEP_BYTES) > 0;
+		take(ssd, ssd->under_way > 0 || has_more ? 0 : mc_now_ns() + IDLE_NS);
 		/* Copies of the housekeeping go on while there is nothing else to do. */
-		has_more |= mc_dlog_reap(ssd->log, has_more && n == 0 ? MC_NS_PER_MS : 0) > 0;
-		space_tell(ssd);
+		wait_ns = ssd->under_way > 0 ? POLL_NS : has_more ? MC_NS_PER_MS : 0;
+		has_more = mc_dlog_reap(ssd->log, wait_ns) > ssd->under_way;
+		step = ssd->under_way > 0 ? STEP_BUSY_BYTES : STEP_BYTES;
+		has_more |= mc_dlog_step(ssd->log, step) > 0;
+		tell_ended(ssd, &full); /* all: what has ended wakes nobody */
+		if (full.first)
+			try_again(ssd, &full);
+		now = mc_now_ns();
+		if (ssd->under_way == 0 || now - ssd->told_ns >= TELL_NS) {
+			space_tell(ssd);
+			ssd->told_ns = now;
+		}
 	}
+	wait_all(ssd);
+	tell_ended(ssd, &full);
+	tell_backwards(ssd, &full);
 	return NULL;
 }
 
@@ -338,6 +435,12 @@ int mc_ssd_open(const char *path, uint64_t quota, struct mc_diag *diag, struct m
 	if (!ssd)
 		return -MC_E_NOMEM;
 	pthread_mutex_init(&ssd->lock, NULL);
+	tasks_init(&ssd->idle);
+	tasks_init(&ssd->ended);
+	for (; ssd->nidle < JOBS_MAX; ssd->nidle++) {
+		ssd->pool[ssd->nidle].ssd = ssd;
+		tasks_add(&ssd->idle, &ssd->pool[ssd->nidle]);
+	}
 	rc = conf_make(ssd, path, quota, diag);
 	conf.quota_bytes = ssd->quota;
 	conf.segment_bytes = ssd->segment_bytes;

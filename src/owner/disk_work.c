@@ -224,7 +224,7 @@ static unsigned take_writes(struct mc_owner *o, struct mc_owner_disk_job *jobs, 
 	struct mc_odisk *d = &o->disk;
 	unsigned n = 0;
 
-	if (d->capacity == 0)
+	if (d->capacity == 0 || bytes_max == 0)
 		return 0;
 	if (now < d->write_ns) {
 		*ret_next = mc_min(*ret_next, d->write_ns);

@@ -135,7 +135,7 @@ MC_MUST_CHECK int mc_owner_disk_has(struct mc_owner *o, const struct mc_st_grant
 /** To the master from now on. Once, and only with a disk. */
 void mc_owner_start(struct mc_owner *o);
 /** Jobs; waits for the first until `until_ns` of mc_now_ns().
- * @param bytes_max  of all that is written, but one
+ * @param bytes_max  of all that is written, but one; 0: nothing is
  * @return how many; 0: its time is up, or mc_owner_disk_end() */
 unsigned mc_owner_disk_take(struct mc_owner *o, struct mc_owner_disk_job *jobs, unsigned max,
 			    uint64_t bytes_max, uint64_t until_ns);
