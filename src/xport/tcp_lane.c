@@ -21,8 +21,10 @@
 #define RECV_BLOCK_MIN_BYTES (96u << 10) /* below this polling the socket is cheaper */
 
 /* What somebody looks at as it passes is moved in pieces: they are in the cache then, and the other
- * end works meanwhile. */
-#define SHOWN_PIECE (256u << 10)
+ * end works meanwhile. Pieces of half that size cost a slice of 1 MiB more than they give, larger
+ * ones do not overlap. A little more than half a slice, so that two are enough for one with a head.
+ */
+#define SHOWN_PIECE ((512u << 10) + 4096)
 
 enum lane_state {
 	LANE_CONNECTING,
