@@ -28,7 +28,8 @@ static int32_t clear_one(struct mc_master *m, const char *segment, struct mc_ind
 	if (here == v.object.nreplicas)
 		return MC_STORE_OBJECT_REPLICA_BUSY; /* a removal waits for what it frees */
 	for (uint32_t r = 0; r < here && status == 0; r++)
-		status = mc_index_drop(q, i, v.object.gen, &v.object.replicas[r], &m->frees);
+		status = mc_index_drop(q, i, v.object.gen, &v.object.replicas[r], MC_GONE_REMOVED,
+				       &m->frees);
 	return status;
 }
 

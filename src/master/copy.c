@@ -244,7 +244,7 @@ static int32_t replica_take(struct mc_mst_owner *target, const struct mc_mst_cop
 	rc = mc_index_more(&q, 0, target->id, &has, &m->frees);
 	/* Gone already is as good: it was evicted, or found damaged. */
 	if (rc == 0 && c->is_move)
-		(void)mc_index_drop(&q, 0, c->gen, &old, &m->frees);
+		(void)mc_index_drop(&q, 0, c->gen, &old, MC_GONE_REMOVED, &m->frees);
 	mc_index_end(&q);
 	return rc == 1 ? MC_STORE_OBJECT_NOT_FOUND : rc;
 }

@@ -159,7 +159,7 @@ static int32_t no_room(struct mc_mst_mover *mv, struct mc_mst_copy *c,
 		return MC_STORE_NO_AVAILABLE_HANDLE;
 	if (mc_index_begin(mv->m->index, &q, mc_mst_now_ms(mv->m), &key, 1) < 0)
 		return MC_STORE_INTERNAL_ERROR;
-	status = mc_index_drop(&q, 0, object->gen, mine, &mv->m->frees);
+	status = mc_index_drop(&q, 0, object->gen, mine, MC_GONE_REMOVED, &mv->m->frees);
 	mc_index_end(&q);
 	return status;
 }

@@ -157,7 +157,7 @@ static int32_t bad_one(struct mc_master *m, const struct mc_st_bad *b)
 		return MC_STORE_REPLICA_NOT_FOUND;
 	if (mc_index_begin(m->index, &q, mc_mst_now_ms(m), &key, 1) < 0)
 		return MC_STORE_INTERNAL_ERROR;
-	rc = mc_index_drop(&q, 0, b->gen, &b->replica, &m->frees);
+	rc = mc_index_drop(&q, 0, b->gen, &b->replica, MC_GONE_DAMAGED, &m->frees);
 	mc_index_end(&q);
 	return rc;
 }

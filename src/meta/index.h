@@ -205,11 +205,13 @@ int mc_index_more(struct mc_index_request *q, uint32_t i, uint64_t owner, const 
  * MC_STORE_OBJECT_HAS_LEASE; MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS; MC_STORE_INTERNAL_ERROR */
 int mc_index_remove(struct mc_index_request *q, uint32_t i, unsigned flags,
 		    struct mc_index_frees *frees);
-/** This replica is damaged, or has moved: it is freed; the last one takes the object with it.
+/** This replica is damaged, or not wanted any more: it is freed; the last one takes the object with
+ * it, which is remembered as gone because of `why`.
  * @return 0; MC_STORE_OBJECT_NOT_FOUND (also another generation); MC_STORE_REPLICA_NOT_FOUND;
  * MC_STORE_INTERNAL_ERROR */
 int mc_index_drop(struct mc_index_request *q, uint32_t i, uint64_t gen,
-		  const struct mc_st_replica *replica, struct mc_index_frees *frees);
+		  const struct mc_st_replica *replica, enum mc_gone_why why,
+		  struct mc_index_frees *frees);
 
 /* ---- a full pool ---- */
 

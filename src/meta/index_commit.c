@@ -446,7 +446,8 @@ int mc_index_remove(struct mc_index_request *q, uint32_t i, unsigned flags,
 }
 
 int mc_index_drop(struct mc_index_request *q, uint32_t i, uint64_t gen,
-		  const struct mc_st_replica *replica, struct mc_index_frees *frees)
+		  const struct mc_st_replica *replica, enum mc_gone_why why,
+		  struct mc_index_frees *frees)
 {
 	struct mc_index *ix = q->ix;
 	uint32_t h, r;
@@ -461,7 +462,7 @@ int mc_index_drop(struct mc_index_request *q, uint32_t i, uint64_t gen,
 	if (mc_ix_frees_reserve(ix, frees) < 0)
 		return MC_STORE_INTERNAL_ERROR;
 	if (object_at(ix, h)->nreplicas == 1)
-		mc_ix_object_leaves(ix, h, MC_GONE_DAMAGED, replica->owner, replica->kind);
+		mc_ix_object_leaves(ix, h, why, replica->owner, replica->kind);
 	mc_ix_free_replica_only(ix, frees, h, r);
 	return 0;
 }

@@ -130,7 +130,7 @@ static void removed_evicted_damaged_and_lost_are_told_apart(void **state)
 	assert_int_equal(told(&f), MC_GONE_REMOVED);
 
 	fix_open(&f);
-	assert_int_equal(mc_index_drop(&f.q, 0, 9, &r, &f.frees), 0);
+	assert_int_equal(mc_index_drop(&f.q, 0, 9, &r, MC_GONE_DAMAGED, &f.frees), 0);
 	assert_int_equal(told(&f), MC_GONE_DAMAGED);
 
 	fix_open(&f);

@@ -347,9 +347,9 @@ static void step_drop(struct model *m, uint32_t k)
 		return;
 	i = (uint32_t)mc_rand_below(&m->rand, o->n);
 	assert_int_equal(mc_index_begin(m->ix, &q, m->now_ms, &m->key[k], 1), 0);
-	assert_int_equal(mc_index_drop(&q, 0, o->gen + 1, &o->r[i], &m->frees),
+	assert_int_equal(mc_index_drop(&q, 0, o->gen + 1, &o->r[i], MC_GONE_DAMAGED, &m->frees),
 			 MC_STORE_OBJECT_NOT_FOUND);
-	assert_int_equal(mc_index_drop(&q, 0, o->gen, &o->r[i], &m->frees), 0);
+	assert_int_equal(mc_index_drop(&q, 0, o->gen, &o->r[i], MC_GONE_DAMAGED, &m->frees), 0);
 	mc_index_end(&q);
 	assert_true(was_freed(m, o->r[i].owner, o->r[i].addr, o->gen));
 	forget_replica(o, i);
