@@ -5,7 +5,7 @@
 #include "owner/priv.h"
 
 #define WRITE_AFTER_NS (200 * MC_NS_PER_MS) /* sealed: by then it is committed, or never */
-#define WRITE_SOON_NS (20 * MC_NS_PER_MS)   /* somebody waits for room */
+#define WRITE_SOON_NS (100 * MC_NS_PER_MS)  /* somebody waits for room */
 #define AGAIN_NS (100 * MC_NS_PER_MS)	    /* of a write that had no room */
 #define DELETE_AGAIN_NS MC_NS_PER_S
 #define GRANT_FIX 24u
