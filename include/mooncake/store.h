@@ -132,6 +132,38 @@ MC_API int mc_store_unregister(struct mc_store *store, void *addr);
 MC_API void *mc_store_alloc(struct mc_store *store, size_t len);
 MC_API int mc_store_free(struct mc_store *store, void *addr);
 
+/* ---- memory for the pool that comes and goes ---- */
+
+struct mc_store_segment_id {
+	uint64_t hi, lo; /* of the owner and its life */
+};
+
+/** Strings are not kept. */
+struct mc_store_mount {
+	uint32_t size;	      /* sizeof(struct mc_store_mount): lets the struct grow */
+	uint64_t bytes;	      /* 1 MiB or more */
+	const char *path;     /* a file that is mapped, its bytes are lost; NULL: memory */
+	uint64_t offset;      /* in the file, of a page */
+	const char *protocol; /* told to others; NULL: "tcp" */
+	const char *location; /* as mc_mem_reg() takes it, with a path; NULL: "*" */
+};
+/**
+ * Give memory to the pool, beside opts.segment_bytes, as an owner of its own.
+ * @return 0; MC_STORE_INVALID_PARAMS, MC_STORE_RPC_FAIL (the master does not take it in),
+ * MC_STORE_INTERNAL_ERROR: diag says why
+ */
+MC_API MC_MUST_CHECK int mc_store_mount(struct mc_store *store, const struct mc_store_mount *mount,
+					struct mc_diag *diag, struct mc_store_segment_id *ret_id);
+/**
+ * Take it back, with its objects. For `grace_ms` before that they are still read, but nothing new
+ * is put there; the call does not wait for it.
+ * @param is_file  it has a path
+ * @return 0; MC_STORE_SEGMENT_NOT_FOUND (no such one of that kind is mounted, or it is leaving)
+ */
+MC_API MC_MUST_CHECK int mc_store_unmount(struct mc_store *store,
+					  const struct mc_store_segment_id *id, bool is_file,
+					  uint64_t grace_ms);
+
 /* ---- objects ---- */
 
 struct mc_store_part {
@@ -312,6 +344,8 @@ MC_API int64_t mc_store_list(struct mc_store *store, const char *prefix,
 			     bool (*each)(void *user, const void *key, size_t key_len, uint64_t len,
 					  unsigned memory_replicas, unsigned disk_replicas),
 			     void *user);
+/** How many objects owners were asked to bring back from their disks. */
+MC_API uint64_t mc_store_fetches(const struct mc_store *store);
 /** The cluster's owners as JSON text, as the master's /get_segments_detail. mc_text_free(). */
 MC_API char *mc_store_segments_json(struct mc_store *store);
 

@@ -170,7 +170,67 @@ static PyObject *py_release(PyObject *obj, PyObject *args)
 	return PyLong_FromLong(rc);
 }
 
+/* ---- segments at run time ---- */
+
+static PyObject *py_mount(PyObject *obj, PyObject *args)
+{
+	struct mc_store_mount mount = {.size = sizeof(mount)};
+	struct mc_store_segment_id id = {0, 0};
+	struct mc_py_store_uses *uses;
+	struct mc_diag diag = {.text = ""};
+	unsigned long long bytes, offset;
+	int rc;
+
+	if (!PyArg_ParseTuple(args, "KzKss", &bytes, &mount.path, &offset, &mount.protocol,
+			      &mount.location))
+		return NULL;
+	mount.bytes = bytes;
+	mount.offset = offset;
+	uses = mc_py_store_use((struct mc_py_store *)obj);
+	if (!uses)
+		return Py_BuildValue("(isKK)", MC_STORE_INTERNAL_ERROR, "not set up", 0ull, 0ull);
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_store_mount(uses->store, &mount, &diag, &id);
+	Py_END_ALLOW_THREADS
+	mc_py_store_unuse(uses);
+	return Py_BuildValue("(isKK)", rc, diag.text, (unsigned long long)id.hi,
+			     (unsigned long long)id.lo);
+}
+
+static PyObject *py_unmount(PyObject *obj, PyObject *args)
+{
+	struct mc_py_store_uses *uses;
+	struct mc_store_segment_id id;
+	unsigned long long hi, lo, grace_ms;
+	int is_file, rc;
+
+	if (!PyArg_ParseTuple(args, "KKpK", &hi, &lo, &is_file, &grace_ms))
+		return NULL;
+	uses = mc_py_store_use((struct mc_py_store *)obj);
+	if (!uses)
+		return PyLong_FromLong(MC_STORE_INTERNAL_ERROR);
+	id = (struct mc_store_segment_id){hi, lo};
+	Py_BEGIN_ALLOW_THREADS
+	rc = mc_store_unmount(uses->store, &id, is_file, grace_ms);
+	Py_END_ALLOW_THREADS
+	mc_py_store_unuse(uses);
+	return PyLong_FromLong(rc);
+}
+
 /* ---- state ---- */
+
+static PyObject *py_fetches(PyObject *obj, PyObject *none)
+{
+	struct mc_py_store_uses *uses = mc_py_store_use((struct mc_py_store *)obj);
+	uint64_t n;
+
+	(void)none;
+	if (!uses)
+		return PyLong_FromLong(0);
+	n = mc_store_fetches(uses->store);
+	mc_py_store_unuse(uses);
+	return PyLong_FromUnsignedLongLong(n);
+}
 
 static PyObject *py_hostname(PyObject *obj, PyObject *none)
 {
@@ -210,12 +270,16 @@ static PyMethodDef life_methods[] = {
     {"unreg", py_unreg, METH_VARARGS, "unreg(address) -> code"},
     {"alloc", py_alloc, METH_VARARGS, "alloc(bytes) -> address or 0"},
     {"release", py_release, METH_VARARGS, "release(address) -> code"},
+    {"mount", py_mount, METH_VARARGS,
+     "mount(bytes, path or None, offset, protocol, location) -> (code, why, id_hi, id_lo)"},
+    {"unmount", py_unmount, METH_VARARGS, "unmount(id_hi, id_lo, is_file, grace_ms) -> code"},
+    {"fetches", py_fetches, METH_NOARGS, "fetches() -> objects that came from disks"},
     {"hostname", py_hostname, METH_NOARGS, "hostname() -> str"},
     {"health", py_health, METH_NOARGS, "health() -> 0, 1 not open, 2 no master"},
     {NULL, NULL, 0, NULL},
 };
 
-#define METHODS_MAX 32
+#define METHODS_MAX 48
 static PyMethodDef store_methods[METHODS_MAX];
 
 static PyMemberDef store_members[] = {

@@ -22,6 +22,7 @@ from mooncake._store_host import (
     get_alloc_func_addr,
     get_free_func_addr,
 )
+from mooncake._store_segments import Segments
 from mooncake._store_tensors import Tensors, _deserialize_tensor, _serialize_tensor, _tensor_metadata_size  # noqa: F401
 from mooncake._store_types import (
     Descriptor,
@@ -95,7 +96,7 @@ CONFIG_KEYS = {
 }
 
 
-class MooncakeDistributedStore(_mooncake.Store, Tensors):
+class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors):
     """A process's connection to the Store: its objects, and the memory it gives to the pool."""
 
     # ---- life ----
@@ -172,6 +173,10 @@ class MooncakeDistributedStore(_mooncake.Store, Tensors):
             _log.warning("setup_dummy(): sizes are not negative: %d, %d", mem_pool_size, local_buffer_size)
             return INVALID_PARAMS
         return self._open("", "", "", "", "", "", 0, int(mem_pool_size), None, node=str(server_address))
+
+    def init_all(self, arg0: str, arg1: str, arg2: int) -> int:
+        """Protocol, devices, bytes for the pool: a store at the default master, for tests."""
+        return self._open("", "", arg0, arg1, DEFAULT_MASTER, "default", int(arg2), DEFAULT_BYTES, None)
 
     def _open(self, name, metadata, protocol, devices, master, tenant, segment, buffer, engine, node=None) -> int:
         if self.is_open():

@@ -34,6 +34,7 @@ static int ask(struct mc_cli_op *op, const struct mc_cli_read *r, uint32_t item)
 		return -MC_E_NOMEM;
 	mc_st_place_encode(&w, &place);
 	mc_cli_call_added(c, &w);
+	atomic_fetch_add_explicit(&op->st->nfetched, 1, memory_order_relaxed);
 	return 0;
 }
 

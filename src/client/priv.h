@@ -426,6 +426,13 @@ struct mc_cli_memory;
 int mc_cli_memory_open(struct mc_engine *eng, uint64_t bytes_max, struct mc_cli_memory **ret);
 void mc_cli_memory_close(struct mc_cli_memory *m);
 
+/* ---- memory that comes and goes (mount.c) ---- */
+
+struct mc_cli_mounts;
+int mc_cli_mounts_open(struct mc_cli_mounts **ret);
+/** All of it leaves the pool. NULL is allowed. */
+void mc_cli_mounts_close(struct mc_cli_mounts *m);
+
 /* ---- the store ---- */
 
 struct mc_owner;
@@ -447,6 +454,8 @@ struct mc_store {
 	struct mc_cli_counts *counts;
 	struct mc_owner *owner; /* of this process; NULL: none */
 	uint64_t owner_id;
+	struct mc_cli_mounts *mounts;
+	_Atomic uint64_t nfetched;
 	struct mc_cli_tether *tether; /* of a dummy; NULL: none */
 	char host[MC_CLI_TEXT_MAX];
 
@@ -463,6 +472,10 @@ struct mc_store {
 
 /** Another cluster from now on: what is known of the old one is forgotten. */
 void mc_cli_follow(struct mc_store *st, const char *master);
+struct mc_diag;
+/** Whoever is told that an owner is there may put into it. @return 0; MC_STORE_RPC_FAIL with a diag
+ */
+int mc_cli_adopt_await(struct mc_store *st, struct mc_owner *owner, struct mc_diag *diag);
 bool mc_cli_is_closing(struct mc_store *st);
 
 /* ---- numbers for monitors (count.c) ---- */

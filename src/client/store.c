@@ -122,15 +122,14 @@ static int master_meet(struct mc_store *st, struct mc_diag *diag)
 	return code;
 }
 
-/* Whoever is told that this process is open may put into its segment. */
-static int segment_await(struct mc_store *st, struct mc_diag *diag)
+int mc_cli_adopt_await(struct mc_store *st, struct mc_owner *owner, struct mc_diag *diag)
 {
 	struct timespec ts = {.tv_nsec = (long)MC_NS_PER_MS};
 	uint64_t until_ns = mc_time_after(mc_now_ns(), ADOPT_NS);
 
-	while (!mc_owner_is_adopted(st->owner)) {
+	while (!mc_owner_is_adopted(owner)) {
 		if (mc_now_ns() > until_ns) {
-			mc_diag_set(diag, "master %s does not take in the segment of this process",
+			mc_diag_set(diag, "master %s does not take in a segment of this process",
 				    st->master.text);
 			return MC_STORE_RPC_FAIL;
 		}
@@ -155,7 +154,7 @@ static int segment_give(struct mc_store *st, const struct mc_store_opts *o, stru
 		return rc == -MC_E_INVAL ? MC_STORE_INVALID_PARAMS : MC_STORE_INTERNAL_ERROR;
 	}
 	st->owner_id = mc_owner_id(st->owner);
-	return segment_await(st, diag);
+	return mc_cli_adopt_await(st, st->owner, diag);
 }
 
 static void host_set(struct mc_store *st)
@@ -189,6 +188,8 @@ static int parts_open(struct mc_store *st, const struct mc_store_opts *o)
 		rc = mc_cli_drops_open(st, &st->drops);
 	if (rc == 0)
 		rc = mc_cli_memory_open(st->eng, o->buffer_bytes, &st->memory);
+	if (rc == 0)
+		rc = mc_cli_mounts_open(&st->mounts);
 	if (rc == 0)
 		rc = mc_cli_counts_open(st);
 	return rc;
@@ -295,6 +296,7 @@ void mc_store_close(struct mc_store *store)
 	mc_cli_drops_stop(store->drops);
 	calls_end(store);
 	mc_cli_drops_close(store->drops);
+	mc_cli_mounts_close(store->mounts);
 	mc_owner_close(store->owner);
 	mc_cli_tether_close(store->tether);
 	mc_cli_sessions_close(store->sessions);
@@ -333,4 +335,9 @@ int mc_store_health(struct mc_store *store)
 	rc = mc_cli_view_refresh(op, 0);
 	mc_cli_op_end(op);
 	return rc < 0 || (store->tether && !mc_cli_tether_is_up(store->tether)) ? 2 : 0;
+}
+
+uint64_t mc_store_fetches(const struct mc_store *store)
+{
+	return atomic_load_explicit(&store->nfetched, memory_order_relaxed);
 }

@@ -63,8 +63,7 @@ int mc_mst_copy_targets(struct mc_master *m, struct mc_place *place,
 						    .host = o->host,
 						    .capacity = o->space[MC_ST_MEMORY].capacity,
 						    .free = mc_mst_copy_room(m, o),
-						    .takes_puts = o->state == MC_MST_OK &&
-								  o->drain == MC_MST_NO_DRAIN &&
+						    .takes_puts = mc_mst_owner_stays(o) &&
 								  is_wanted(o, targets, ntargets)};
 	rc = mc_place_view(place, mc_mst_now_ms(m), rows, n);
 	mc_free(rows);

@@ -153,7 +153,7 @@ static int32_t no_room(struct mc_mst_mover *mv, struct mc_mst_copy *c,
 		if (r->kind == MC_ST_MEMORY && r->owner == c->source)
 			mine = r;
 		else if (r->kind == MC_ST_MEMORY)
-			has_other |= at && at->state == MC_MST_OK && at->drain == MC_MST_NO_DRAIN;
+			has_other |= at && mc_mst_owner_stays(at);
 	}
 	if (!mine || !has_other)
 		return MC_STORE_NO_AVAILABLE_HANDLE;

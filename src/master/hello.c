@@ -65,7 +65,7 @@ static void view_owner(Mc__St__ViewOwner *to, const struct mc_mst_owner *o)
 	to->protocol = (char *)o->protocol;
 	to->capacity = s->capacity;
 	to->free = s->capacity - mc_min(s->used, s->capacity);
-	to->takes_puts = o->state == MC_MST_OK && s->capacity > 0 && o->drain == MC_MST_NO_DRAIN;
+	to->takes_puts = mc_mst_owner_stays(o) && s->capacity > 0;
 }
 
 /* Owners that may be read from: all but the absent ones. */

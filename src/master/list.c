@@ -440,6 +440,8 @@ const char *mc_mst_owner_state_text(const struct mc_mst_owner *o)
 	case MC_MST_OK:
 		if (o->drain != MC_MST_NO_DRAIN)
 			return o->drain == MC_MST_DRAINED ? "drained" : "draining";
+		if (o->space[MC_ST_MEMORY].flags & MC_ST_SPACE_RETIRING)
+			return "unmounting";
 		return "ok";
 	case MC_MST_SUSPECT:
 		return "suspect";

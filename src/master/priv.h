@@ -225,7 +225,14 @@ void mc_mst_kill(struct mc_master *m, uint64_t gen);
 
 /* ---- list.c ---- */
 
-/** As segments are shown: "ok", "suspect", "announcing", "joining", "away". */
+/** What is put there stays: it is there, and neither drained nor unmounted. */
+static inline bool mc_mst_owner_stays(const struct mc_mst_owner *o)
+{
+	return o->state == MC_MST_OK && o->drain == MC_MST_NO_DRAIN &&
+	       !(o->space[MC_ST_MEMORY].flags & MC_ST_SPACE_RETIRING);
+}
+/** As segments are shown: "ok", "suspect", "announcing", "joining", "away", "draining", "drained",
+ * "unmounting". */
 const char *mc_mst_owner_state_text(const struct mc_mst_owner *o);
 /** The tenant ("default": none) as keys begin with it: at most 256 bytes. @return false: too long
  */

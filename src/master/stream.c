@@ -170,10 +170,12 @@ static void on_space(struct mc_mst_owner *o, struct mc_rd *r, bool is_want)
 	struct mc_master *m = o->master;
 	struct mc_st_space s;
 	uint64_t left, told;
+	uint8_t flags;
 
 	mc_st_space_decode(r, &s);
 	if (r->is_bad)
 		return;
+	flags = o->space[s.kind].flags;
 	s.used = mc_min(s.used, s.capacity);
 	o->space[s.kind] = s;
 	if (is_want) {
@@ -187,7 +189,8 @@ static void on_space(struct mc_mst_owner *o, struct mc_rd *r, bool is_want)
 		return;
 	left = s.capacity - s.used;
 	told = o->told_free;
-	if ((left > told ? left - told : told - left) > s.capacity / VIEW_SHARE) {
+	if ((left > told ? left - told : told - left) > s.capacity / VIEW_SHARE ||
+	    flags != s.flags) {
 		o->told_free = left;
 		mc_mst_view_changed(m);
 	}

@@ -64,6 +64,8 @@ static int32_t take(struct mc_owner *o, const struct mc_st_grant *g, struct mc_o
 		*ret_id = id;
 		return 0;
 	}
+	if (o->is_retiring)
+		return MC_STORE_NO_AVAILABLE_HANDLE;
 	if (!is_in_turn && !mc_list_is_empty(&o->waiting))
 		return NO_ROOM; /* those who came first are served first */
 	rc = mc_opool_take(&o->pool, g, &info, writer, ret_id);

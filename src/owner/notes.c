@@ -188,6 +188,7 @@ static bool say_space(struct mc_owner *o, uint8_t type, uint64_t want)
 	v.capacity = mc_extent_capacity(o->pool.extent);
 	v.used = mc_extent_used(o->pool.extent);
 	v.largest = mc_extent_largest(o->pool.extent);
+	v.flags = o->is_retiring ? MC_ST_SPACE_RETIRING : 0;
 	pthread_mutex_unlock(&o->lock);
 	mc_st_space_encode(&w, &v);
 	if (!note_add(o, type, body, mc_wr_len(&w)))

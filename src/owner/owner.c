@@ -71,9 +71,30 @@ static int names_init(struct mc_owner *o, const struct mc_owner_opts *opts, stru
 	return mc_addr_resolve(opts->master, MC_ST_MASTER_PORT, &o->stream.master, diag);
 }
 
-static int pool_init(struct mc_owner *o, uint64_t bytes, struct mc_diag *diag)
+static uint8_t *memory_get(struct mc_owner *o, const struct mc_owner_opts *opts)
 {
-	uint64_t numbers[2];
+	o->is_given = opts->memory;
+	if (!o->is_given)
+		return mc_mem_alloc(o->engine, opts->bytes);
+	return mc_mem_reg(o->engine, opts->memory, opts->bytes, opts->location,
+			  MC_MEM_REMOTE_READ | MC_MEM_REMOTE_WRITE) == 0
+		   ? opts->memory
+		   : NULL;
+}
+
+static void memory_put(struct mc_owner *o)
+{
+	if (!o->pool.base)
+		return;
+	if (o->is_given)
+		(void)mc_mem_unreg(o->engine, o->pool.base); /* ours: it is there */
+	else
+		(void)mc_mem_free(o->engine, o->pool.base);
+}
+
+static int pool_init(struct mc_owner *o, const struct mc_owner_opts *opts, struct mc_diag *diag)
+{
+	uint64_t numbers[2], bytes = opts->bytes;
 	uint8_t *base;
 	int rc = mc_rand_bytes(numbers, sizeof(numbers));
 
@@ -84,7 +105,7 @@ static int pool_init(struct mc_owner *o, uint64_t bytes, struct mc_diag *diag)
 	if (o->id == 0)
 		o->id = numbers[0] | 1;
 	o->bytes = bytes;
-	base = mc_mem_alloc(o->engine, bytes);
+	base = memory_get(o, opts);
 	if (!base) {
 		mc_diag_set(diag, "no memory for a pool of %llu bytes", (unsigned long long)bytes);
 		return -MC_E_NOMEM;
@@ -146,7 +167,7 @@ int mc_owner_open(const struct mc_owner_opts *opts, struct mc_diag *diag, struct
 	if (rc == 0)
 		rc = names_init(o, opts, diag);
 	if (rc == 0)
-		rc = pool_init(o, opts->bytes, diag);
+		rc = pool_init(o, opts, diag);
 	if (rc == 0)
 		rc = mc_loop_open("mc-owner", o->env->clk, &o->loop);
 	if (rc == 0)
@@ -167,6 +188,23 @@ fail:
 	return rc;
 }
 
+static void on_retire(void *arg)
+{
+	struct mc_owner *o = arg;
+
+	pthread_mutex_lock(&o->lock);
+	o->is_retiring = true;
+	pthread_mutex_unlock(&o->lock);
+	(void)mc_owner_serve_waiting(o, true);
+	o->stream.is_space_due = true;
+	mc_ostream_pump(o);
+}
+
+void mc_owner_retire(struct mc_owner *o)
+{
+	mc_loop_call(o->loop, on_retire, o);
+}
+
 static void on_close(void *arg)
 {
 	struct mc_owner *o = arg;
@@ -177,6 +215,11 @@ static void on_close(void *arg)
 	mc_loop_timer_cancel(o->loop, &o->tick);
 	(void)mc_owner_serve_waiting(o, true);
 	mc_odisk_close(o);
+	/* Before the master gives their keys to others: a reader that still knows a place finds
+	 * nothing. */
+	pthread_mutex_lock(&o->lock);
+	mc_opool_clear(&o->pool);
+	pthread_mutex_unlock(&o->lock);
 	mc_ostream_leave(o);
 }
 
@@ -203,8 +246,7 @@ void mc_owner_close(struct mc_owner *o)
 	mc_oserve_close(o);
 	mc_loop_close(o->loop);
 	mc_ostream_fini(o);
-	if (o->pool.base)
-		(void)mc_mem_free(o->engine, o->pool.base); /* ours: it is there */
+	memory_put(o);
 	mc_opool_fini(&o->pool);
 	mc_odisk_fini(o);
 	pthread_cond_destroy(&o->work_cond);

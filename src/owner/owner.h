@@ -34,12 +34,14 @@ struct mc_owner_opts {
 	struct mc_engine *engine; /* outlives the owner */
 	const struct mc_env *env; /* of rpc; NULL: mc_env_real */
 	uint64_t bytes;		  /* of the pool */
-	const char *master;	  /* "host:port" */
-	const char *host;	  /* for "on the same host"; NULL: the host of the engine's name */
-	const char *protocol;	  /* told to clients; NULL: "tcp" */
-	uint64_t id;		  /* 0: random */
-	uint64_t epoch;		  /* highest of a master that was seen in an earlier life */
-	uint32_t waiting_max;	  /* calls that wait for room; 0: 1024 */
+	void *memory; /* for the pool, page-aligned; outlives the owner. NULL: the engine's */
+	const char *location; /* of `memory`, as mc_mem_reg() takes it */
+	const char *master;   /* "host:port" */
+	const char *host;     /* for "on the same host"; NULL: the host of the engine's name */
+	const char *protocol; /* told to clients; NULL: "tcp" */
+	uint64_t id;	      /* 0: random */
+	uint64_t epoch;	      /* highest of a master that was seen in an earlier life */
+	uint32_t waiting_max; /* calls that wait for room; 0: 1024 */
 	uint64_t waiting_bytes_max; /* of their messages; 0: 64 MiB */
 	uint64_t grant_timeout_ms;  /* of a grant whose writer is away; 0: 600 s */
 	uint64_t disk_bytes;	    /* of a disk behind the pool, see below; 0: none */
@@ -53,6 +55,9 @@ struct mc_owner_opts {
  */
 MC_MUST_CHECK int mc_owner_open(const struct mc_owner_opts *opts, struct mc_diag *diag,
 				struct mc_owner **ret);
+/** It will be closed soon: no new grants and puts (MC_STORE_NO_AVAILABLE_HANDLE), no copies; the
+ * master is told, so that clients go elsewhere. What is there is read until then. */
+void mc_owner_retire(struct mc_owner *o);
 /** Leaves the master for good (a second at most), ends calls that wait, frees the pool when no peer
  * touches it any more. Every pin has ended. NULL is allowed. */
 void mc_owner_close(struct mc_owner *o);

@@ -132,6 +132,13 @@ void mc_opool_fini(struct mc_opool *p)
 	*p = (struct mc_opool){0};
 }
 
+void mc_opool_clear(struct mc_opool *p)
+{
+	for (size_t i = 1; i < p->nslots; i++)
+		if (p->slots[i].state == MC_OSLOT_SEALED)
+			mc_slot_clear(p->base + p->slots[i].off);
+}
+
 uint32_t mc_opool_of_gen(const struct mc_opool *p, uint64_t gen)
 {
 	return index_find(p, &p->by_gen, gen);

@@ -277,12 +277,13 @@ struct mc_owner {
 	uint64_t waiting_bytes_max;
 	char address[MC_ADDR_TEXT_MAX], host[MC_OWNER_NAME_MAX], protocol[32];
 
-	pthread_mutex_t lock; /* pool, waiting, nwaiting, waiting_bytes, is_closing */
+	pthread_mutex_t lock; /* pool, waiting, nwaiting, waiting_bytes, is_closing, is_retiring */
 	struct mc_opool pool;
 	struct mc_list waiting;	   /* oldest first */
 	_Atomic uint32_t nwaiting; /* changes under the lock */
 	uint64_t waiting_bytes;
-	bool is_closing;
+	bool is_closing, is_retiring;
+	bool is_given; /* the pool's memory is not the engine's */
 
 	struct mc_timer tick;
 	struct mc_task room_task;
@@ -328,6 +329,8 @@ int mc_opool_take(struct mc_opool *p, const struct mc_st_grant *g, const struct 
 void mc_opool_give(struct mc_opool *p, uint32_t id, struct mc_owriter *writer);
 /** The slot is no more; its bytes are free. Not pinned. */
 void mc_opool_release(struct mc_opool *p, uint32_t id);
+/** No slot is readable any more: their places will mean other bytes. */
+void mc_opool_clear(struct mc_opool *p);
 /** Into the list of sealed ones. */
 void mc_opool_sealed(struct mc_opool *p, uint32_t id, uint64_t now_ns);
 /** Header cleared, its bytes free as soon as nobody pins them. A slot that is not sealed is doomed.

@@ -293,7 +293,7 @@ void mc_st_space_encode(struct mc_wr *w, const struct mc_st_space *v)
 	mc_wr_u64(w, v->largest);
 	mc_wr_u64(w, v->want);
 	mc_wr_u8(w, v->kind);
-	mc_wr_u8(w, 0);
+	mc_wr_u8(w, v->flags);
 	mc_wr_u16(w, 0);
 	mc_wr_u32(w, 0);
 }
@@ -306,7 +306,7 @@ void mc_st_space_decode(struct mc_rd *r, struct mc_st_space *ret)
 	ret->largest = mc_rd_u64(r);
 	ret->want = mc_rd_u64(r);
 	ret->kind = mc_rd_u8(r);
-	(void)mc_rd_u8(r);
+	ret->flags = mc_rd_u8(r);
 	(void)mc_rd_u16(r);
 	(void)mc_rd_u32(r);
 	if (ret->kind >= MC_ST_KIND_COUNT)

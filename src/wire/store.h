@@ -218,10 +218,14 @@ struct mc_st_has {
 	const uint8_t *key, *tlv;
 };
 
+enum mc_st_space_flag {
+	MC_ST_SPACE_RETIRING = 1, /* will leave soon: takes no puts any more */
+};
+
 struct mc_st_space {
 	uint64_t capacity, used, largest, want;
-	uint8_t kind; /* enum mc_st_kind */
-	uint8_t pad8;
+	uint8_t kind;  /* enum mc_st_kind */
+	uint8_t flags; /* enum mc_st_space_flag */
 	uint16_t pad16;
 	uint32_t pad32;
 };

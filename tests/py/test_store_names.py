@@ -19,9 +19,7 @@ ABSENT_NAMES = {
     "RegisteredBufferPool", "TensorParallelism",
 }  # fmt: skip
 ABSENT_METHODS = {
-    "allocate_and_mount_segment",
-    "get_offload_rpc_read_count", "init_all", "mount_segment", "unmount_and_free_segment",
-    "unmount_local_disk_segment", "unmount_segment", "batch_put_tensor_with_tp_from", "put_tensor_with_tp_from",
+    "batch_put_tensor_with_tp_from", "put_tensor_with_tp_from",
     "load_tensor_from_safetensor", "save_tensor_to_safetensor", "get_tensor_into_cuda", "batch_get_tensor_into_cuda",
 }  # fmt: skip
 ABSENT_WORDS = ("_with_parallelism",)
