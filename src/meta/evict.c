@@ -589,7 +589,9 @@ uint32_t mc_evict_victim(struct mc_evict *e, uint16_t pool, uint64_t now_ms, uin
 		return group_at(e, group)->last;
 	leased = p->leased.first ? group_at(e, p->leased.first) : NULL;
 	if (ret_retry_ms)
-		*ret_retry_ms = leased ? leased->at_ms + leased->lease_ms : UINT64_MAX;
+		/* One that came to the front within this millisecond may be over: at once, then. */
+		*ret_retry_ms =
+		    leased ? mc_max(leased->at_ms + leased->lease_ms, now_ms) : UINT64_MAX;
 	return 0;
 }
 

@@ -186,6 +186,7 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 	while (p.got < bytes) {
 		uint64_t retry_ms = UINT64_MAX, until = 0;
 		uint32_t r, leased = 0;
+		int rc;
 
 		if (p.n >= max) {
 			*ret_retry_ms = now_ms;
@@ -206,7 +207,10 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 			mc_evict_lease(ix->evict, r, until);
 			continue;
 		}
-		if (object_evict(&p, mc_ix_replica_object(ix, r), r) < 0) {
+		/* Of a leased group only what is on the disk goes, and only from here. */
+		rc = leased ? replica_evict(&p, mc_ix_replica_object(ix, r), r)
+			    : object_evict(&p, mc_ix_replica_object(ix, r), r);
+		if (rc < 0) {
 			*ret_retry_ms = now_ms;
 			break;
 		}
