@@ -16,8 +16,8 @@
  * -MC_E_UNSUPPORTED.
  *
  * Threads: operations of one group from one thread at a time (asynchronous ones are queued in call
- * order); different groups and everything else from any thread. After fork() the child's calls
- * return -MC_E_FORKED; it may only close.
+ * order); messages, different groups and everything else from any thread. After fork() the child's
+ * calls return -MC_E_FORKED; it may only close.
  */
 #ifndef MOONCAKE_COLL_H
 #define MOONCAKE_COLL_H
@@ -184,8 +184,33 @@ MC_API MC_MUST_CHECK int mc_coll_work_wait(struct mc_coll_work *work, uint64_t t
 					   struct mc_coll_result *ret_result);
 /** Ended or not; one that has not ended goes on. NULL is allowed. */
 MC_API void mc_coll_work_free(struct mc_coll_work *work);
-/** What the last failed operation of this group had to say. Until the next one. */
-MC_API const char *mc_coll_last_error(const struct mc_coll *coll);
+/** What the last failed call of this group had to say. Any thread. */
+MC_API void mc_coll_last_error(struct mc_coll *coll, struct mc_diag *ret_diag);
+
+/* ---- messages ---- */
+
+#define MC_COLL_ANY UINT32_MAX /* a message of whoever sends one */
+
+/**
+ * Send bytes to one rank, or receive them: matched by rank and tag, in the order of the calls.
+ * Messages do not wait for operations, nor these for them.
+ *
+ * @param peer  slot; mc_coll_recv(): MC_COLL_ANY too
+ * @param ret_result  may be NULL; `ranks` has the bit of the sender
+ * @return 0; -MC_E_PEER_DEAD; -MC_E_TIMEDOUT (the group's timeout; the message is withdrawn);
+ * -MC_E_INVAL (no such rank, or the message has another length: mc_coll_last_error());
+ * -MC_E_CANCELED; -MC_E_NOMEM. Any thread.
+ */
+MC_API int mc_coll_send(struct mc_coll *coll, uint32_t peer, uint64_t tag, const void *addr,
+			uint64_t len, struct mc_coll_result *ret_result);
+MC_API int mc_coll_recv(struct mc_coll *coll, uint32_t peer, uint64_t tag, void *addr, uint64_t len,
+			struct mc_coll_result *ret_result);
+/** The same in the background. @return 0; -MC_E_INVAL; -MC_E_NOMEM; -MC_E_LIMIT (threads) */
+MC_API MC_MUST_CHECK int mc_coll_isend(struct mc_coll *coll, uint32_t peer, uint64_t tag,
+				       const void *addr, uint64_t len,
+				       struct mc_coll_work **ret_work);
+MC_API MC_MUST_CHECK int mc_coll_irecv(struct mc_coll *coll, uint32_t peer, uint64_t tag,
+				       void *addr, uint64_t len, struct mc_coll_work **ret_work);
 
 /* ---- membership ---- */
 

@@ -1,6 +1,8 @@
 /*
  * group.c: a group's life: its memory, meeting the others, leaving, and what it says of itself.
  */
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -273,6 +275,9 @@ static int found(struct mc_coll *g, uint32_t founders, uint64_t deadline_ns, str
 		g->next[s] = NULL;
 	}
 	pthread_mutex_unlock(&g->lock);
+	for (uint32_t s = 0; s < founders; s++)
+		if (s != g->rank)
+			mc_coll_mail_renew(g, s, g->cur[s]->inc);
 	atomic_store_explicit(&g->active, founders == 64 ? UINT64_MAX : MC_COLL_BIT(founders) - 1,
 			      memory_order_relaxed);
 	return 0;
@@ -330,7 +335,9 @@ int mc_coll_open(struct mc_coll_hub *hub, const struct mc_coll_opts *opts, const
 	mc_list_init(&g->hub_link);
 	pthread_mutex_init(&g->lock, NULL);
 	pthread_mutex_init(&g->run_lock, NULL);
-	rc = open_group(g, opts, addrs, diag);
+	rc = mc_coll_mail_open(g);
+	if (rc == 0)
+		rc = open_group(g, opts, addrs, diag);
 	if (rc < 0) {
 		mc_coll_close(g);
 		return rc;
@@ -367,6 +374,7 @@ void mc_coll_close(struct mc_coll *g)
 		return;
 	if (!mc_fork_is_child(g->fork_gen)) {
 		mc_coll_queue_close(g);
+		mc_coll_mail_close(g);
 		leave(g);
 		mc_coll_hub_del(g->hub, g);
 	}
@@ -435,7 +443,22 @@ uint64_t mc_coll_epoch(struct mc_coll *g)
 	return atomic_load_explicit(&g->page->log_seen, memory_order_acquire);
 }
 
-const char *mc_coll_last_error(const struct mc_coll *g)
+void mc_coll_say(struct mc_coll *g, const char *fmt, ...)
 {
-	return g->diag.text;
+	char text[sizeof(g->diag.text)];
+	va_list ap;
+
+	va_start(ap, fmt);
+	(void)vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	pthread_mutex_lock(&g->lock);
+	mc_diag_set(&g->diag, "%s", text);
+	pthread_mutex_unlock(&g->lock);
+}
+
+void mc_coll_last_error(struct mc_coll *g, struct mc_diag *ret_diag)
+{
+	pthread_mutex_lock(&g->lock);
+	*ret_diag = g->diag;
+	pthread_mutex_unlock(&g->lock);
 }

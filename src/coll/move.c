@@ -120,8 +120,8 @@ static int take_root(struct mc_coll_round *r)
 	if (rc != MC_COLL_GONE)
 		return rc;
 	r->ranks &= ~MC_COLL_BIT(op->root);
-	mc_diag_set(&r->g->diag, "rank %u, the root of operation %llu of group %s, is gone",
-		    op->root, (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), r->g->name);
+	mc_coll_say(r->g, "rank %u, the root of operation %llu of group %s, is gone", op->root,
+		    (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), r->g->name);
 	return -MC_E_PEER_DEAD;
 }
 

@@ -30,12 +30,12 @@ static int check_parts(struct mc_coll *g, const char *what, const struct mc_coll
 {
 	want = want == ALL ? g->ranks_max : want;
 	if (n != want) {
-		mc_diag_set(&g->diag, "%u parts %s, not %u", n, what, want);
+		mc_coll_say(g, "%u parts %s, not %u", n, what, want);
 		return -MC_E_INVAL;
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		if (parts[i].count > COUNT_MAX || (parts[i].count && !parts[i].addr)) {
-			mc_diag_set(&g->diag, "part %u %s has %llu elements at %p", i, what,
+			mc_coll_say(g, "part %u %s has %llu elements at %p", i, what,
 				    (unsigned long long)parts[i].count, parts[i].addr);
 			return -MC_E_INVAL;
 		}
@@ -51,14 +51,14 @@ static int check_counts(struct mc_coll *g, const struct mc_coll_op *op)
 
 	for (uint32_t i = 0; (is_reduced || op->kind == MC_COLL_SCATTER) && i < op->nin; i++) {
 		if (op->in[i].count != n) {
-			mc_diag_set(&g->diag, "part %u in has %llu elements, part 0 %llu", i,
+			mc_coll_say(g, "part %u in has %llu elements, part 0 %llu", i,
 				    (unsigned long long)op->in[i].count, (unsigned long long)n);
 			return -MC_E_INVAL;
 		}
 	}
 	if ((is_reduced || op->kind == MC_COLL_BROADCAST || op->kind == MC_COLL_SCATTER) &&
 	    op->nin && op->nout && op->out[0].count != n) {
-		mc_diag_set(&g->diag, "%llu elements in, %llu out", (unsigned long long)n,
+		mc_coll_say(g, "%llu elements in, %llu out", (unsigned long long)n,
 			    (unsigned long long)op->out[0].count);
 		return -MC_E_INVAL;
 	}
@@ -72,17 +72,17 @@ static int check(struct mc_coll *g, const struct mc_coll_op *op)
 	int rc;
 
 	if ((unsigned)op->kind >= MC_COLL_KIND_COUNT || (unsigned)op->type >= MC_COLL_TYPE_COUNT) {
-		mc_diag_set(&g->diag, "no operation %d, or no type %d", op->kind, op->type);
+		mc_coll_say(g, "no operation %d, or no type %d", op->kind, op->type);
 		return -MC_E_INVAL;
 	}
 	s = &shapes[op->kind];
 	if (s->is_reduced && !mc_coll_kernel_has(op->type, op->reduce)) {
-		mc_diag_set(&g->diag, "reduction %d is not defined for %s", op->reduce,
+		mc_coll_say(g, "reduction %d is not defined for %s", op->reduce,
 			    mc_coll_type_text(op->type));
 		return -MC_E_INVAL;
 	}
 	if (s->is_rooted ? op->root >= g->ranks_max : op->root != 0) {
-		mc_diag_set(&g->diag, "root %u in a group of %u", op->root, g->ranks_max);
+		mc_coll_say(g, "root %u in a group of %u", op->root, g->ranks_max);
 		return -MC_E_INVAL;
 	}
 	is_root = s->is_rooted && op->root == g->rank;

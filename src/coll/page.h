@@ -27,9 +27,9 @@
 #define MC_COLL_STEP_BITS 14
 #define MC_COLL_ROUNDS_MAX (1u << MC_COLL_ROUND_BITS)
 #define MC_COLL_STEP_DONE ((1u << MC_COLL_STEP_BITS) - 1)
-#define MC_COLL_SMALL 8192u /* bytes that an operation shows in the page itself */
-#define MC_COLL_RING 65536u /* bytes of a ring from one rank to another */
-#define MC_COLL_RINGS_LEN ((uint64_t)MC_COLL_RING * MC_COLL_RANKS_MAX)
+#define MC_COLL_SMALL 8192u	/* bytes that an operation shows in the page itself */
+#define MC_COLL_RING_LEN 65536u /* bytes from one rank to another; a power of two */
+#define MC_COLL_RINGS_LEN ((uint64_t)MC_COLL_RING_LEN * MC_COLL_RANKS_MAX)
 #define MC_COLL_AREA_MIN (1u << 20)
 
 enum mc_coll_state {
@@ -47,9 +47,10 @@ struct mc_coll_call {
 	uint64_t count; /* elements of a part where all are equal, else UINT64_MAX */
 };
 
-/** Ring of messages to one other rank: bytes [tail, head) of `bytes`, both counted for ever. */
-struct mc_coll_ring_head {
+/** Ring of messages to one other rank: bytes [tail, head), both counted for ever. */
+struct mc_coll_ring {
 	_Alignas(MC_CACHELINE) _Atomic uint64_t head; /* the sender's */
+	_Atomic uint64_t inc;			      /* the receiver it is for; 0: for none yet */
 	_Alignas(MC_CACHELINE) _Atomic uint64_t tail; /* the receiver's */
 };
 
@@ -80,7 +81,10 @@ struct mc_coll_page {
 
 	_Atomic uint64_t known[MC_COLL_RANKS_MAX]; /* incarnations of the others that it mapped */
 
-	_Alignas(MC_CACHELINE) struct mc_coll_ring_head rings[MC_COLL_RANKS_MAX]; /* by receiver */
+	/* Whoever waits for messages, or for room for them, sleeps on its own bell. */
+	_Alignas(MC_CACHELINE) _Atomic uint32_t mail_sleepers;
+	_Atomic uint32_t mail_bell;
+	_Alignas(MC_CACHELINE) struct mc_coll_ring ring[MC_COLL_RANKS_MAX]; /* by receiver */
 	_Alignas(MC_CACHELINE) uint8_t small[2][MC_COLL_SMALL];
 };
 

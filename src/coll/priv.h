@@ -83,7 +83,8 @@ struct mc_coll {
 	_Atomic uint32_t bell; /* changes when a peer is attached or gone, or by abort */
 	_Atomic bool is_aborted;
 
-	pthread_mutex_t lock; /* guards board's mapping, next[], peers; a leaf */
+	pthread_mutex_t lock; /* guards diag, board's mapping, next[], peers; a leaf */
+	struct mc_diag diag;
 	int board_fd;
 	struct mc_coll_board *_Atomic board;
 	struct mc_coll_peer *next[MC_COLL_RANKS_MAX]; /* attached, not taken into use */
@@ -91,15 +92,15 @@ struct mc_coll {
 
 	/* The operation's thread; run_lock is held while there is one. */
 	pthread_mutex_t run_lock;
-	struct mc_coll_peer *cur[MC_COLL_RANKS_MAX]; /* also under `lock` when it changes */
+	struct mc_coll_peer *_Atomic cur[MC_COLL_RANKS_MAX]; /* changed by it, under `lock` */
 	uint64_t op;
 	uint64_t area_seq, small_seq[2]; /* rounds that used them last */
 	struct mc_spin spin;
 	int broken; /* why no operation can run any more */
 	_Atomic uint64_t active;
-	struct mc_diag diag;
 
 	struct mc_coll_queue *queue; /* queue.c; NULL until the first asynchronous operation */
+	struct mc_coll_mail *mail;   /* p2p.c */
 };
 
 /** Take over descriptors that a rank sent: map, watch, put into next[]. On the loop.
@@ -116,14 +117,39 @@ static inline bool mc_coll_peer_is_gone(const struct mc_coll_peer *p)
 	return atomic_load_explicit(&p->is_dead, memory_order_acquire) ||
 	       atomic_load_explicit(&p->page->state, memory_order_acquire) == MC_COLL_LEFT;
 }
+/** What went wrong, for mc_coll_last_error(). Not with the lock held. */
+void mc_coll_say(struct mc_coll *g, const char *fmt, ...) MC_PRINTF(2, 3);
 /** Everyone of this process who waits in the group looks again. Any thread. */
 void mc_coll_stir(struct mc_coll *g);
 
 /* ---- queue.c ---- */
 
+/** What runs in the background. Owned by two: whoever runs it until it has ended, and the caller.
+ */
+struct mc_coll_work {
+	struct mc_list link;
+	struct mc_coll_result result;
+	_Atomic uint32_t is_done;
+	_Atomic int nowners;
+};
+
+/** It has ended as its result says: tell who waits, give up one share of it. */
+void mc_coll_work_end(struct mc_coll_work *w);
+
 struct mc_coll_queue;
 /** End all that is queued. The worker ends; not from it. */
 void mc_coll_queue_close(struct mc_coll *g);
+
+/* ---- p2p.c ---- */
+
+struct mc_coll_mail;
+int mc_coll_mail_open(struct mc_coll *g);
+/** End what waits. Its thread ends; not from it. */
+void mc_coll_mail_close(struct mc_coll *g);
+/** `slot` has a new incarnation: what was on its way to the old one is dropped. Not with `lock`
+ * held.
+ */
+void mc_coll_mail_renew(struct mc_coll *g, uint32_t slot, uint64_t inc);
 
 /* ---- op.c ---- */
 
@@ -189,7 +215,7 @@ void mc_coll_round_publish_all(struct mc_coll_round *r);
 /**
  * Wait until `slot` has shown its chunks up to `chunks` (all, if it has fewer).
  * @return MC_COLL_THERE; MC_COLL_GONE: what it showed is not all of its input, nobody uses it;
- * -MC_E_INVAL (it does something else: g->diag says what); as mc_coll_wait_word()
+ * -MC_E_INVAL (it does something else: mc_coll_say() was told what); as mc_coll_wait_word()
  */
 int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks);
 /** Bytes of a slot, after it has shown them. NULL: -MC_E_NOMEM. */

@@ -9,13 +9,10 @@
 #include "base/sync.h"
 #include "coll/priv.h"
 
-/* One operation of the background. Owned by two: the queue until it has ended, and the caller. */
-struct mc_coll_work {
-	struct mc_list link;
+/* An operation of the background. */
+struct queued {
+	struct mc_coll_work work;
 	struct mc_coll_op op;
-	struct mc_coll_result result;
-	_Atomic uint32_t is_done;
-	_Atomic int nowners;
 	struct mc_coll_part parts[]; /* in, then out */
 };
 
@@ -34,7 +31,7 @@ static void release(struct mc_coll_work *w)
 		mc_free(w);
 }
 
-static void end(struct mc_coll_work *w)
+void mc_coll_work_end(struct mc_coll_work *w)
 {
 	/* release: the result and what the operation wrote */
 	atomic_store_explicit(&w->is_done, 1, memory_order_release);
@@ -50,19 +47,19 @@ static void *worker(void *arg)
 
 	pthread_mutex_lock(&q->lock);
 	while (!q->is_closing) {
-		struct mc_coll_work *w = mc_list_first(&q->works, struct mc_coll_work, link);
+		struct queued *w = mc_list_first(&q->works, struct queued, work.link);
 
 		if (!w) {
 			pthread_cond_wait(&q->wake, &q->lock);
 			continue;
 		}
-		mc_list_del(&w->link);
+		mc_list_del(&w->work.link);
 		pthread_mutex_unlock(&q->lock);
 		pthread_mutex_lock(&g->run_lock);
-		rc = mc_coll_execute(g, &w->op, &w->result);
-		w->result.rc = rc;
+		rc = mc_coll_execute(g, &w->op, &w->work.result);
+		w->work.result.rc = rc;
 		pthread_mutex_unlock(&g->run_lock);
-		end(w);
+		mc_coll_work_end(&w->work);
 		pthread_mutex_lock(&q->lock);
 		q->nworks--;
 	}
@@ -105,7 +102,7 @@ void mc_coll_queue_close(struct mc_coll *g)
 	(void)pthread_join(q->thread, NULL);
 	mc_list_each (w, &q->works, link) {
 		w->result = (struct mc_coll_result){.rc = -MC_E_CLOSED};
-		end(w);
+		mc_coll_work_end(w);
 	}
 	pthread_cond_destroy(&q->wake);
 	pthread_mutex_destroy(&q->lock);
@@ -127,7 +124,7 @@ static bool is_busy(struct mc_coll *g)
 
 int mc_coll_start(struct mc_coll *g, const struct mc_coll_op *op, struct mc_coll_work **ret_work)
 {
-	struct mc_coll_work *w;
+	struct queued *w;
 	int rc;
 
 	if (mc_fork_is_child(g->fork_gen))
@@ -147,7 +144,7 @@ int mc_coll_start(struct mc_coll *g, const struct mc_coll_op *op, struct mc_coll
 		memcpy(w->parts + op->nin, op->out, op->nout * sizeof(w->parts[0]));
 	w->op.in = w->parts;
 	w->op.out = w->parts + op->nin;
-	atomic_store_explicit(&w->nowners, 2, memory_order_relaxed);
+	atomic_store_explicit(&w->work.nowners, 2, memory_order_relaxed);
 	pthread_mutex_lock(&g->queue->lock);
 	if (g->queue->nworks >= MC_COLL_OPS_MAX) {
 		pthread_mutex_unlock(&g->queue->lock);
@@ -155,10 +152,10 @@ int mc_coll_start(struct mc_coll *g, const struct mc_coll_op *op, struct mc_coll
 		return -MC_E_AGAIN;
 	}
 	g->queue->nworks++;
-	mc_list_push_back(&g->queue->works, &w->link);
+	mc_list_push_back(&g->queue->works, &w->work.link);
 	pthread_cond_signal(&g->queue->wake);
 	pthread_mutex_unlock(&g->queue->lock);
-	*ret_work = w;
+	*ret_work = &w->work;
 	return 0;
 }
 

@@ -231,7 +231,7 @@ static int differ(struct mc_coll_round *r, unsigned slot, const struct mc_coll_c
 			       c->type < MC_COLL_TYPE_COUNT ? mc_coll_type_text(c->type) : "?",
 			       c->reduce, c->root, (long long)c->count);
 	}
-	mc_diag_set(&r->g->diag, "operation %llu of group %s: rank %u calls %s, rank %u calls %s",
+	mc_coll_say(r->g, "operation %llu of group %s: rank %u calls %s, rank %u calls %s",
 		    (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), r->g->name, r->g->rank,
 		    text[0], slot, text[1]);
 	return -MC_E_INVAL;

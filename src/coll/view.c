@@ -66,6 +66,7 @@ static int gate_pass(struct mc_coll *g, struct mc_coll_board *b, uint64_t deadli
  * still be read. */
 static void take_peers(struct mc_coll *g, const struct mc_coll_change *c)
 {
+	uint64_t renewed = 0;
 	unsigned slot;
 
 	pthread_mutex_lock(&g->lock);
@@ -74,9 +75,11 @@ static void take_peers(struct mc_coll *g, const struct mc_coll_change *c)
 		if (g->next[slot] && g->next[slot]->inc == c->inc[slot]) {
 			g->cur[slot] = g->next[slot];
 			g->next[slot] = NULL;
+			renewed |= MC_COLL_BIT(slot);
 		}
 	}
 	pthread_mutex_unlock(&g->lock);
+	mc_coll_each(slot, renewed) mc_coll_mail_renew(g, slot, c->inc[slot]);
 }
 
 /* Take what is true for operation `op`. */

@@ -178,7 +178,7 @@ static int storm_ops(struct rank *r)
 			     sizes[i % MC_ARRAY_LEN(sizes)]);
 		rc = mc_coll_run(r->coll, &c.op, &res);
 		if (rc < 0)
-			(void)fprintf(stderr, "%s\n", mc_coll_last_error(r->coll));
+			(void)fprintf(stderr, "%s\n", world_explain(r));
 		WORLD_CHECK(rc == 0 && call_is_right(&c, r, res.ranks));
 		record(r, i, &c, rc, &res);
 		world_tick(r->w);

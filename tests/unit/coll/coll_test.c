@@ -42,7 +42,7 @@ static int random_ops(struct rank *r)
 			int rc = mc_coll_run(r->coll, &c->op, &res);
 
 			if (rc < 0)
-				(void)fprintf(stderr, "%s\n", mc_coll_last_error(r->coll));
+				(void)fprintf(stderr, "%s\n", world_explain(r));
 			WORLD_CHECK(rc == 0 && res.ranks == all_of(r) && res.failed == 0);
 			WORLD_CHECK(call_is_right(c, r, res.ranks));
 			call_free(c);
@@ -113,7 +113,7 @@ static int mismatch(struct rank *r)
 	struct mc_coll_op barrier = {.kind = MC_COLL_BARRIER};
 
 	WORLD_CHECK(mc_coll_run(r->coll, &op, NULL) == -MC_E_INVAL);
-	WORLD_CHECK(strstr(mc_coll_last_error(r->coll), "count 3"));
+	WORLD_CHECK(strstr(world_explain(r), "count 3"));
 	/* And the group goes on. */
 	WORLD_CHECK(mc_coll_run(r->coll, &barrier, NULL) == 0);
 	return 0;

@@ -27,6 +27,14 @@ int world_fail(const char *what, const char *file, int line)
 	return 1;
 }
 
+const char *world_explain(struct rank *r)
+{
+	static struct mc_diag diag;
+
+	mc_coll_last_error(r->coll, &diag);
+	return diag.text;
+}
+
 struct world *world_make(uint64_t seed)
 {
 	struct world *w =

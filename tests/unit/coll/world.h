@@ -45,6 +45,9 @@ int world_reap(pid_t pid);
 /** `ranks` founders run fn; all must exit with 0. */
 void world_run(uint32_t ranks, uint64_t scratch_max, int (*fn)(struct rank *r));
 
+/** What the group's last failed call had to say. Static memory. */
+const char *world_explain(struct rank *r);
+
 /** Fail the rank's process with a line that says where. */
 #define WORLD_CHECK(cond)                                                                          \
 	do {                                                                                       \
