@@ -34,6 +34,12 @@ def ask(port: int, method: str, path: str, body: bytes | None = None, **headers:
         return error.code, error.read().decode()
 
 
+def wait_for_metadata(pool: Pool, port: int) -> None:
+    """It opens a moment after the pages that the pool waits for."""
+    pool.wait(lambda: f"serves http://127.0.0.1:{port}/metadata\n" in pool.master.log.read_text(), "no /metadata")
+    assert ask(port, "GET", "/metadata?key=a") == (404, "metadata not found")
+
+
 def test_remove_all_frees_what_nodes_hold(pool: Pool) -> None:
     for i in range(3):
         command = [COMMAND, "put", f"key-{i}", "-", "--master", pool.address]
@@ -52,10 +58,9 @@ def test_metadata_is_served_beside_the_store(tmp_path: Path) -> None:
     flags = ["--enable_http_metadata_server=true", "--http_metadata_server_host=127.0.0.1", f"--http_metadata_server_port={port}"]
     pool = Pool(tmp_path, *flags)
     try:
-        assert ask(port, "GET", "/metadata?key=a") == (404, "metadata not found")
+        wait_for_metadata(pool, port)
         assert ask(port, "PUT", "/metadata?key=a", b"value") == (200, "metadata updated")
         assert ask(port, "GET", "/metadata?key=a") == (200, "value")
-        assert f"serves http://127.0.0.1:{port}/metadata\n" in pool.master.log.read_text()
     finally:
         pool.close()
     assert pool.master.process.returncode == 0
@@ -90,7 +95,7 @@ def test_configuration_file_is_below_the_command_line(tmp_path: Path, kind: str)
     path.write_text(json.dumps(told) if kind == "json" else "".join(f"{key}: {json.dumps(value)}\n" for key, value in told.items()))
     pool = Pool(tmp_path, f"--config_path={path}")  # with --rpc_port and --metrics_port of its own
     try:
-        assert ask(port, "GET", "/metadata?key=a") == (404, "metadata not found")
+        wait_for_metadata(pool, port)
         assert pool.segments() == []
     finally:
         pool.close()
