@@ -161,9 +161,9 @@ static int run(struct mc_master_flags *flags, const sigset_t *stop, struct mc_di
 	if (rc == 0)
 		rc = listen_on(master, flags, diag);
 	if (rc == 0)
-		admin_open(master, flags, &admin);
-	if (rc == 0)
 		rc = metadata_open(side, flags, diag, &metadata);
+	if (rc == 0)
+		admin_open(master, flags, &admin); /* last: who sees it sees all */
 	if (rc == 0)
 		(void)sigwait(stop, &signo);
 	mc_metadata_close(metadata);

@@ -135,6 +135,8 @@ static void group_end(struct mc_store *st, struct group *g, uint64_t deadline_ns
 	}
 	if (!is_one_by_one && g->rc < 0 && g->segment >= 0)
 		mc_cli_owner_bad(g->owner, g->rc);
+	else if (g->rc == 0)
+		mc_cli_owner_good(g->owner);
 }
 
 /* The next group: those of the first owner that are in none yet. @return 0; 1: there is none */

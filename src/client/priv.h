@@ -29,6 +29,7 @@
 #include "base/list.h"
 #include "base/mem.h"
 #include "io/env.h"
+#include "meta/place.h"
 #include "meta/slot.h"
 #include "rpc/rpc.h"
 #include "wire/store.h"
@@ -41,7 +42,6 @@
 #define MC_CLI_OP_KEPT_BYTES (4u << 20)	 /* of an idle one */
 #define MC_CLI_BACKOFF_MIN_NS (2 * MC_NS_PER_MS)
 #define MC_CLI_BACKOFF_MAX_NS (200 * MC_NS_PER_MS)
-#define MC_CLI_BAD_OWNER_NS (2 * MC_NS_PER_S) /* one that failed gets no puts for so long */
 
 /* ---- ends (conn.c) ---- */
 
@@ -171,11 +171,11 @@ struct mc_cli_owner {
 	uint64_t id;
 	struct mc_cli_end end;
 	/* under view.mu */
-	uint64_t incarnation, capacity, free_bytes;
-	uint64_t bad_until_ns;
+	uint64_t incarnation, capacity;
 	bool takes_puts, is_there;
 	int32_t segment; /* -1: not opened */
-	char segment_name[MC_CLI_TEXT_MAX], host[MC_CLI_TEXT_MAX];
+	char segment_name[MC_CLI_TEXT_MAX];
+	_Atomic bool has_failed; /* it may be excluded; any thread */
 };
 
 struct mc_cli_view {
@@ -183,7 +183,7 @@ struct mc_cli_view {
 	struct mc_cli_owner **owners; /* in the order in which they came */
 	size_t n, cap;
 	uint64_t version, fetched_ns;
-	uint64_t rand;
+	struct mc_place place; /* the same owners, for choices */
 };
 
 void mc_cli_view_init(struct mc_cli_view *view);
@@ -201,6 +201,8 @@ int mc_cli_owner_segment(struct mc_cli_op *op, struct mc_cli_owner *o, int32_t *
 /** It did not do what was asked: no puts for a while, reads elsewhere first. */
 void mc_cli_owner_bad(struct mc_cli_owner *o, int rc);
 bool mc_cli_owner_is_bad(struct mc_cli_owner *o);
+/** It answered. */
+void mc_cli_owner_good(struct mc_cli_owner *o);
 /** It is this process's own: asked by calls of owner.h, without rpc. */
 bool mc_cli_owner_is_own(const struct mc_cli_owner *o);
 /** Its incarnation, as the view last had it. */

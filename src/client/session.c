@@ -378,10 +378,12 @@ static void gap_zero(struct mc_cli_op *op, struct mc_cli_write *w, uint8_t *zero
 			w->status = MC_STORE_INTERNAL_ERROR;
 			return;
 		}
-		for (uint32_t i = 0; i < n; i++)
-			local[i] = (struct mc_iov){
-			    (uintptr_t)zeros,
-			    mc_min((uint64_t)ZEROS_LEN, len - (uint64_t)i * ZEROS_LEN)};
+		for (uint32_t i = 0; i < n; i++) {
+			uint64_t left = len - (uint64_t)i * ZEROS_LEN;
+
+			local[i].addr = (uintptr_t)zeros;
+			local[i].len = mc_min(left, (uint64_t)ZEROS_LEN);
+		}
 		for (unsigned t = 0; t < w->ntargets; t++) {
 			struct mc_cli_target *x = &w->targets[t];
 

@@ -167,6 +167,7 @@ static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, u
 
 static void granted(struct mc_cli_target *t, const struct mc_st_granted *g, bool is_sealed)
 {
+	mc_cli_owner_good(t->owner);
 	t->addr = g->addr;
 	t->incarnation = g->incarnation;
 	t->is_lost = false;

@@ -1,9 +1,8 @@
 /*
  * view.c: the owners as the master last described them, and what this process found out about them
- * itself: one that failed is left alone for a while.
+ * itself: one that failed is left alone for a while. Which one gets the next object says place.h.
  */
 #include "base/log.h"
-#include "base/rand.h"
 #include "base/str.h"
 #include "client/priv.h"
 #include "wire/store.pb-c.h"
@@ -13,7 +12,7 @@
 void mc_cli_view_init(struct mc_cli_view *view)
 {
 	pthread_mutex_init(&view->mu, NULL);
-	view->rand = mc_now_ns();
+	mc_place_init(&view->place, mc_now_ns());
 }
 
 void mc_cli_view_fini(struct mc_cli_view *view)
@@ -23,7 +22,13 @@ void mc_cli_view_fini(struct mc_cli_view *view)
 		mc_free(view->owners[i]);
 	}
 	mc_free(view->owners);
+	mc_place_fini(&view->place);
 	pthread_mutex_destroy(&view->mu);
+}
+
+static uint64_t now_ms(void)
+{
+	return mc_now_ns() / MC_NS_PER_MS;
 }
 
 /* Under mu. */
@@ -71,17 +76,42 @@ static struct mc_cli_owner *add(struct mc_store *st, uint64_t id)
 /* Under mu. */
 static void describe(struct mc_cli_owner *o, const Mc__St__ViewOwner *v)
 {
-	if (o->incarnation != v->incarnation || strcmp(o->segment_name, v->segment) != 0) {
+	if (o->incarnation != v->incarnation || strcmp(o->segment_name, v->segment) != 0)
 		o->segment = -1; /* the engine knows whether its name means somebody else now */
-		o->bad_until_ns = 0;
-	}
 	o->incarnation = v->incarnation;
 	o->capacity = v->capacity;
-	o->free_bytes = v->free;
 	o->takes_puts = v->takes_puts;
 	o->is_there = true;
 	(void)mc_strlcpy(o->segment_name, sizeof(o->segment_name), v->segment);
-	(void)mc_strlcpy(o->host, sizeof(o->host), v->host);
+}
+
+/* Those of the reply that are known by now, for choices. */
+static void place(struct mc_cli_view *view, const Mc__St__ViewReply *reply)
+{
+	struct mc_place_owner *rows = mc_calloc(reply->n_owners + 1, sizeof(*rows));
+	size_t n = 0;
+	int rc;
+
+	if (!rows)
+		return; /* choices are of the view before */
+	pthread_mutex_lock(&view->mu);
+	for (size_t i = 0; i < reply->n_owners; i++) {
+		const Mc__St__ViewOwner *v = reply->owners[i];
+
+		if (find(view, v->id))
+			rows[n++] = (struct mc_place_owner){.id = v->id,
+							    .incarnation = v->incarnation,
+							    .segment = v->segment,
+							    .host = v->host,
+							    .capacity = v->capacity,
+							    .free = v->free,
+							    .takes_puts = v->takes_puts};
+	}
+	rc = mc_place_view(&view->place, now_ms(), rows, n);
+	pthread_mutex_unlock(&view->mu);
+	if (rc < 0)
+		mc_log_warn("puts go by an older view", "cause=\"%s\"", mc_err_text(rc));
+	mc_free(rows);
 }
 
 /* @param known  what the master was told that we have: then it says nothing more */
@@ -96,6 +126,7 @@ static void adopt(struct mc_store *st, const Mc__St__ViewReply *reply, uint64_t 
 	}
 	view->fetched_ns = mc_now_ns();
 	if (reply->version == view->version) {
+		mc_place_settle(&view->place);
 		pthread_mutex_unlock(&view->mu);
 		return;
 	}
@@ -117,6 +148,7 @@ static void adopt(struct mc_store *st, const Mc__St__ViewReply *reply, uint64_t 
 		else
 			mc_log_warn("no room for an owner", "segment=%s", v->segment);
 	}
+	place(view, reply);
 }
 
 void mc_cli_view_reset(struct mc_cli_view *view)
@@ -125,6 +157,8 @@ void mc_cli_view_reset(struct mc_cli_view *view)
 	view->version = view->fetched_ns = 0;
 	for (size_t i = 0; i < view->n; i++)
 		view->owners[i]->is_there = view->owners[i]->takes_puts = false;
+	mc_place_fini(&view->place);
+	mc_place_init(&view->place, mc_now_ns());
 	pthread_mutex_unlock(&view->mu);
 }
 
@@ -193,7 +227,8 @@ void mc_cli_owner_bad(struct mc_cli_owner *o, int rc)
 	mc_log_info("owner is left alone for a while", "segment=%s cause=\"%s\"", o->segment_name,
 		    mc_err_text(rc));
 	pthread_mutex_lock(&view->mu);
-	o->bad_until_ns = mc_time_after(mc_now_ns(), MC_CLI_BAD_OWNER_NS);
+	mc_place_exclude(&view->place, now_ms(), o->id);
+	atomic_store_explicit(&o->has_failed, true, memory_order_relaxed);
 	view->fetched_ns = 0; /* what does the master think of it? */
 	pthread_mutex_unlock(&view->mu);
 }
@@ -204,9 +239,22 @@ bool mc_cli_owner_is_bad(struct mc_cli_owner *o)
 	bool is_bad;
 
 	pthread_mutex_lock(&view->mu);
-	is_bad = !o->is_there || mc_now_ns() < o->bad_until_ns;
+	is_bad = !o->is_there || mc_place_is_excluded(&view->place, now_ms(), o->id);
 	pthread_mutex_unlock(&view->mu);
 	return is_bad;
+}
+
+void mc_cli_owner_good(struct mc_cli_owner *o)
+{
+	struct mc_cli_view *view = &o->end.st->view;
+
+	/* Relaxed: who misses it here takes it back with the next answer. */
+	if (!atomic_load_explicit(&o->has_failed, memory_order_relaxed))
+		return;
+	pthread_mutex_lock(&view->mu);
+	atomic_store_explicit(&o->has_failed, false, memory_order_relaxed);
+	mc_place_include(&view->place, o->id);
+	pthread_mutex_unlock(&view->mu);
 }
 
 bool mc_cli_owner_is_own(const struct mc_cli_owner *o)
@@ -241,29 +289,6 @@ bool mc_cli_view_can_take(struct mc_store *st, uint64_t len)
 
 /* ---- choice ---- */
 
-static bool may_take(const struct mc_cli_owner *o, uint64_t len, struct mc_cli_owner *const * not,
-		     unsigned nnot)
-{
-	if (!o->is_there || !o->takes_puts || o->capacity < len)
-		return false;
-	for (unsigned i = 0; i < nnot; i++)
-		if (not [i] == o)
-			return false;
-	return true;
-}
-
-/* How much it is wanted: a preferred segment (the earlier the more), this host, any. */
-static unsigned rank(const struct mc_store *st, const struct mc_cli_owner *o,
-		     const struct mc_store_conf *conf)
-{
-	if (!conf)
-		return 0;
-	for (uint32_t i = 0; i < conf->nsegments; i++)
-		if (conf->segments[i] && strcmp(conf->segments[i], o->segment_name) == 0)
-			return 2 + conf->nsegments - i;
-	return conf->wants_same_host && o->host[0] && strcmp(st->host, o->host) == 0 ? 1 : 0;
-}
-
 bool mc_cli_view_knows(struct mc_store *st, const struct mc_store_conf *conf)
 {
 	bool is_known = true;
@@ -279,51 +304,26 @@ bool mc_cli_view_knows(struct mc_store *st, const struct mc_store_conf *conf)
 	return is_known;
 }
 
-/* Best rank; among equals by chance, weighted by free bytes (one pass, reservoir). Under mu. */
-static struct mc_cli_owner *choose(struct mc_store *st, uint64_t len,
-				   const struct mc_store_conf *conf,
-				   struct mc_cli_owner *const * not, unsigned nnot, bool with_bad)
-{
-	struct mc_cli_view *view = &st->view;
-	uint64_t now_ns = mc_now_ns();
-	struct mc_cli_owner *best = NULL;
-	unsigned best_rank = 0;
-	double weights = 0;
-
-	for (size_t i = 0; i < view->n; i++) {
-		struct mc_cli_owner *o = view->owners[i];
-		unsigned r;
-		double w;
-
-		if (!may_take(o, len, not, nnot) || (!with_bad && now_ns < o->bad_until_ns))
-			continue;
-		r = rank(st, o, conf);
-		if (best && r < best_rank)
-			continue;
-		/* A full one still evicts: it counts a little. */
-		w = (double)o->free_bytes + (double)o->capacity / 16;
-		weights = r > best_rank || !best ? w : weights + w;
-		if (!best || r > best_rank ||
-		    (double)(mc_splitmix64(&view->rand) >> 11) * 0x1p-53 * weights < w)
-			best = o;
-		best_rank = mc_max(r, best_rank);
-	}
-	if (best)
-		best->free_bytes -= mc_min(best->free_bytes, len);
-	return best;
-}
-
 struct mc_cli_owner *mc_cli_view_choose(struct mc_cli_op *op, uint64_t len,
 					const struct mc_store_conf *conf,
 					struct mc_cli_owner *const * not, unsigned nnot)
 {
 	struct mc_store *st = op->st;
-	struct mc_cli_owner *o;
+	uint64_t holders[MC_CLI_TARGETS_MAX], id;
+	struct mc_place_want want = {.bytes = len, .holders = holders, .nholders = nnot};
+	struct mc_cli_owner *o = NULL;
 
+	mc_assert(nnot <= MC_CLI_TARGETS_MAX);
+	for (unsigned i = 0; i < nnot; i++)
+		holders[i] = not [i] -> id;
+	if (conf) {
+		want.preferred = conf->segments;
+		want.npreferred = conf->nsegments;
+		want.host = conf->wants_same_host && st->host[0] ? st->host : NULL;
+	}
 	pthread_mutex_lock(&st->view.mu);
-	o = choose(st, len, conf, not, nnot, false);
-	if (!o)
-		o = choose(st, len, conf, not, nnot, true);
+	if (mc_place_choose(&st->view.place, now_ms(), &want, 1, &id) == 1)
+		o = find(&st->view, id);
 	pthread_mutex_unlock(&st->view.mu);
 	return o;
 }

@@ -175,8 +175,9 @@ static int epoch_begin(struct mc_master *m)
 
 static int index_open(struct mc_master *m)
 {
+	uint64_t lease_ms = mc_min(m->conf.lease_ms, (uint64_t)UINT32_MAX);
 	struct mc_index_conf conf = {
-	    .lease_ttl_ms = (uint32_t)mc_min(m->conf.lease_ms, (uint64_t)UINT32_MAX),
+	    .lease_ttl_ms = (uint32_t)lease_ms,
 	    .soft_pin_ttl_ms = m->conf.soft_pin_ms,
 	    .soft_pin_ttl_max_ms = m->conf.soft_pin_max_ms,
 	    .may_evict_soft_pinned = m->conf.may_evict_soft_pins,

@@ -167,8 +167,9 @@ static void replicas_fill(const struct mc_index *ix, uint32_t h, struct mc_st_ob
 			ret->replicas[0] = v;
 		}
 	}
-	memcpy(&ret->replicas[n], last, rest * sizeof(last[0]));
-	ret->nreplicas = (uint8_t)(n + rest);
+	for (uint32_t i = 0; i < rest; i++)
+		ret->replicas[n++] = last[i];
+	ret->nreplicas = (uint8_t)n;
 }
 
 static void object_fill(struct mc_index *ix, uint32_t h, uint64_t now_ms, struct mc_st_object *ret)

@@ -277,6 +277,7 @@ static int change_begin(struct change *c)
 int mc_index_commit(struct mc_index_request *q, uint32_t i, const struct mc_st_commit *c,
 		    struct mc_index_frees *frees, uint64_t *ret_gen)
 {
+	uint32_t nreplicas = mc_min((uint32_t)c->nreplicas, MC_ST_REPLICAS_MAX);
 	struct change ch = {.q = q,
 			    .i = i,
 			    .gen = c->gen,
@@ -284,7 +285,7 @@ int mc_index_commit(struct mc_index_request *q, uint32_t i, const struct mc_st_c
 			    .tlv = c->tlv,
 			    .tlv_len = c->tlv_len,
 			    .replicas = c->replicas,
-			    .nreplicas = mc_min((uint32_t)c->nreplicas, MC_ST_REPLICAS_MAX),
+			    .nreplicas = nreplicas,
 			    .is_upsert = c->flags & MC_ST_COMMIT_UPSERT,
 			    .frees = frees};
 	int rc = change_begin(&ch);

@@ -62,7 +62,9 @@ static int node_fill(struct mc_place *p, uint64_t now_ms, const struct mc_place_
 {
 	const struct mc_place_node *was = node_find(p, o->id);
 
-	*ret = (struct mc_place_node){.o = *o, .new_ms = p->has_view ? mc_max(now_ms, 1ul) : 0};
+	*ret = (struct mc_place_node){.o = *o};
+	if (p->has_view)
+		ret->new_ms = mc_max(now_ms, 1ul);
 	if (was && was->o.incarnation == o->incarnation) {
 		ret->new_ms = was->new_ms;
 		ret->excluded_ms = was->excluded_ms;
@@ -112,6 +114,12 @@ int mc_place_view(struct mc_place *p, uint64_t now_ms, const struct mc_place_own
 	return 0;
 }
 
+void mc_place_settle(struct mc_place *p)
+{
+	for (size_t i = 0; i < p->n; i++)
+		p->v[i].placed = 0;
+}
+
 /* ---- choosing ---- */
 
 static uint64_t left_of(const struct mc_place_node *n)
@@ -133,7 +141,7 @@ static bool is_preferred(const struct mc_place_node *n, const struct mc_place_wa
 			 uint32_t *ret_at)
 {
 	for (*ret_at = 0; *ret_at < want->npreferred; ++*ret_at)
-		if (strcmp(n->o.segment, want->preferred[*ret_at]) == 0)
+		if (want->preferred[*ret_at] && strcmp(n->o.segment, want->preferred[*ret_at]) == 0)
 			return true;
 	return false;
 }
@@ -255,6 +263,13 @@ void mc_place_exclude(struct mc_place *p, uint64_t now_ms, uint64_t owner)
 	n->excluded_ms = now_ms + ((uint64_t)MC_PLACE_EXCLUDED_MS << n->failures);
 	if (n->failures < STEPS_MAX)
 		n->failures++;
+}
+
+bool mc_place_is_excluded(struct mc_place *p, uint64_t now_ms, uint64_t owner)
+{
+	const struct mc_place_node *n = node_find(p, owner);
+
+	return n && n->excluded_ms > now_ms;
 }
 
 void mc_place_include(struct mc_place *p, uint64_t owner)

@@ -23,7 +23,7 @@
 
 #define MC_PLACE_SLOW_START_MS 10000u
 #define MC_PLACE_OWNERS_MAX 16384u
-#define MC_PLACE_EXCLUDED_MS 5000u /* see mc_place_exclude() */
+#define MC_PLACE_EXCLUDED_MS 2000u /* see mc_place_exclude() */
 
 /** An owner as the view tells it. Strings are copied. */
 struct mc_place_owner {
@@ -47,9 +47,12 @@ void mc_place_fini(struct mc_place *p);
 MC_MUST_CHECK int mc_place_view(struct mc_place *p, uint64_t now_ms,
 				const struct mc_place_owner *owners, size_t n);
 
+/** The view is as it was: what was placed until now is in its free bytes. */
+void mc_place_settle(struct mc_place *p);
+
 struct mc_place_want {
 	uint64_t bytes;		      /* of the slot */
-	const char *const *preferred; /* names of segments; NULL with npreferred 0 */
+	const char *const *preferred; /* names of segments, NULL: none */
 	uint32_t npreferred;
 	const char *host;	 /* same host first; NULL: any */
 	const uint64_t *holders; /* owners that have it, or failed for this put */
@@ -66,6 +69,7 @@ uint32_t mc_place_choose(struct mc_place *p, uint64_t now_ms, const struct mc_pl
 /** It did not answer: it gets nothing for MC_PLACE_EXCLUDED_MS, doubled each time up to 16 times,
  * unless all are excluded. */
 void mc_place_exclude(struct mc_place *p, uint64_t now_ms, uint64_t owner);
+bool mc_place_is_excluded(struct mc_place *p, uint64_t now_ms, uint64_t owner);
 /** It answered. */
 void mc_place_include(struct mc_place *p, uint64_t owner);
 

@@ -335,7 +335,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	mc_cli_cache_clear(store->cache);
 	pthread_mutex_lock(&store->view.mu);
 	for (size_t i = 0; i < store->view.n; i++)
-		store->view.owners[i]->bad_until_ns = 0;
+		mc_place_include(&store->view.place, store->view.owners[i]->id);
 	pthread_mutex_unlock(&store->view.mu);
 	return 0;
 }

@@ -204,6 +204,49 @@ static void without_memory_the_old_view_stays(void **state)
 	(void)state;
 }
 
+static void what_was_placed_is_forgotten_when_the_view_stays(void **state)
+{
+	struct mc_place_owner o[2] = {owner(0), owner(1)};
+	const struct mc_place_want want = {.bytes = 40 * GIB, .host = "even"};
+	struct mc_place p;
+	uint64_t got;
+
+	mc_place_init(&p, 7);
+	assert_int_equal(mc_place_view(&p, 100, o, 2), 0);
+	assert_int_equal(mc_place_choose(&p, 200, &want, 1, &got), 1);
+	assert_int_equal(got, 10); /* of that host */
+	assert_int_equal(mc_place_choose(&p, 200, &want, 1, &got), 1);
+	assert_int_equal(got, 11); /* the first one seems full */
+	mc_place_settle(&p);
+	assert_int_equal(mc_place_choose(&p, 200, &want, 1, &got), 1);
+	assert_int_equal(got, 10);
+	mc_place_fini(&p);
+	(void)state;
+}
+
+static void an_excluded_owner_is_known_as_such_until_it_answers(void **state)
+{
+	const char *const preferred[] = {NULL, "b:1"};
+	const struct mc_place_want want = {.bytes = 1, .preferred = preferred, .npreferred = 2};
+	struct mc_place p;
+	uint64_t got;
+
+	place_open(&p, 7);
+	assert_int_equal(mc_place_choose(&p, 200, &want, 1, &got), 1);
+	assert_int_equal(got, 11);
+	mc_place_exclude(&p, 200, 11);
+	assert_true(mc_place_is_excluded(&p, 200, 11));
+	assert_false(mc_place_is_excluded(&p, 200 + MC_PLACE_EXCLUDED_MS, 11));
+	assert_false(mc_place_is_excluded(&p, 200, 12));
+	assert_false(mc_place_is_excluded(&p, 200, 999));
+	assert_int_equal(mc_place_choose(&p, 200, &want, 1, &got), 1);
+	assert_int_not_equal(got, 11);
+	mc_place_include(&p, 11);
+	assert_false(mc_place_is_excluded(&p, 200, 11));
+	mc_place_fini(&p);
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -214,6 +257,8 @@ int main(void)
 	    cmocka_unit_test(one_that_fails_is_left_out_longer_each_time),
 	    cmocka_unit_test(a_new_owner_starts_slowly),
 	    cmocka_unit_test(without_memory_the_old_view_stays),
+	    cmocka_unit_test(what_was_placed_is_forgotten_when_the_view_stays),
+	    cmocka_unit_test(an_excluded_owner_is_known_as_such_until_it_answers),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
