@@ -105,6 +105,7 @@ PyMODINIT_FUNC PyInit__mooncake(void)
 	mc_py_handle_type = type_add(module, "BufferHandle", &mc_py_handle_spec);
 	if (!mc_py_inner_type || !mc_py_handle_type ||
 	    !type_add(module, "TransferEngine", &engine_spec) ||
+	    !type_add(module, "BufferLeaseView", &mc_py_lease_spec) ||
 	    !type_add(module, "Store", &mc_py_store_spec))
 		Py_CLEAR(module);
 	return module;

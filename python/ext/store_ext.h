@@ -80,6 +80,8 @@ extern PyObject *mc_py_handle_type; /* made by module.c */
  * exception. */
 PyObject *mc_py_handle_new(size_t len, void **ret_mem);
 
+extern PyType_Spec mc_py_lease_spec; /* store_lease.c */
+
 extern PyType_Spec mc_py_store_spec; /* store.c */
 /** Join the tables of methods. Before the type is made. */
 void mc_py_store_ready(void);

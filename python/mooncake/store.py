@@ -37,10 +37,21 @@ from mooncake._store_types import (
     TaskStatus,
     TaskType,
 )
+from mooncake.buffer_pool import (
+    BufferLease,
+    BufferLeaseView,
+    BufferPool,
+    RegisteredBufferLease,
+    RegisteredBufferLeaseView,
+    RegisteredBufferPool,
+)
 from mooncake.mooncake_config import parse_size
 
 __all__ = [
     "BufferHandle",
+    "BufferLease",
+    "BufferLeaseView",
+    "BufferPool",
     "Descriptor",
     "DiskDescriptor",
     "MemoryDescriptor",
@@ -48,6 +59,9 @@ __all__ = [
     "MooncakeHostMemAllocator",
     "ObjectDataType",
     "QueryTaskResponse",
+    "RegisteredBufferLease",
+    "RegisteredBufferLeaseView",
+    "RegisteredBufferPool",
     "ReplicaDescriptor",
     "ReplicaStatus",
     "ReplicateConfig",

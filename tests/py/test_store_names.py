@@ -14,9 +14,7 @@ from mooncake.store import MooncakeDistributedStore, ReplicateConfig
 
 # Absent on purpose: what is not built yet (docs/status.md), and doors for upstream's own modules.
 ABSENT_NAMES = {
-    "BufferLease", "BufferLeaseView", "BufferPool", "EngramStore", "EngramStoreConfig", "MooncakeDistributedNoFRegister",
-    "ParallelAxis", "ReadTarget", "RegisteredBufferLease", "RegisteredBufferLeaseView",
-    "RegisteredBufferPool", "TensorParallelism",
+    "EngramStore", "EngramStoreConfig", "MooncakeDistributedNoFRegister", "ParallelAxis", "ReadTarget", "TensorParallelism",
 }  # fmt: skip
 ABSENT_METHODS = {
     "batch_put_tensor_with_tp_from", "put_tensor_with_tp_from",
