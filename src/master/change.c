@@ -7,7 +7,8 @@
  * can take them for the object's.
  *
  * A slot that nobody committed is freed when its owner asks (Check), and its generation is
- * remembered: a commit that comes even later must not publish bytes that are gone.
+ * remembered, as that of an object that was removed: a commit that comes even later, or again, must
+ * not publish bytes that are gone.
  */
 #include <string.h>
 
@@ -148,6 +149,15 @@ void mc_mst_ops_drop(struct mc_master *m)
 	}
 }
 
+/* It was committed, and went again while its answer waited: its bytes are gone, too. */
+static bool is_over(struct mc_index_request *q, uint64_t gen, const struct mc_st_committed *done)
+{
+	struct mc_index_view view;
+
+	return done->status == 0 && done->gen == gen &&
+	       (mc_index_view(q, 0, &view) != 0 || view.object.gen != gen);
+}
+
 /* Commit the record again. @return true: done */
 static bool op_retry(struct mc_master *m, struct mc_mst_op *op, uint32_t i)
 {
@@ -164,7 +174,7 @@ static bool op_retry(struct mc_master *m, struct mc_mst_op *op, uint32_t i)
 		op->done[i].status = MC_STORE_INTERNAL_ERROR;
 		return true;
 	}
-	is_done = commit_one(m, &q, 0, &c, &op->done[i]);
+	is_done = is_over(&q, c.gen, &op->done[i]) || commit_one(m, &q, 0, &c, &op->done[i]);
 	mc_index_end(&q);
 	return is_done;
 }
@@ -325,6 +335,8 @@ static bool remove_all(struct mc_master *m, struct mc_index_request *q, uint32_t
 		done[i].gen = done[i].status == 0 && mc_index_is_pending(m->index, q->hashes[i]);
 		has_waits |= done[i].gen != 0;
 	}
+	for (size_t i = 0; i < m->frees.n; i++)
+		mc_mst_kill(m, m->frees.v[i].gen); /* its commit may be repeated */
 	return has_waits;
 }
 

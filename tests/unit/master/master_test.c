@@ -180,6 +180,35 @@ static void upsert_is_answered_when_the_old_slot_is_freed(void **state)
 	(void)state;
 }
 
+/* Found by the simulator: it was committed again, with a slot that had been freed. */
+static void upsert_that_was_removed_while_it_waited_stays_removed(void **state)
+{
+	struct fix_later upsert, removed;
+	struct mc_st_committed c;
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
+	fix_commit_later(&f, &upsert, "k", 12, 5, 8192, MC_ST_COMMIT_UPSERT);
+	fo_expect_free(&o, 4096, 11);
+	fix_remove_later(&f, &removed, "k");
+	fo_expect_free(&o, 8192, 12);
+	fo_freed(&o, 8192, 12);
+	fo_freed(&o, 4096, 11);
+	assert_int_equal(fix_committed_later(&f, &upsert).status, 0);
+	assert_int_equal(fix_removed(&f, &removed), 0);
+	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND);
+	c = fix_commit(&f, "k", 12, 5, 8192, MC_ST_COMMIT_UPSERT); /* its answer was lost */
+	assert_int_equal(c.status, MC_STORE_REPLICA_IS_GONE);
+	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND);
+	fo_close(&o);
+	fix_close(&f);
+	(void)state;
+}
+
 static void put_waits_for_the_frees_of_its_key(void **state)
 {
 	struct fix_later removed, put;
@@ -585,6 +614,7 @@ int main(void)
 	    cmocka_unit_test(committed_object_is_looked_up_until_its_owner_freed_it),
 	    cmocka_unit_test(late_put_is_answered_when_its_slot_is_freed),
 	    cmocka_unit_test(upsert_is_answered_when_the_old_slot_is_freed),
+	    cmocka_unit_test(upsert_that_was_removed_while_it_waited_stays_removed),
 	    cmocka_unit_test(put_waits_for_the_frees_of_its_key),
 	    cmocka_unit_test(commit_of_a_slot_of_another_life_is_refused),
 	    cmocka_unit_test(slot_that_was_never_committed_is_freed_and_cannot_be_later),
