@@ -75,11 +75,9 @@ static bool take(struct mc_cli_op *op, struct mc_cli_write *writes, struct mc_cl
 			continue;
 		}
 		mc_cli_cache_del(op->st->cache, &w->key);
-		/* A master that asks for patience does not know what the one before it did. */
-		if (m.status != MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS)
-			w->is_unsure = false;
-		else if (c->nsent > 1)
-			w->is_unsure = true;
+		/* A master that asks for patience may yet take it in when its owner announces it.
+		 */
+		w->is_unsure = m.status == MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
 		if (m.status == 0 || (m.status == MC_STORE_OBJECT_ALREADY_EXISTS && !w->is_upsert))
 			w->is_committed = true;
 		else if (m.status == MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS)

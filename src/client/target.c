@@ -346,7 +346,8 @@ static void transfer(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n
 
 /* ---- all of it ---- */
 
-static void give_up(struct mc_cli_write *writes, size_t n)
+/* @param none  why those without a target have none */
+static void give_up(struct mc_cli_write *writes, size_t n, int none)
 {
 	for (size_t i = 0; i < n; i++) {
 		struct mc_cli_write *w = &writes[i];
@@ -356,18 +357,18 @@ static void give_up(struct mc_cli_write *writes, size_t n)
 		if (mc_cli_write_count(w, goal(w)) > 0)
 			w->is_done = true;
 		else
-			w->status = w->ntargets > 0 ? reason(w) : MC_STORE_NO_AVAILABLE_HANDLE;
+			w->status = w->ntargets > 0 ? reason(w) : none;
 	}
 }
 
 void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 			const struct mc_store_conf *conf)
 {
+	int rc = mc_cli_view_refresh(op, mc_cli_view_knows(op->st, conf) ? MC_NS_PER_S : 0);
 	uint64_t until_ns = mc_time_after(mc_now_ns(), NO_OWNER_NS);
 	bool wants_pause;
 	size_t asked;
 
-	(void)mc_cli_view_refresh(op, mc_cli_view_knows(op->st, conf) ? MC_NS_PER_S : 0);
 	for (;;) {
 		wants_pause = false;
 		asked = plan(op, writes, n, conf, until_ns, &wants_pause);
@@ -376,8 +377,10 @@ void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_
 		if (wants_pause) {
 			if (!mc_cli_backoff(op))
 				break;
-			(void)mc_cli_view_refresh(op, 0);
-			if (!mc_cli_view_can_take(op->st, 0) && mc_now_ns() > until_ns)
+			rc = mc_cli_view_refresh(op, 0);
+			if (rc < 0) /* a master that is away says nothing about owners */
+				until_ns = mc_time_after(mc_now_ns(), NO_OWNER_NS);
+			else if (!mc_cli_view_can_take(op->st, 0) && mc_now_ns() > until_ns)
 				break;
 		}
 		if (asked == 0)
@@ -388,5 +391,5 @@ void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_
 		if (mc_cli_is_over(op))
 			break;
 	}
-	give_up(writes, n);
+	give_up(writes, n, rc < 0 ? mc_cli_code_rpc(rc) : MC_STORE_NO_AVAILABLE_HANDLE);
 }

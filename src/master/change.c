@@ -31,7 +31,7 @@ struct mc_mst_op {
 
 /* ---- generations that will never be committed ---- */
 
-static uint64_t *killed_at(struct mc_master *m, uint64_t gen)
+static uint64_t *killed_at(const struct mc_master *m, uint64_t gen)
 {
 	return &m->killed[mc_hash64(&gen, sizeof(gen), 0) % MC_MST_KILLED];
 }
@@ -39,6 +39,11 @@ static uint64_t *killed_at(struct mc_master *m, uint64_t gen)
 void mc_mst_kill(struct mc_master *m, uint64_t gen)
 {
 	*killed_at(m, gen) = gen;
+}
+
+bool mc_mst_is_killed(const struct mc_master *m, uint64_t gen)
+{
+	return *killed_at(m, gen) == gen;
 }
 
 /* ---- one record ---- */
@@ -69,8 +74,16 @@ static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t
 	int rc;
 
 	*ret = (struct mc_st_committed){0};
-	if (*killed_at(m, c->gen) == c->gen || !replicas_check(m, c)) {
+	if (mc_mst_is_killed(m, c->gen)) {
 		ret->status = MC_STORE_REPLICA_IS_GONE;
+		return true;
+	}
+	if (!replicas_check(m, c)) {
+		/* Its owner may yet announce it. Once it is refused nobody shall have it. */
+		ret->status = m->is_recovering ? MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS
+					       : MC_STORE_REPLICA_IS_GONE;
+		if (!m->is_recovering)
+			mc_mst_kill(m, c->gen);
 		return true;
 	}
 	/* Who was first is known when all owners have announced. */
@@ -84,6 +97,8 @@ static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t
 		return false;
 	if (rc == 0)
 		mc_hist_add(&m->tally.value_bytes, c->len);
+	if (rc == MC_STORE_OBJECT_ALREADY_EXISTS)
+		mc_mst_kill(m, c->gen); /* an owner that is away is not told to free it */
 	ret->status = rc == MC_STORE_INVALID_REPLICA ? MC_STORE_REPLICA_IS_GONE : rc;
 	return rc != MC_STORE_OBJECT_ALREADY_EXISTS || !mc_index_is_pending(m->index, q->hashes[i]);
 }

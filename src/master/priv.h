@@ -220,8 +220,9 @@ int mc_mst_keys_decode(struct mc_master *m, struct mc_rd *r);
 
 /** At the end of the master: nobody is told. */
 void mc_mst_ops_drop(struct mc_master *m);
-/** This generation was freed as one that nobody committed: it never will be. */
+/** This generation was freed, or refused: it never is committed any more, nor adopted. */
 void mc_mst_kill(struct mc_master *m, uint64_t gen);
+bool mc_mst_is_killed(const struct mc_master *m, uint64_t gen);
 
 /* ---- list.c ---- */
 

@@ -236,7 +236,7 @@ static int has_one(struct mc_mst_owner *o, struct mc_index_request *q, uint32_t 
 
 	if (type == MC_ST_NOTE_MORE)
 		return mc_index_more(q, i, o->id, h, &m->frees);
-	if (type == MC_ST_NOTE_HAS && !is_replaced(m, q, i, h))
+	if (type == MC_ST_NOTE_HAS && !mc_mst_is_killed(m, h->gen) && !is_replaced(m, q, i, h))
 		return mc_index_adopt(q, i, o->id, h, &m->frees);
 	rc = mc_index_check(q, i, o->id, h, &m->frees);
 	if (type == MC_ST_NOTE_CHECK && rc == 1)

@@ -123,9 +123,10 @@ void mc_index_pool(const struct mc_index *ix, uint64_t owner, unsigned kind,
 /* ---- tombstones ---- */
 
 struct mc_index_tomb {
-	uint64_t owner;		/* 0: whoever is away */
-	uint64_t key_hash, gen; /* generations up to this are dead; key_hash 0 and gen UINT64_MAX:
-				   all that the owner has */
+	uint64_t owner; /* 0: whoever is away */
+	uint64_t key_hash,
+	    gen; /* of one owner: this generation is dead; of whoever is away: those
+		    up to it; key_hash 0 and gen UINT64_MAX: all that the owner has */
 };
 /** What the master has on disk. Idempotent.
  * @return 0; -MC_E_LIMIT: there are tombs_max; write and entomb {owner, 0, UINT64_MAX} instead;

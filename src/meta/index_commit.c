@@ -204,7 +204,9 @@ static int object_make(const struct change *c, uint16_t tenant, uint32_t old)
 	if (c->is_upsert || old)
 		object_at(ix, h)->flags |= OBJECT_NEWER;
 	if (old)
-		mc_ix_free_object(ix, c->frees, old, true);
+		mc_ix_free_object(ix, c->frees, old, !c->is_upsert);
+	if (c->is_upsert) /* an owner that is away may have any that it replaces */
+		mc_ix_free_tomb(ix, c->frees, n.hash, c->gen - 1);
 	if (mc_index_is_pending(ix, n.hash))
 		object_at(ix, h)->flags |= OBJECT_HIDDEN;
 	return 0;

@@ -42,7 +42,7 @@ bool mc_ix_pend_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash,
 	for (; h; h = pend_at(ix, h)->by_key.next) {
 		const struct mc_index_free *f = &pend_at(ix, h)->f;
 
-		if (f->owner == owner && f->key_hash == hash && f->gen >= gen)
+		if (f->owner == owner && f->key_hash == hash && f->gen == gen)
 			return true;
 	}
 	return false;
@@ -214,12 +214,17 @@ static uint32_t tomb_hash(const struct mc_index *ix, uint64_t owner, uint64_t ha
 	return mc_ix_table_hash(ix, hash + owner * 0x9e3779b97f4a7c15ull);
 }
 
-static struct tomb *tomb_find(const struct mc_index *ix, uint64_t owner, uint64_t hash)
+/* Of one owner: those it was to free, and no other. A put that came too late has a higher
+ * generation than the object that was first, and that one stays. For all owners: this generation
+ * and below. */
+static struct tomb *tomb_find(const struct mc_index *ix, uint64_t owner, uint64_t hash,
+			      uint64_t gen)
 {
 	uint32_t h = mc_ltab_first(&ix->tombs, tomb_hash(ix, owner, hash));
 
 	for (; h; h = tomb_at(ix, h)->link.next)
-		if (tomb_at(ix, h)->t.owner == owner && tomb_at(ix, h)->t.key_hash == hash)
+		if (tomb_at(ix, h)->t.owner == owner && tomb_at(ix, h)->t.key_hash == hash &&
+		    (!owner || tomb_at(ix, h)->t.gen == gen))
 			return tomb_at(ix, h);
 	return NULL;
 }
@@ -245,15 +250,14 @@ bool mc_ix_tomb_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash,
 
 	if (who && who->is_unannounced && pend_tomb_covers(ix, hash, gen))
 		return true;
-	own = tomb_find(ix, owner, hash);
-	all = who && who->is_unannounced ? tomb_find(ix, 0, hash) : NULL;
-	return (who && who->comes_empty) || (own && gen <= own->t.gen) ||
-	       (all && gen <= all->t.gen);
+	own = tomb_find(ix, owner, hash, gen);
+	all = who && who->is_unannounced ? tomb_find(ix, 0, hash, gen) : NULL;
+	return (who && who->comes_empty) || own || (all && gen <= all->t.gen);
 }
 
 int mc_index_entomb(struct mc_index *ix, const struct mc_index_tomb *tomb)
 {
-	struct tomb *t = tomb_find(ix, tomb->owner, tomb->key_hash);
+	struct tomb *t = tomb_find(ix, tomb->owner, tomb->key_hash, tomb->gen);
 	bool is_all = tomb->key_hash == 0 && tomb->gen == UINT64_MAX;
 	uint32_t h;
 

@@ -25,7 +25,7 @@ struct owner *mc_ix_owner_find(const struct mc_index *ix, uint64_t id)
 	return at ? &ix->owners[at - 1] : NULL;
 }
 
-/* All ids anew, in a table of this length. */
+/* All ids anew, in a table of this length, a power of two. */
 static int table_make(struct mc_index *ix, size_t len)
 {
 	uint16_t *old = ix->owner_at;
@@ -55,7 +55,8 @@ static int owner_add(struct mc_index *ix, uint64_t id, struct owner **ret)
 	if (rc < 0)
 		return rc == -MC_E_TOO_BIG ? -MC_E_LIMIT : rc;
 	ix->owners = array;
-	if (ix->owner_at_len < 2 * (i + 1) && table_make(ix, mc_max(64ul, 4 * (i + 1))) < 0)
+	if (ix->owner_at_len < 2 * (i + 1) &&
+	    table_make(ix, mc_max(64ul, 2 * ix->owner_at_len)) < 0)
 		return -MC_E_NOMEM;
 	ix->owners[i] = (struct owner){.id = id};
 	if (i == ix->nowners)

@@ -250,7 +250,7 @@ void mc_ix_free_replica_only(struct mc_index *ix, struct mc_index_frees *frees, 
 			     uint32_t r);
 bool mc_ix_tomb_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash, uint64_t gen);
 bool mc_ix_pend_has(const struct mc_index *ix, uint64_t owner, uint64_t addr, uint64_t gen);
-/** Is a free of this key pending at this owner, of this generation or a later one? */
+/** Is a free of this key and generation pending at this owner? */
 bool mc_ix_pend_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash, uint64_t gen);
 void mc_ix_tombs_drop(struct mc_index *ix, uint64_t owner);
 

@@ -562,6 +562,119 @@ static void owner_that_leaves_is_forgotten(void **state)
 
 /* ---- what strangers say ---- */
 
+/* What the simulator found: each of these lost an acknowledged object, or brought an old one back.
+ */
+
+static void commit_at_an_owner_that_has_not_announced_is_to_be_repeated(void **state)
+{
+	struct fix_owner a, b;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	fo_open(&a, &f, 5);
+	fo_open(&b, &f, 6);
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
+	fo_stop(&a);
+	fo_stop(&b);
+	fix_restart(&f);
+	fo_start(&a);
+	assert_int_equal(fo_welcomed(&a), 0);
+	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
+	fo_note(&a, MC_ST_NOTE_HAS_ALL, NULL, 0);
+	fix_until(&f, "k", 0);
+	/* Were it refused, its writer would give up what the master takes in a moment later. */
+	assert_int_equal(fix_commit(&f, "k", 12, 6, 8192, 0).status,
+			 MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
+	fo_start(&b);
+	assert_int_equal(fo_welcomed(&b), 0);
+	fo_note(&b, MC_ST_NOTE_HAS_ALL, NULL, 0);
+	fix_until(&f, "none", MC_STORE_OBJECT_NOT_FOUND);
+	fo_close(&a);
+	fo_close(&b);
+	fix_close(&f);
+	(void)state;
+}
+
+static void refused_commit_is_not_taken_in_when_its_owner_comes(void **state)
+{
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	assert_int_equal(fix_commit(&f, "k", 12, 5, 8192, 0).status, MC_STORE_REPLICA_IS_GONE);
+	fo_open(&o, &f, 5);
+	fo_has(&o, MC_ST_NOTE_HAS, "k", 12, 8192);
+	fo_expect_free(&o, 8192, 12);
+	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND);
+	fo_close(&o);
+	fix_close(&f);
+	(void)state;
+}
+
+static void tombstone_of_a_late_put_spares_the_object_that_was_first(void **state)
+{
+	struct fix_later late;
+	struct mc_st_object obj;
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	f.conf.client_ttl_ms = 700;
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
+	fo_stop(&o);
+	fix_commit_later(&f, &late, "k", 12, 5, 8192, 0); /* suspect: it has both */
+	assert_int_equal(fix_committed_later(&f, &late).status, MC_STORE_OBJECT_ALREADY_EXISTS);
+	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
+	fo_start(&o);
+	assert_int_equal(fo_welcomed(&o), 0);
+	fo_has(&o, MC_ST_NOTE_HAS, "k", 12, 8192);
+	fo_expect_free(&o, 8192, 12);
+	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 4096);
+	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
+	fo_freed(&o, 8192, 12);
+	fix_until(&f, "k", 0);
+	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
+	assert_int_equal(obj.gen, 11);
+	fo_close(&o);
+	fix_close(&f);
+	(void)state;
+}
+
+static void upsert_covers_what_an_owner_has_that_this_master_never_saw(void **state)
+{
+	struct fix_owner a, b;
+	struct fix f;
+
+	fix_open(&f);
+	f.conf.client_ttl_ms = 700;
+	fix_start(&f);
+	fo_open(&a, &f, 5);
+	fo_open(&b, &f, 6);
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
+	fo_stop(&a);
+	fo_stop(&b);
+	fix_restart(&f);
+	fo_start(&b);
+	assert_int_equal(fo_welcomed(&b), 0);
+	fo_note(&b, MC_ST_NOTE_HAS_ALL, NULL, 0);
+	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND); /* a is given up */
+	assert_int_equal(fix_commit(&f, "k", 12, 6, 8192, MC_ST_COMMIT_UPSERT).status, 0);
+	fo_stop(&b);
+	fix_restart(&f);
+	fo_start(&a); /* before b */
+	assert_int_equal(fo_welcomed(&a), 0);
+	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
+	fo_expect_free(&a, 4096, 11);
+	fo_close(&a);
+	fo_close(&b);
+	fix_close(&f);
+	(void)state;
+}
+
 static void nonsense_is_refused_by_every_call(void **state)
 {
 	static const uint16_t calls[] = {MC_ST_JOIN,   MC_ST_EXIST,  MC_ST_LOOKUP,
@@ -629,6 +742,10 @@ int main(void)
 	    cmocka_unit_test(what_was_put_anew_while_an_owner_was_away_stays),
 	    cmocka_unit_test(new_life_of_an_owner_ends_what_the_old_one_had),
 	    cmocka_unit_test(owner_that_leaves_is_forgotten),
+	    cmocka_unit_test(commit_at_an_owner_that_has_not_announced_is_to_be_repeated),
+	    cmocka_unit_test(refused_commit_is_not_taken_in_when_its_owner_comes),
+	    cmocka_unit_test(tombstone_of_a_late_put_spares_the_object_that_was_first),
+	    cmocka_unit_test(upsert_covers_what_an_owner_has_that_this_master_never_saw),
 	    cmocka_unit_test(nonsense_is_refused_by_every_call),
 	    cmocka_unit_test(owner_that_speaks_nonsense_is_hung_up),
 	};

@@ -272,8 +272,8 @@ static void step_commit(struct model *m, uint32_t k)
 		assert_int_equal(rc, MC_STORE_INVALID_REPLICA);
 	} else {
 		expect_freed(m, &was);
-		if (was.gen && any_unannounced(m))
-			assert_true(is_tomb_asked(m, m->hash[k], was.gen));
+		if (is_upsert && any_unannounced(m))
+			assert_true(is_tomb_asked(m, m->hash[k], c.gen - 1));
 		m->o[k] = now;
 		take_frees(m);
 		m->o[k].is_hidden = is_pending(m, m->hash[k]);
@@ -468,7 +468,7 @@ static bool is_guarded(const struct model *m, uint64_t hash, uint64_t owner, uin
 {
 	for (uint32_t i = 0; i < m->npending; i++)
 		if (m->pending[i].key_hash == hash && m->pending[i].owner == owner &&
-		    m->pending[i].gen >= gen)
+		    m->pending[i].gen == gen)
 			return true;
 	return false;
 }

@@ -365,6 +365,19 @@ static void what_was_removed_does_not_come_back_with_its_owner(void **state)
 	(void)state;
 }
 
+/* Found by the simulator: with the 33rd it looked for ever. */
+static void hundreds_of_owners_are_found(void **state)
+{
+	struct fix f = fix_open(NULL);
+
+	for (uint64_t i = 0; i < 500; i++)
+		assert_int_equal(mc_index_owner_join(f.ix, 1000 + i * 7919), 0);
+	for (uint64_t i = 0; i < 500; i++)
+		assert_int_equal(mc_index_owner_away(f.ix, 1000 + i * 7919), 0);
+	fix_close(&f);
+	(void)state;
+}
+
 static void too_many_tombstones_and_an_owner_comes_back_empty(void **state)
 {
 	struct fix f = fix_open(NULL);
@@ -475,6 +488,7 @@ int main(void)
 	    cmocka_unit_test(a_tenant_evicts_its_own_and_no_others),
 	    cmocka_unit_test(a_recovering_index_does_not_say_that_a_key_is_missing),
 	    cmocka_unit_test(what_was_removed_does_not_come_back_with_its_owner),
+	    cmocka_unit_test(hundreds_of_owners_are_found),
 	    cmocka_unit_test(too_many_tombstones_and_an_owner_comes_back_empty),
 	    cmocka_unit_test(without_memory_nothing_changes),
 	    cmocka_unit_test(an_object_costs_what_was_promised),
