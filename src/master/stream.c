@@ -227,20 +227,33 @@ static bool is_replaced(struct mc_master *m, struct mc_index_request *q, uint32_
 	return !m->is_recovering && mc_index_view(q, i, &v) == 0 && v.object.gen != h->gen;
 }
 
+/* It was freed: unless other replicas of it live, no commit may publish it any more. */
+static void freed(struct mc_master *m, struct mc_index_request *q, uint32_t i, uint64_t gen)
+{
+	struct mc_index_view v;
+
+	if (mc_index_view(q, i, &v) != 0 || v.object.gen != gen)
+		mc_mst_kill(m, gen);
+}
+
 /* @return as the calls of the index */
 static int has_one(struct mc_mst_owner *o, struct mc_index_request *q, uint32_t i,
 		   const struct mc_st_has *h, uint8_t type)
 {
 	struct mc_master *m = o->master;
+	size_t nfrees = m->frees.n;
 	int rc;
 
 	if (type == MC_ST_NOTE_MORE)
 		return mc_index_more(q, i, o->id, h, &m->frees);
 	if (type == MC_ST_NOTE_HAS && !mc_mst_is_killed(m, h->gen) && !is_replaced(m, q, i, h))
-		return mc_index_adopt(q, i, o->id, h, &m->frees);
-	rc = mc_index_check(q, i, o->id, h, &m->frees);
-	if (type == MC_ST_NOTE_CHECK && rc == 1)
-		mc_mst_kill(m, h->gen);
+		rc = mc_index_adopt(q, i, o->id, h, &m->frees);
+	else
+		rc = mc_index_check(q, i, o->id, h, &m->frees);
+	if (rc == 1)
+		freed(m, q, i, h->gen);
+	for (; nfrees < m->frees.n; nfrees++) /* what it replaces */
+		freed(m, q, i, m->frees.v[nfrees].gen);
 	return rc;
 }
 

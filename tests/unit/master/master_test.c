@@ -613,6 +613,37 @@ static void refused_commit_is_not_taken_in_when_its_owner_comes(void **state)
 	(void)state;
 }
 
+static void commit_of_what_a_restart_freed_is_refused(void **state)
+{
+	struct fix_later removed;
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	assert_int_equal(fix_commit(&f, "k", 12, 5, 4096, MC_ST_COMMIT_UPSERT).status, 0);
+	fo_stop(&o);
+	fix_restart(&f);
+	fo_start(&o);
+	assert_int_equal(fo_welcomed(&o), 0);
+	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 8192); /* its commit is still to come */
+	fo_has(&o, MC_ST_NOTE_HAS, "k", 12, 4096);
+	fo_expect_free(&o, 8192, 11);
+	fo_freed(&o, 8192, 11);
+	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
+	fix_until(&f, "none", MC_STORE_OBJECT_NOT_FOUND);
+	fix_remove_later(&f, &removed, "k");
+	fo_expect_free(&o, 4096, 12);
+	fo_freed(&o, 4096, 12);
+	assert_int_equal(fix_removed(&f, &removed), 0);
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 8192, MC_ST_COMMIT_UPSERT).status,
+			 MC_STORE_REPLICA_IS_GONE);
+	fo_close(&o);
+	fix_close(&f);
+	(void)state;
+}
+
 static void tombstone_of_a_late_put_spares_the_object_that_was_first(void **state)
 {
 	struct fix_later late;
@@ -744,6 +775,7 @@ int main(void)
 	    cmocka_unit_test(owner_that_leaves_is_forgotten),
 	    cmocka_unit_test(commit_at_an_owner_that_has_not_announced_is_to_be_repeated),
 	    cmocka_unit_test(refused_commit_is_not_taken_in_when_its_owner_comes),
+	    cmocka_unit_test(commit_of_what_a_restart_freed_is_refused),
 	    cmocka_unit_test(tombstone_of_a_late_put_spares_the_object_that_was_first),
 	    cmocka_unit_test(upsert_covers_what_an_owner_has_that_this_master_never_saw),
 	    cmocka_unit_test(nonsense_is_refused_by_every_call),
