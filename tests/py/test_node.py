@@ -77,6 +77,20 @@ def test_offload_that_is_switched_off_is_taken() -> None:
     assert "offload" not in done.stderr
 
 
+def test_a_disk_has_one_node_at_a_time(tmp_path: Path) -> None:
+    words = ["--enable_offload=true", f"--ssd_offload_path={tmp_path / 'disk'}", "--host=127.0.0.1",
+             "--global_segment_size=1mb", f"--master_server_address={NOBODY}"]
+    with subprocess.Popen([PROGRAM, *words], stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout.readline().startswith("mooncake_client serves on ")
+            second = run(*words)
+            assert (second.returncode, second.stdout) == (1, "")
+            assert f"{tmp_path / 'disk'} is in use by pid {first.pid}" in second.stderr
+        finally:
+            first.terminate()
+            assert first.wait(30) == 0
+
+
 def test_a_disk_needs_room_and_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--enable_ssd_offload", f"--ssd_offload_path={tmp_path}", "--host=127.0.0.1", "--global_segment_size=1mb"]
     monkeypatch.setenv("MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES", "1mb")

@@ -49,6 +49,7 @@ static struct {
 	uint64_t next_gen, dead_from; /* calls of the disk from this one on fail: no power */
 	uint64_t short_nr;	      /* this write comes back short; NEVER */
 	int64_t live_before;
+	bool is_plain; /* no O_DIRECT, no blocks ahead: a file system that has neither */
 } t;
 
 /* ---- the disk ---- */
@@ -58,6 +59,10 @@ static int on_call(struct fault_disk *f, struct fault_call *call)
 	(void)f;
 	if (call->nr >= t.dead_from)
 		return -EIO;
+	if (t.is_plain && call->op == FAULT_OPEN && (call->flags & MC_DISK_DIRECT))
+		return -EINVAL;
+	if (t.is_plain && call->op == FAULT_ALLOCATE)
+		return -EOPNOTSUPP;
 	if (call->nr == t.short_nr && call->op == FAULT_WRITE && call->len > 1)
 		call->len /= 2;
 	return 0;
@@ -286,10 +291,11 @@ static void a_power_cut_at_any_call_loses_nothing_acknowledged(void **state)
 
 static void a_killed_process_loses_nothing_acknowledged(void **state)
 {
-	uint64_t calls = calls_of_load(t.seed);
+	uint64_t calls = calls_of_load(t.seed), step = is_long ? 1 : 3;
 
-	for (uint64_t nr = 0; nr < calls; nr += is_long ? 1 : 3)
+	for (uint64_t nr = 0; nr < calls; nr += step)
 		cut_at(t.seed, nr, true);
+	print_message("# %llu states\n", (unsigned long long)((calls + step - 1) / step));
 	(void)state;
 }
 
@@ -320,11 +326,36 @@ static void a_failed_call_is_an_error_and_never_comes_back(void **state)
 {
 	static const int errors[] = {EIO, ENOSPC, 0}; /* 0: a short write */
 	uint64_t calls = calls_of_load(t.seed);
+	unsigned n = 0;
 
-	for (uint64_t nr = 0; nr < calls; nr++)
-		for (unsigned i = 0; i < MC_ARRAY_LEN(errors); i++)
-			if (is_long || nr % 3 == i)
-				fail_at(t.seed, nr, errors[i]);
+	for (uint64_t nr = 0; nr < calls; nr++) {
+		for (unsigned i = 0; i < MC_ARRAY_LEN(errors); i++) {
+			if (!is_long && nr % 3 != i)
+				continue;
+			fail_at(t.seed, nr, errors[i]);
+			n++;
+		}
+	}
+	print_message("# %u failures at %llu calls\n", n, (unsigned long long)calls);
+	(void)state;
+}
+
+static void a_plain_file_system_is_used_through_the_cache(void **state)
+{
+	struct mc_dlog_stats stats;
+	uint64_t calls;
+
+	t.is_plain = true;
+	disk_begin(t.seed, SPACE);
+	load();
+	check_all("no direct files, no blocks ahead");
+	mc_dlog_stats(t.log, &stats);
+	assert_false(stats.is_direct || stats.is_read_only);
+	assert_true(stats.puts > 0 && stats.write_failures == 0);
+	calls = t.fault.calls;
+	disk_end();
+	for (uint64_t nr = 0; nr < calls; nr += is_long ? 1 : 10)
+		cut_at(t.seed, nr, false);
 	(void)state;
 }
 
@@ -353,6 +384,7 @@ int main(int argc, char **argv)
 	    T(a_power_cut_at_any_call_loses_nothing_acknowledged),
 	    T(a_killed_process_loses_nothing_acknowledged),
 	    T(a_failed_call_is_an_error_and_never_comes_back),
+	    T(a_plain_file_system_is_used_through_the_cache),
 	    T(a_full_disk_refuses_and_what_is_there_stays),
 	};
 
