@@ -49,8 +49,9 @@ static void note(struct raw *r, struct streams *s, const struct raw_item *item)
 static void say(struct raw *r, struct streams *s, const struct raw_item *item)
 {
 	static const uint16_t methods[] = {
-	    MC_ST_OWNER,  MC_ST_JOIN, MC_ST_VIEW, MC_ST_GENS,	     MC_ST_EXIST,    MC_ST_LOOKUP,
-	    MC_ST_COMMIT, MC_ST_BAD,  MC_ST_LIST, MC_ST_REMOVE_LIKE, MC_ST_SEGMENTS, MC_ST_REMOVE};
+	    MC_ST_OWNER,    MC_ST_JOIN,	  MC_ST_VIEW,	     MC_ST_GENS,       MC_ST_EXIST,
+	    MC_ST_LOOKUP,   MC_ST_COMMIT, MC_ST_BAD,	     MC_ST_LIST,       MC_ST_REMOVE_LIKE,
+	    MC_ST_SEGMENTS, MC_ST_REMOVE, MC_ST_TASK_CREATE, MC_ST_TASK_QUERY, MC_ST_CLEAR};
 	uint16_t method = methods[item->what % MC_ARRAY_LEN(methods)];
 	uint64_t call;
 
