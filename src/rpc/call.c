@@ -8,6 +8,9 @@
 #include "base/sync.h"
 #include "rpc/conn.h"
 
+#define DIRECT_MIN (16u << 10) /* a request's bytes from which its copy costs more than it saves   \
+				*/
+
 static const struct mc_rpc_msg no_reply;
 
 /* Lock held. */
@@ -168,14 +171,22 @@ static uint32_t deadline_ms(const struct mc_rpc_conn *conn, uint64_t deadline_ns
 	return (uint32_t)mc_min(ms, (uint64_t)UINT32_MAX);
 }
 
-/* Lock held. */
-static int start_locked(struct mc_rpc_conn *conn, struct mc_rpc_call *call)
+/* Its caller keeps the request until mc_rpc_start() returns, whatever ends the call before. */
+static bool is_direct(const struct mc_rpc_call *call)
+{
+	return call->req_len >= DIRECT_MIN && call->nfds == 0 &&
+	       (call->flags & (MC_RPC_WAITED | MC_RPC_MORE)) == MC_RPC_WAITED;
+}
+
+/* Lock held. @param ret_claimed  the frame was not put: the sender's seat is ours, to send it */
+static int start_locked(struct mc_rpc_conn *conn, struct mc_rpc_call *call, struct mc_frame *ret_f,
+			bool *ret_claimed)
 {
 	struct mc_frame f = {.type = MC_FRAME_REQUEST,
 			     .flags = call->flags & MC_RPC_STREAM ? MC_FRAME_STREAM : 0,
 			     .method = call->method,
 			     .nfds = (uint16_t)call->nfds};
-	int rc;
+	int rc = 0;
 
 	if (conn->ch.rc < 0)
 		return conn->ch.rc;
@@ -189,11 +200,14 @@ static int start_locked(struct mc_rpc_conn *conn, struct mc_rpc_call *call)
 	f.payload_len = (uint32_t)call->req_len;
 	f.call_id = conn->slots[conn->slot_free].gen << MC_RPC_SLOT_BITS | conn->slot_free;
 	f.deadline_ms = deadline_ms(conn, call->deadline_ns);
-	rc = mc_chan_put(&conn->ch, &f, call->req, call->fds);
+	*ret_claimed = is_direct(call) && mc_chan_claim(&conn->ch);
+	if (!*ret_claimed)
+		rc = mc_chan_put(&conn->ch, &f, call->req, call->fds);
 	if (rc == -MC_E_AGAIN)
 		atomic_store_explicit(&conn->is_room_wanted, true, memory_order_relaxed);
 	if (rc < 0)
 		return rc;
+	*ret_f = f;
 	call->id = f.call_id;
 	call_insert(conn, call);
 	if (!(call->flags & MC_RPC_WAITED) && ((!conn->is_in_armed && !conn->ch.is_receiving) ||
@@ -205,6 +219,9 @@ static int start_locked(struct mc_rpc_conn *conn, struct mc_rpc_call *call)
 int mc_rpc_start(struct mc_rpc_conn *conn, struct mc_rpc_call *call)
 {
 	const bool is_held = call->flags & MC_RPC_MORE;
+	const void *req = call->req;
+	bool is_claimed = false;
+	struct mc_frame f;
 	int rc;
 
 	if (mc_fork_is_child(conn->fork_gen))
@@ -218,11 +235,13 @@ int mc_rpc_start(struct mc_rpc_conn *conn, struct mc_rpc_call *call)
 	mc_list_init(&call->wait_link);
 	atomic_store_explicit(&call->phase, MC_RPC_PENDING, memory_order_relaxed);
 	(void)pthread_mutex_lock(&conn->ch.lock);
-	rc = start_locked(conn, call);
+	rc = start_locked(conn, call, &f, &is_claimed);
 	(void)pthread_mutex_unlock(&conn->ch.lock);
 	if (rc < 0)
 		return rc;
 	/* From here on the call may have ended and be gone. */
+	if (is_claimed)
+		mc_chan_send_claimed(&conn->ch, &f, req);
 	if (!is_held)
 		mc_rpc_conn_flush(conn);
 	return 0;

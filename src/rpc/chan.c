@@ -260,6 +260,59 @@ bool mc_chan_flush(struct mc_chan *ch)
 	return is_blocked;
 }
 
+bool mc_chan_claim(struct mc_chan *ch)
+{
+	if (ch->rc < 0 || ch->is_sending || ch->is_blocked || mc_chan_queued(ch) > 0)
+		return false;
+	ch->is_sending = true;
+	return true;
+}
+
+/* Lock held: what the socket did not take waits as what was pending would. */
+static int direct_keep(struct mc_chan *ch, const struct iovec *iov, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		if (iov[i].iov_len == 0)
+			continue;
+		if (buf_reserve(&ch->sending, iov[i].iov_len) < 0)
+			return -MC_E_NOMEM;
+		memcpy(ch->sending.data + ch->sending.len, iov[i].iov_base, iov[i].iov_len);
+		ch->sending.len += iov[i].iov_len;
+	}
+	return 0;
+}
+
+void mc_chan_send_claimed(struct mc_chan *ch, const struct mc_frame *f, const void *payload)
+{
+	uint8_t header[MC_FRAME_HEADER_LEN];
+	struct iovec iov[2] = {
+	    {.iov_base = header, .iov_len = sizeof(header)},
+	    {.iov_base = (void *)payload, .iov_len = f->payload_len}, /* only read */
+	};
+	ssize_t n = 0;
+
+	mc_frame_encode(f, header);
+	do {
+		for (unsigned i = 0; i < MC_ARRAY_LEN(iov) && n > 0; i++) {
+			size_t took = mc_min((size_t)n, iov[i].iov_len);
+
+			iov[i].iov_base = (uint8_t *)iov[i].iov_base + took;
+			iov[i].iov_len -= took;
+			n -= (ssize_t)took;
+		}
+		if (iov[1].iov_len == 0)
+			break;
+		n = ch->net->send(ch->sock, iov, MC_ARRAY_LEN(iov), NULL, 0);
+	} while (n >= 0);
+	(void)pthread_mutex_lock(&ch->lock);
+	if (n == -MC_E_AGAIN)
+		n = direct_keep(ch, iov, MC_ARRAY_LEN(iov));
+	if (n < 0) /* a part of a frame is out: nothing can follow it */
+		mc_chan_break(ch, (int)n);
+	ch->is_sending = false;
+	(void)pthread_mutex_unlock(&ch->lock);
+}
+
 bool mc_chan_writable(struct mc_chan *ch)
 {
 	int rc = 0;

@@ -93,6 +93,16 @@ int mc_chan_put_stream(struct mc_chan *ch, const struct mc_frame *f, const void 
 void mc_chan_put_short(struct mc_chan *ch, const struct mc_frame *f);
 /** The two opening messages. Lock held or nobody else. */
 int mc_chan_put_hello(struct mc_chan *ch, const struct mc_frame_hello *hello);
+/** Take the sender's seat for one frame. Lock held. @return false: others send or wait, or the
+ * socket is full: mc_chan_put() it */
+bool mc_chan_claim(struct mc_chan *ch);
+/**
+ * Send a frame without descriptors from where it is, in front of what others put meanwhile, and
+ * leave the seat that mc_chan_claim() took. What the socket does not take at once is copied; an
+ * error breaks the connection. Lock not held; mc_chan_flush() follows.
+ * @param payload  of f->payload_len >= 1 bytes; the caller's again after it
+ */
+void mc_chan_send_claimed(struct mc_chan *ch, const struct mc_frame *f, const void *payload);
 /** Send what is pending unless somebody else does. Lock not held. @return true when the socket is
  * full: somebody has to watch for "writable" */
 bool mc_chan_flush(struct mc_chan *ch);

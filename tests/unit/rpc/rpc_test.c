@@ -431,6 +431,47 @@ static void threads_share_a_connection(void **state)
 	(void)state;
 }
 
+#define LARGE_LEN (7u << 20) /* more than a socket takes at once; all answers fit the queue */
+#define LARGE_CALLS 10
+
+static void *large_main(void *arg)
+{
+	struct sharer *s = arg;
+	uint32_t *sent = mc_calloc(1, LARGE_LEN), *back = mc_calloc(1, LARGE_LEN);
+	size_t len = 0;
+
+	for (uint32_t i = 0; i < LARGE_CALLS; i++) {
+		size_t want = LARGE_LEN >> i % 10; /* some are small */
+
+		for (uint32_t k = 0; k < want / 4; k++)
+			sent[k] = s->number << 28 ^ i << 20 ^ k;
+		if (fix_call(s->conn, soon(), FIX_ECHO, sent, want, back, want, &len) != 0 ||
+		    len != want || memcmp(sent, back, want) != 0)
+			s->wrong++;
+	}
+	mc_free(sent);
+	mc_free(back);
+	return NULL;
+}
+
+static void large_requests_of_threads_arrive_whole(void **state)
+{
+	struct fix f;
+	struct sharer s[SHARERS];
+	struct mc_rpc_conn *conn = fix_pair(&f, fix_listen_tcp, NULL, NULL);
+
+	for (uint32_t i = 0; i < SHARERS; i++) {
+		s[i] = (struct sharer){.conn = conn, .number = i};
+		assert_int_equal(pthread_create(&s[i].thread, NULL, large_main, &s[i]), 0);
+	}
+	for (int i = 0; i < SHARERS; i++) {
+		assert_int_equal(pthread_join(s[i].thread, NULL), 0);
+		assert_int_equal(s[i].wrong, 0);
+	}
+	fix_pair_close(&f, conn);
+	(void)state;
+}
+
 static void sync_calls_wait_for_room(void **state)
 {
 	struct fix f;
@@ -816,6 +857,7 @@ int main(void)
 	    T(idle_connection_hears_of_the_peers_death),
 	    T(connect_to_nobody_ends_calls_with_refused),
 	    T(threads_share_a_connection),
+	    T(large_requests_of_threads_arrive_whole),
 	    T(sync_calls_wait_for_room),
 	    T(descriptors_travel_and_none_is_left_over),
 	    T(descriptors_over_tcp_are_refused_and_break_only_that_connection),
