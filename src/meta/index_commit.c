@@ -251,6 +251,7 @@ static int change_new(const struct change *c, uint32_t old, uint64_t *ret_gen)
 static int change_same(const struct change *c, uint32_t h)
 {
 	struct mc_index *ix = c->q->ix;
+	size_t nfrees;
 	int rc = replicas_add(c, h);
 
 	if (rc < 0)
@@ -258,6 +259,14 @@ static int change_same(const struct change *c, uint32_t h)
 	/* It has as many as it may: the rest was freed. */
 	if (rc == 0 && object_at(ix, h)->nreplicas < MC_ST_REPLICAS_MAX)
 		return MC_STORE_INVALID_REPLICA;
+	/* Taken in by an announcement before its commit came: what it replaces may be away. */
+	if (c->is_upsert && !(object_at(ix, h)->flags & OBJECT_NEWER)) {
+		object_at(ix, h)->flags |= OBJECT_NEWER;
+		nfrees = c->frees->n;
+		mc_ix_free_tomb(ix, c->frees, c->q->hashes[c->i], c->gen - 1);
+		if (c->frees->n > nfrees)
+			object_at(ix, h)->flags |= OBJECT_HIDDEN;
+	}
 	return object_at(ix, h)->flags & OBJECT_HIDDEN ? MC_INDEX_WAIT : 0;
 }
 
@@ -435,10 +444,12 @@ int mc_index_remove(struct mc_index_request *q, uint32_t i, unsigned flags,
 	uint32_t h;
 
 	mc_assert(i < q->n);
+	/* An owner that has not announced may have a newer one, which no tombstone would cover. */
+	if (ix->is_recovering)
+		return MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
 	h = mc_ix_object_find(ix, q->hashes[i], &q->keys[i]);
 	if (!h)
-		return ix->is_recovering ? MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS
-					 : MC_STORE_OBJECT_NOT_FOUND;
+		return MC_STORE_OBJECT_NOT_FOUND;
 	if (!(flags & MC_INDEX_FORCE) && mc_ix_object_lease_ms(ix, object_at(ix, h), q->now_ms))
 		return MC_STORE_OBJECT_HAS_LEASE;
 	if (mc_ix_frees_reserve(ix, frees) < 0)

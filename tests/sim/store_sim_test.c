@@ -11,7 +11,8 @@
  *  - in the end no two objects share bytes, all are read, and when all is removed all room is back.
  *
  * MC_SIM_SEED=n replays one seed and tells what happens, MC_SIM_FIRST and MC_SIM_RUNS say which
- * ones; `--long` does 20,000.
+ * ones; `--long` does 20,000. `--find n` succeeds when one of n fails: for bugs that were planted
+ * (plant.py).
  */
 #include "sim/store_sim.h"
 
@@ -25,7 +26,7 @@
 
 #include "base/mem.h"
 
-#define RUNS_DEFAULT 300u
+#define RUNS_DEFAULT 200u
 #define RUNS_LONG 20000u
 #define WORKERS_MAX 16u
 #define HANG_S 30u /* of real time: a history takes milliseconds */
@@ -96,9 +97,12 @@ static void report(const struct tally *t)
 int main(int argc, char **argv)
 {
 	bool is_long = argc > 1 && strcmp(argv[1], "--long") == 0;
+	bool finds = argc > 2 && strcmp(argv[1], "--find") == 0;
 	uint64_t first = number("MC_SIM_FIRST", 1);
-	uint64_t last = first + number("MC_SIM_RUNS", is_long ? RUNS_LONG : RUNS_DEFAULT);
-	uint64_t failures_max = number("MC_SIM_FAILURES", 5), sums[SIM_COUNT] = {0};
+	uint64_t last = first + number("MC_SIM_RUNS", is_long ? RUNS_LONG
+						      : finds ? strtoull(argv[2], NULL, 10)
+							      : RUNS_DEFAULT);
+	uint64_t failures_max = number("MC_SIM_FAILURES", finds ? 1 : 5), sums[SIM_COUNT] = {0};
 	long cores = sysconf(_SC_NPROCESSORS_ONLN);
 	struct tally *t;
 
@@ -124,5 +128,5 @@ int main(int argc, char **argv)
 	while (wait(NULL) > 0 || errno == EINTR)
 		;
 	report(t);
-	return t->failures > 0;
+	return finds ? t->failures == 0 : t->failures > 0;
 }

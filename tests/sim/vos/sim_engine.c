@@ -24,8 +24,8 @@
 #define GROUPS_MAX 256u /* of an engine */
 #define NAME_MAX_BYTES 64u
 #define PORT 7000
-#define DEATH_MAX_NS (200 * MC_NS_PER_MS) /* until others are told */
-#define DEAD_LATE_NS (500 * MC_NS_PER_MS) /* what a dead process had sent arrives by then */
+#define DEATH_MAX_NS (300 * MC_NS_PER_MS)  /* until others are told */
+#define DEAD_LATE_NS (1500 * MC_NS_PER_MS) /* what a dead process had sent arrives by then */
 
 struct region {
 	uint64_t addr, len;
@@ -72,6 +72,7 @@ struct piece {
 	uint32_t len, transfer;
 	uint64_t at;		/* in its transfer */
 	bool is_read, is_taken; /* a read's second half */
+	bool is_late;		/* its process died while it was under way */
 	uint64_t sent_ns;
 	struct piece *next; /* held */
 	uint8_t data[];
@@ -247,6 +248,11 @@ static void piece_arrive(void *arg)
 					      !sim_engine_conf.is_one_sided && p->is_taken)) {
 		p->next = held;
 		held = p;
+		return;
+	}
+	if (p->from->is_dead && !p->is_late && !vos_one_in(3)) {
+		p->is_late = true;
+		vos_at(vos_now() + vos_pick(DEAD_LATE_NS), piece_arrive, p);
 		return;
 	}
 	if (p->target->is_dead) {
@@ -664,8 +670,7 @@ void sim_engine_proc_end(struct vos_proc *proc)
 		if (engines[i]->proc == proc)
 			engines[i]->is_dead = true;
 	}
-	/* Later than what it had sent, where that is under way. */
-	vos_at(vos_now() + DEAD_LATE_NS + vos_pick(DEATH_MAX_NS), on_death, NULL);
+	vos_at(vos_now() + vos_pick(DEATH_MAX_NS), on_death, NULL);
 }
 
 struct mc_stat_reg *mc_metrics_reg(struct mc_engine *eng)

@@ -613,6 +613,61 @@ static void refused_commit_is_not_taken_in_when_its_owner_comes(void **state)
 	(void)state;
 }
 
+static void remove_waits_until_all_owners_have_announced(void **state)
+{
+	struct fix_later removed;
+	struct fix_owner a, b;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	fo_open(&a, &f, 5);
+	fo_open(&b, &f, 6);
+	fo_stop(&a);
+	fo_stop(&b);
+	fix_restart(&f);
+	fo_start(&a);
+	assert_int_equal(fo_welcomed(&a), 0);
+	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
+	fix_until(&f, "k", 0);
+	fix_remove_later(&f, &removed, "k"); /* b may have a newer one */
+	assert_int_equal(fix_removed(&f, &removed), MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
+	fo_close(&a);
+	fo_close(&b);
+	fix_close(&f);
+	(void)state;
+}
+
+static void upsert_that_was_taken_in_before_its_commit_covers_what_is_away(void **state)
+{
+	struct fix_owner a, b;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	fo_open(&a, &f, 5);
+	fo_open(&b, &f, 6);
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
+	fo_stop(&a);
+	fo_stop(&b);
+	fix_restart(&f);
+	fo_start(&b);
+	assert_int_equal(fo_welcomed(&b), 0);
+	fo_has(&b, MC_ST_NOTE_HAS, "k", 12, 8192);
+	fix_until(&f, "k", 0);
+	assert_int_equal(fix_commit(&f, "k", 12, 6, 8192, MC_ST_COMMIT_UPSERT).status, 0);
+	fo_stop(&b);
+	fix_restart(&f);
+	fo_start(&a); /* before b */
+	assert_int_equal(fo_welcomed(&a), 0);
+	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
+	fo_expect_free(&a, 4096, 11);
+	fo_close(&a);
+	fo_close(&b);
+	fix_close(&f);
+	(void)state;
+}
+
 static void commit_of_what_a_restart_freed_is_refused(void **state)
 {
 	struct fix_later removed;
@@ -775,6 +830,8 @@ int main(void)
 	    cmocka_unit_test(owner_that_leaves_is_forgotten),
 	    cmocka_unit_test(commit_at_an_owner_that_has_not_announced_is_to_be_repeated),
 	    cmocka_unit_test(refused_commit_is_not_taken_in_when_its_owner_comes),
+	    cmocka_unit_test(remove_waits_until_all_owners_have_announced),
+	    cmocka_unit_test(upsert_that_was_taken_in_before_its_commit_covers_what_is_away),
 	    cmocka_unit_test(commit_of_what_a_restart_freed_is_refused),
 	    cmocka_unit_test(tombstone_of_a_late_put_spares_the_object_that_was_first),
 	    cmocka_unit_test(upsert_covers_what_an_owner_has_that_this_master_never_saw),

@@ -255,7 +255,14 @@ static void step_commit(struct model *m, uint32_t k)
 		assert_int_equal(rc, MC_INDEX_WAIT);
 		assert_int_equal(m->frees.n, 0);
 	} else if (is_same) {
+		bool has_tomb = false;
+
 		keep_there(m, &c, &m->o[k]);
+		for (size_t i = 0; i < m->frees.n; i++)
+			has_tomb |= m->frees.v[i].owner == 0 && m->frees.v[i].gen == c.gen - 1;
+		assert_true(!has_tomb || is_upsert);
+		take_frees(m);
+		m->o[k].is_hidden |= has_tomb;
 		assert_int_equal(rc, now.n == 0 && was.n < MC_ST_REPLICAS_MAX
 					 ? MC_STORE_INVALID_REPLICA
 				     : is_hidden(m, k) ? MC_INDEX_WAIT
