@@ -66,7 +66,8 @@ struct mc_coll_opts {
 
 /**
  * Meet the other founders: all must call it. A joiner (opts.ranks is 0) attaches to whoever of a
- * living group answers, and stays inactive until mc_coll_activate() of another rank.
+ * living group answers, and is alone (operations have its input only) until mc_coll_activate() of
+ * another rank and its own mc_coll_join().
  *
  * @param addrs  ranks_max addresses of hubs by slot; NULL where there is none; its own is not read
  * @return 0; -MC_E_INVAL (named in diag); -MC_E_TIMEDOUT and -MC_E_PEER_DEAD name who is missing;

@@ -69,6 +69,14 @@ int mc_py_seq_read(const struct mc_py_sig *sig, int arg, struct mc_py_seq *seq, 
 		   size_t stride);
 void mc_py_seq_close(struct mc_py_seq *seq);
 
+/* ---- the module: module.c ---- */
+
+/** Make a type and put it into the module. @return the type, borrowed from the module; NULL with an
+ * exception */
+PyObject *mc_py_type_add(PyObject *module, const char *name, PyType_Spec *spec);
+/** The types of coll.c. @return 0; -1 with an exception */
+int mc_py_coll_ready(PyObject *module);
+
 /* ---- the object: object.c ---- */
 
 /** TransferEngine. The GIL guards every field; `eng` is written once, by initialize(). */

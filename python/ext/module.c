@@ -1,5 +1,6 @@
 /*
- * module.c: mooncake._mooncake, the extension behind mooncake.engine and mooncake.store.
+ * module.c: mooncake._mooncake, the extension behind mooncake.engine, mooncake.store and
+ * mooncake.pg.
  *
  * mooncake.engine holds what is better said in Python (the enum, the message class, logging) and
  * hands it over with _bind().
@@ -62,7 +63,7 @@ static PyMethodDef module_methods[] = {
 static struct PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_mooncake",
-    .m_doc = "For mooncake.engine and mooncake.store.",
+    .m_doc = "For mooncake.engine, mooncake.store and mooncake.pg.",
     .m_size = -1,
     .m_methods = module_methods,
 };
@@ -75,9 +76,7 @@ static void methods_join(const PyMethodDef *table, size_t *n)
 
 PyMODINIT_FUNC PyInit__mooncake(void); /* the interpreter finds it by name */
 
-/* Make a type and put it into the module. @return the type, borrowed from the module; NULL with an
- * exception */
-static PyObject *type_add(PyObject *module, const char *name, PyType_Spec *spec)
+PyObject *mc_py_type_add(PyObject *module, const char *name, PyType_Spec *spec)
 {
 	PyObject *type = PyType_FromSpec(spec);
 
@@ -101,12 +100,12 @@ PyMODINIT_FUNC PyInit__mooncake(void)
 	module = PyModule_Create(&module_def);
 	if (!module)
 		return NULL;
-	mc_py_inner_type = type_add(module, "InnerTransferEngine", &mc_py_inner_spec);
-	mc_py_handle_type = type_add(module, "BufferHandle", &mc_py_handle_spec);
+	mc_py_inner_type = mc_py_type_add(module, "InnerTransferEngine", &mc_py_inner_spec);
+	mc_py_handle_type = mc_py_type_add(module, "BufferHandle", &mc_py_handle_spec);
 	if (!mc_py_inner_type || !mc_py_handle_type ||
-	    !type_add(module, "TransferEngine", &engine_spec) ||
-	    !type_add(module, "BufferLeaseView", &mc_py_lease_spec) ||
-	    !type_add(module, "Store", &mc_py_store_spec))
+	    !mc_py_type_add(module, "TransferEngine", &engine_spec) ||
+	    !mc_py_type_add(module, "BufferLeaseView", &mc_py_lease_spec) ||
+	    !mc_py_type_add(module, "Store", &mc_py_store_spec) || mc_py_coll_ready(module) < 0)
 		Py_CLEAR(module);
 	return module;
 }

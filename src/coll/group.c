@@ -278,6 +278,11 @@ static int found(struct mc_coll *g, uint32_t founders, uint64_t deadline_ns, str
 	for (uint32_t s = 0; s < founders; s++)
 		if (s != g->rank)
 			mc_coll_mail_renew(g, s, g->cur[s]->inc);
+	if (founders == 0) {
+		g->is_alone = true;
+		atomic_store_explicit(&g->active, MC_COLL_BIT(g->rank), memory_order_relaxed);
+		return 0;
+	}
 	atomic_store_explicit(&g->active, founders == 64 ? UINT64_MAX : MC_COLL_BIT(founders) - 1,
 			      memory_order_relaxed);
 	return 0;

@@ -93,6 +93,7 @@ struct mc_coll {
 	/* The operation's thread; run_lock is held while there is one. */
 	pthread_mutex_t run_lock;
 	struct mc_coll_peer *_Atomic cur[MC_COLL_RANKS_MAX]; /* changed by it, under `lock` */
+	bool is_alone; /* a joiner that has not joined: operations have its own input only */
 	uint64_t op;
 	uint64_t area_seq, small_seq[2]; /* rounds that used them last */
 	struct mc_spin spin;

@@ -108,6 +108,10 @@ int mc_coll_view_enter(struct mc_coll *g, uint64_t deadline_ns)
 	uint64_t op = g->op + 1;
 	int rc;
 
+	if (g->is_alone) {
+		g->op = op;
+		return 0;
+	}
 	atomic_store_explicit(&g->page->entered, op, memory_order_relaxed);
 	/* Entered, then looked: pairs with the fence in mc_coll_activate(). */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -343,6 +347,7 @@ static void begin_at(struct mc_coll *g, const struct mc_coll_change *c, uint64_t
 	pthread_mutex_lock(&g->run_lock);
 	take_peers(g, c);
 	g->op = c->from_op - 1;
+	g->is_alone = false;
 	g->small_seq[0] = g->small_seq[1] = g->area_seq = 0;
 	atomic_store_explicit(&g->active, c->active, memory_order_relaxed);
 	atomic_store_explicit(&g->page->entered, g->op, memory_order_relaxed);
@@ -363,7 +368,8 @@ int mc_coll_join(struct mc_coll *g, uint64_t timeout_ns)
 		uint32_t bell = atomic_load_explicit(&b->bell, memory_order_acquire);
 		const struct mc_coll_change *c = own_change(g, b, &index);
 
-		if (mc_coll_active(g) & atomic_load_explicit(&g->active, memory_order_relaxed) &
+		if (!g->is_alone && mc_coll_active(g) &
+		    atomic_load_explicit(&g->active, memory_order_relaxed) &
 		    MC_COLL_BIT(g->rank))
 			return 0;
 		if (c && atomic_load_explicit(&b->gate, memory_order_acquire) == 0) {

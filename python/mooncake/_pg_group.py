@@ -1,0 +1,375 @@
+"""torch.distributed's process group over mooncake/coll.h. Part of mooncake.pg.
+
+Pure Python, no torch headers: one wheel for every torch. torch calls some methods by its older and some by its newer
+names, so both are there.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mooncake import _mooncake
+from mooncake import _pg_tensors as pt
+from mooncake._pg_work import CLOSED, NEVER_NS, PEER_DEAD, STALE, Outcome, Work
+
+RANKS_MAX = 64
+ANY = (1 << 32) - 1
+DEFAULT_NS = 30 * 60 * 10**9
+
+_hub_lock = threading.Lock()
+_hubs: list = []
+
+
+def hub():
+    """This process's; made at the first group."""
+    with _hub_lock:
+        if not _hubs:
+            _hubs.append(_mooncake.CollHub())
+        return _hubs[0]
+
+
+def bits(mask: int) -> list[int]:
+    return [i for i in range(RANKS_MAX) if mask >> i & 1]
+
+
+def _tensors(x) -> list[torch.Tensor]:
+    return [x] if isinstance(x, torch.Tensor) else list(x)
+
+
+class MooncakeProcessGroup(dist.ProcessGroup):
+    """Ranks on one host, through shared memory. Made by torch; see mooncake.pg for what it adds."""
+
+    def __init__(self, store, rank: int, size: int, timeout: timedelta | None, group_id: str, options, devices: str):
+        super().__init__(rank, size)
+        self._name, self._desc, self._devices = str(group_id), "undefined", devices
+        self._rank, self._founders = rank, size
+        self.options = options
+        slots = max(options.max_group_size or size, size)
+        if slots > RANKS_MAX:
+            raise ValueError(f"{slots} ranks in a group; at most {RANKS_MAX}")
+        self._slots = slots
+        self._bound_device = None
+        timeout_ns = int(timeout.total_seconds() * 1e9) if timeout else DEFAULT_NS
+        self._timeout_ns = timeout_ns
+        self._coll = self._meet(store, timeout_ns)
+        self._mirror_state = (0, -1)
+        self.active_ranks = self._mirror(options.active_ranks)
+        self._refresh()
+
+    # ---- life ----
+
+    def _meet(self, store, timeout_ns: int):
+        """Addresses by way of torch's store; the group's name is new with each meeting of founders."""
+        joiner = self.options.is_extension
+        store.set(f"mooncake/{self._rank}", hub().address())
+        if not joiner and self._rank == 0:
+            store.set("mooncake/name", f"{self._name}.{secrets.token_hex(8)}")
+        name = store.get("mooncake/name").decode()
+        others = [None] * self._slots
+        for slot in range(self._slots if joiner else self._founders):
+            key = f"mooncake/{slot}"
+            if slot != self._rank and (not joiner or store.check([key])):
+                others[slot] = store.get(key).decode()
+        founders = 0 if joiner else self._founders
+        return _mooncake.Coll(hub(), name, self._rank, founders, self._slots, timeout_ns, 0, others)
+
+    def _mirror(self, tensor: torch.Tensor | None) -> torch.Tensor:
+        if tensor is None:
+            return torch.zeros(self._slots, dtype=torch.int32)
+        if tensor.dtype != torch.int32 or not tensor.is_contiguous() or tensor.numel() < self._slots:
+            raise ValueError(f"active_ranks must be a contiguous int32 tensor of at least {self._slots} elements, "
+                             f"not {tensor.dtype} with {tensor.numel()}")  # fmt: skip
+        return tensor
+
+    def _refresh(self) -> None:
+        """The mirror of who is active, where it changed."""
+        active, _, _, epoch = self._coll.state()
+        if (active, epoch) == self._mirror_state:
+            return
+        self._mirror_state = (active, epoch)
+        now = torch.tensor([active >> i & 1 for i in range(self._slots)], dtype=torch.int32)
+        self.active_ranks[: self._slots].copy_(now)
+
+    def shutdown(self) -> None:
+        self._coll.close()
+
+    def abort(self) -> None:
+        self._coll.abort()
+
+    # ---- what torch asks of a group ----
+
+    def rank(self) -> int:
+        return self._rank
+
+    def size(self) -> int:
+        """Highest active slot + 1: holes count."""
+        return max(self._coll.state()[0].bit_length(), 1) if self._slots != self._founders else self._founders
+
+    def name(self) -> str:
+        return "mooncake" if self._devices != "cpu" else "mooncake-cpu"
+
+    getRank, getSize, getBackendName = rank, size, name
+
+    def _get_backend_name(self) -> str:
+        return self.name()
+
+    def getGroupName(self) -> str:
+        return self._name
+
+    def setGroupName(self, name: str) -> None:
+        self._name = name
+
+    _set_group_name = setGroupName
+    group_name = property(getGroupName)
+
+    def getGroupDesc(self) -> str:
+        return self._desc
+
+    def setGroupDesc(self, desc: str) -> None:
+        self._desc = desc
+
+    _set_group_desc = setGroupDesc
+    group_desc = property(getGroupDesc)
+
+    @property
+    def _device_types(self):
+        return [torch.device(d) for d in self._devices.split(",")]
+
+    def _get_backend(self, device=None):
+        return self
+
+    @property
+    def bound_device_id(self):
+        return self._bound_device
+
+    @bound_device_id.setter
+    def bound_device_id(self, device):
+        self._bound_device = device
+
+    supports_splitting = False
+    supports_coalescing = False
+    supports_time_estimate = False
+
+    def _set_default_backend(self, *args) -> None:
+        pass
+
+    def _register_backend(self, *args) -> None:
+        pass
+
+    def _enable_collectives_timing(self) -> None:
+        pass
+
+    def _wait_for_pending_works(self) -> None:
+        self._run(pt.BARRIER, torch.uint8, None, None, [], [], None, False).wait()
+
+    # ---- running ----
+
+    def _outcome(self, staged, answer) -> Outcome:
+        code, _, ranks, failed = answer
+        if code == 0:
+            staged.finish()
+            if failed:
+                self._refresh()
+            return Outcome(ranks, failed, None)
+        self._refresh()
+        return Outcome(ranks, failed, self._error(code))
+
+    def _error(self, code: int) -> Exception:
+        if code == STALE:
+            return dist.DistBackendError(f"rank {self._rank} is not active in group {self._name}: call join_group()")
+        if code == CLOSED:
+            return dist.DistBackendError(f"group {self._name} is closed")
+        text = self._coll.error()
+        kind = dist.DistBackendError if code != PEER_DEAD else dist.DistNetworkError
+        return kind(f"{text or 'operation failed'} (code {code})")
+
+    def _run(self, kind, dtype, op, root, ins, outs, staged, is_async, result=None):
+        """ins, outs: flat tuples of addresses and counts."""
+        number, factor = pt.reduction(op) if op is not None else (0, 0.0)
+        type_number = pt.TYPES.get(dtype, -1) if op is not None else pt.BYTE
+        if type_number < 0:
+            raise TypeError(f"{dtype} is not reduced")
+        staged = staged or pt.Staged()
+        args = (kind, type_number, number, root or 0, factor, tuple(ins), tuple(outs))
+        if is_async:
+            pending = self._coll.start(*args)
+            if isinstance(pending, int):
+                raise self._error(pending)
+            return Work(result, lambda answer: self._outcome(staged, answer), pending=pending)
+        return Work(result, lambda answer: self._outcome(staged, answer), answer=self._coll.run(*args))
+
+    def _opts(self, opts, name, default=None):
+        return getattr(opts, name, default) if opts is not None else default
+
+    def _is_async(self, opts) -> bool:
+        return bool(self._opts(opts, "asyncOp", True))
+
+    # ---- operations ----
+
+    def allreduce(self, tensors, opts=None):
+        tensors = _tensors(tensors)
+        op = self._opts(opts, "reduceOp", dist.ReduceOp.SUM)
+        works = []
+        for tensor in tensors:
+            staged = pt.Staged()
+            part = pt.part(staged.output(tensor, is_read=True), as_bytes=False)
+            works.append(self._run(pt.ALL_REDUCE, tensor.dtype, op, None, part, part, staged, self._is_async(opts), tensors))
+        return works[-1]
+
+    allreduce_coalesced = allreduce
+
+    def reduce(self, tensors, opts):
+        tensor, staged = _tensors(tensors)[0], pt.Staged()
+        part = pt.part(staged.output(tensor, is_read=True), as_bytes=False)
+        outs = part if opts.rootRank == self._rank else ()
+        return self._run(pt.REDUCE, tensor.dtype, opts.reduceOp, opts.rootRank, part, outs, staged, self._is_async(opts),
+                         tensors)  # fmt: skip
+
+    def broadcast(self, tensors, opts=None):
+        tensor, staged, root = _tensors(tensors)[0], pt.Staged(), self._opts(opts, "rootRank", 0)
+        is_root = root == self._rank
+        part = pt.part(staged.input(tensor) if is_root else staged.output(tensor), as_bytes=True)
+        ins = part if is_root else ()
+        return self._run(pt.BROADCAST, None, None, root, ins, part, staged, self._is_async(opts), tensors)
+
+    def barrier(self, opts=None):
+        return self._run(pt.BARRIER, None, None, None, (), (), None, self._is_async(opts))
+
+    def allgather(self, outputs, inputs, opts=None):
+        works = []
+        for outs, tensor in zip(outputs, _tensors(inputs), strict=True):
+            staged = pt.Staged()
+            theirs = pt.parts([staged.output(t) for t in outs], self._slots)
+            mine = pt.part(staged.input(tensor), as_bytes=True)
+            works.append(self._run(pt.ALL_GATHER, None, None, None, mine, theirs, staged, self._is_async(opts), outputs))
+        return works[-1]
+
+    def all_gather_single(self, output, tensor, opts=None):
+        staged = pt.Staged()
+        theirs = pt.parts(pt.even(staged.output(output), self.size()), self._slots)
+        mine = pt.part(staged.input(tensor), as_bytes=True)
+        return self._run(pt.ALL_GATHER, None, None, None, mine, theirs, staged, self._is_async(opts), [output])
+
+    _allgather_base = allgather_base = all_gather_into_tensor = all_gather_single
+
+    def all_gather_single_coalesced(self, outputs, inputs, opts=None):
+        return [self.all_gather_single(o, i, opts) for o, i in zip(outputs, inputs, strict=True)][-1]
+
+    allgather_into_tensor_coalesced = all_gather_single_coalesced
+
+    def allgather_coalesced(self, outputs, inputs, opts=None):
+        # outputs[rank][tensor]
+        return [self.allgather([[row[i] for row in outputs]], [t], opts) for i, t in enumerate(inputs)][-1]
+
+    def gather(self, outputs, inputs, opts):
+        tensor, staged = _tensors(inputs)[0], pt.Staged()
+        is_root = opts.rootRank == self._rank
+        outs = pt.parts([staged.output(t) for t in outputs[0]], self._slots) if is_root else ()
+        mine = pt.part(staged.input(tensor), as_bytes=True)
+        return self._run(pt.GATHER, None, None, opts.rootRank, mine, outs, staged, self._is_async(opts), outputs)
+
+    def scatter(self, outputs, inputs, opts):
+        tensor, staged = _tensors(outputs)[0], pt.Staged()
+        is_root = opts.rootRank == self._rank
+        ins = self._filled([staged.input(t) for t in inputs[0]], tensor) if is_root else ()
+        out = pt.part(staged.output(tensor), as_bytes=True)
+        return self._run(pt.SCATTER, None, None, opts.rootRank, ins, out, staged, self._is_async(opts), outputs)
+
+    def _filled(self, tensors, like) -> tuple[int, ...]:
+        """Parts of one size for all slots; those of slots beyond the ranks are not read."""
+        return pt.parts(tensors, len(tensors)) + pt.part(like, as_bytes=True) * (self._slots - len(tensors))
+
+    def _reduce_scatter(self, output, pieces, op, staged, opts):
+        like = pt.part(pieces[0], as_bytes=False)
+        ins = pt.parts(pieces, len(pieces), as_bytes=False) + like * (self._slots - len(pieces))
+        out = pt.part(staged.output(output), as_bytes=False)
+        return self._run(pt.REDUCE_SCATTER, output.dtype, op, None, ins, out, staged, self._is_async(opts), [output])
+
+    def reduce_scatter(self, outputs, inputs, opts=None):
+        op = self._opts(opts, "reduceOp", dist.ReduceOp.SUM)
+        works = []
+        for output, pieces in zip(_tensors(outputs), inputs, strict=True):
+            staged = pt.Staged()
+            works.append(self._reduce_scatter(output, [staged.input(t) for t in pieces], op, staged, opts))
+        return works[-1]
+
+    def reduce_scatter_single(self, output, tensor, opts=None):
+        staged = pt.Staged()
+        pieces = pt.even(staged.input(tensor), self.size())
+        return self._reduce_scatter(output, pieces, self._opts(opts, "reduceOp", dist.ReduceOp.SUM), staged, opts)
+
+    _reduce_scatter_base = reduce_scatter_base = reduce_scatter_tensor = reduce_scatter_single
+
+    def reduce_scatter_single_coalesced(self, outputs, inputs, opts=None):
+        return [self.reduce_scatter_single(o, i, opts) for o, i in zip(outputs, inputs, strict=True)][-1]
+
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+
+    def alltoall(self, outputs, inputs, opts=None):
+        staged = pt.Staged()
+        outs = pt.parts([staged.output(t) for t in outputs], self._slots)
+        ins = pt.parts([staged.input(t) for t in inputs], self._slots)
+        return self._run(pt.ALL_TO_ALL, None, None, None, ins, outs, staged, self._is_async(opts), outputs)
+
+    def all_to_all_single(self, output, tensor, output_splits=None, input_splits=None, opts=None):
+        staged, n = pt.Staged(), self.size()
+        outs, ins = staged.output(output), staged.input(tensor)
+        out_parts = pt.cut(outs, list(output_splits)) if output_splits else pt.even(outs, n)
+        in_parts = pt.cut(ins, list(input_splits)) if input_splits else pt.even(ins, n)
+        return self._run(pt.ALL_TO_ALL, None, None, None, pt.parts(in_parts, self._slots),
+                         pt.parts(out_parts, self._slots), staged, self._is_async(opts), [output])  # fmt: skip
+
+    alltoall_base = all_to_all_single
+
+    # ---- messages ----
+
+    def _message(self, is_send, tensors, peer, tag):
+        tensor, staged = _tensors(tensors)[0], pt.Staged()
+        addr, size = pt.part(staged.input(tensor) if is_send else staged.output(tensor), as_bytes=True)
+        pending = self._coll.start_message(is_send, peer, tag, addr, size)
+        if isinstance(pending, int):
+            raise self._error(pending)
+        return Work(tensors, lambda answer: self._outcome(staged, answer), pending=pending)
+
+    def send(self, tensors, dst: int, tag: int = 0):
+        return self._message(True, tensors, dst, tag)
+
+    def recv(self, tensors, src: int, tag: int = 0):
+        return self._message(False, tensors, src, tag)
+
+    def recv_anysource(self, tensors, tag: int = 0):
+        return self._message(False, tensors, ANY, tag)
+
+    # ---- membership ----
+
+    def state(self) -> tuple[int, int, int, int]:
+        """(active, alive, gone, epoch); the first three as bits of slots."""
+        self._refresh()
+        return self._coll.state()
+
+    def activate(self, add: int, drop: int, timeout_ns: int) -> tuple[int, int]:
+        code, dropped = self._coll.activate(add, drop, timeout_ns)
+        self._refresh()
+        return code, dropped
+
+    def join(self, timeout_ns: int) -> None:
+        code = self._coll.join(timeout_ns)
+        self._refresh()
+        if code < 0:
+            raise dist.DistBackendError(f"rank {self._rank} was not taken into group {self._name} (code {code})")
+
+    def wait_ready(self, slots: int, timeout_ns: int) -> bool:
+        end = time.monotonic_ns() + min(timeout_ns, NEVER_NS // 2)
+        while self._coll.state()[1] & slots != slots:
+            if time.monotonic_ns() > end:
+                return False
+            time.sleep(0.001)
+        return True
+
+    slots = property(lambda self: self._slots)

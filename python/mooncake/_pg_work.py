@@ -1,0 +1,120 @@
+"""What a collective returns. Part of mooncake.pg."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+NEVER_NS = (1 << 64) - 1
+PEER_DEAD, TIMEDOUT, CANCELED, STALE, CLOSED = -24, -4, -5, -10, -13
+
+
+class Outcome:
+    """How an operation ended, for this rank."""
+
+    __slots__ = ("error", "failed", "ranks")
+
+    def __init__(self, ranks: int, failed: int, error: Exception | None):
+        self.ranks, self.failed, self.error = ranks, failed, error
+
+
+class Work(dist.Work):
+    """An operation: done, or in the background. `finish` turns the extension's answer into an Outcome, once."""
+
+    def __init__(self, outputs, finish, answer=None, pending=None):
+        super().__init__()
+        self._outputs, self._finish, self._pending = outputs, finish, pending
+        self._lock = threading.Lock()
+        self.outcome: Outcome | None = None
+        self._future = None
+        if pending is None:
+            self.outcome = finish(answer)
+
+    def _advance(self, timeout_ns: int) -> bool:
+        if self.outcome is not None:
+            return True
+        answer = self._pending.wait(timeout_ns)
+        if answer is None:
+            return False
+        with self._lock:
+            if self.outcome is None:
+                self.outcome = self._finish(answer)
+        return True
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        limit_ns = int(timeout.total_seconds() * 1e9) if timeout else 0
+        if not self._advance(limit_ns or NEVER_NS):
+            raise RuntimeError(f"the operation has not ended after {timeout}; it goes on")
+        if self.outcome.error:
+            raise self.outcome.error
+        return True
+
+    def synchronize(self) -> None:
+        self.wait()
+
+    def is_completed(self) -> bool:
+        return self._advance(0)
+
+    def is_success(self) -> bool:
+        return self._advance(0) and self.outcome.error is None
+
+    def exception(self):
+        return self.outcome.error if self._advance(0) else None
+
+    def result(self):
+        self.wait()
+        return self._outputs
+
+    def source_rank(self) -> int:
+        self.wait()
+        return self.outcome.ranks.bit_length() - 1
+
+    def get_future(self):
+        with self._lock:
+            if self._future is not None:
+                return self._future
+            self._future = torch.futures.Future()
+        if self._advance(0):
+            self.settle()
+        else:
+            completer().put(self)
+        return self._future
+
+    def settle(self) -> None:
+        """Wait for the end and tell the future."""
+        self._advance(NEVER_NS)
+        if self.outcome.error:
+            self._future.set_exception(self.outcome.error)
+        else:
+            self._future.set_result(self._outputs)
+
+
+class _Completer(threading.Thread):
+    """Tells futures of their works' ends, in the order of the questions."""
+
+    def __init__(self):
+        super().__init__(name="mooncake-pg", daemon=True)
+        self._works: queue.SimpleQueue = queue.SimpleQueue()
+
+    def put(self, work: Work) -> None:
+        self._works.put(work)
+
+    def run(self) -> None:
+        while True:
+            self._works.get().settle()
+
+
+_completer: list[_Completer] = []
+_completer_lock = threading.Lock()
+
+
+def completer() -> _Completer:
+    with _completer_lock:
+        if not _completer:
+            _completer.append(_Completer())
+            _completer[0].start()
+        return _completer[0]
