@@ -34,6 +34,7 @@
 #define LIST_BYTES (64ull << 20)
 #define IDLE_NS (10 * MC_NS_PER_S)
 #define REAP_NS MC_NS_PER_S
+#define FLUSH_NS (5 * MC_NS_PER_S) /* who stops a node waits no longer */
 #define QUOTA_MIN (64ull << 20)
 #define QUOTA_SMALL (2ull << 30) /* below: small segments */
 #define SEGMENT_SHARE 32u
@@ -503,6 +504,9 @@ void mc_ssd_stop(struct mc_ssd *ssd)
 {
 	if (!ssd || !ssd->has_thread)
 		return;
+	if (!mc_owner_disk_flush(ssd->owner, mc_now_ns() + FLUSH_NS))
+		mc_log_warn("the node ends before all its objects are on the disk", "seconds=%u",
+			    (unsigned)(FLUSH_NS / MC_NS_PER_S));
 	atomic_store(&ssd->is_over, true);
 	mc_owner_disk_end(ssd->owner);
 	pthread_join(ssd->thread, NULL);

@@ -35,7 +35,8 @@ uint64_t mc_ssd_epoch(const struct mc_ssd *ssd);
 /** Tell the owner, which has not started, what is there; from now on work for it. @return 0;
  * -MC_E_NOMEM; -MC_E_LIMIT; -MC_E_IO */
 MC_MUST_CHECK int mc_ssd_start(struct mc_ssd *ssd, struct mc_owner *owner);
-/** No work for the owner any more. Before the owner closes. NULL is allowed. */
+/** What is sealed goes to the disk, for at most 5 s; then no work for the owner any more. Before
+ * the owner closes. NULL is allowed. */
 void mc_ssd_stop(struct mc_ssd *ssd);
 /** NULL is allowed. */
 void mc_ssd_close(struct mc_ssd *ssd);

@@ -347,6 +347,25 @@ int mc_owner_disk_has(struct mc_owner *o, const struct mc_st_grant *g)
 	return 0;
 }
 
+bool mc_owner_disk_flush(struct mc_owner *o, uint64_t until_ns)
+{
+	const struct timespec ts = {.tv_sec = (time_t)(until_ns / MC_NS_PER_S),
+				    .tv_nsec = (long)(until_ns % MC_NS_PER_S)};
+	struct mc_odisk *d = &o->disk;
+	bool is_flushed;
+	int rc = 0;
+
+	pthread_mutex_lock(&o->lock);
+	d->flush_ns = mc_clock_now(o->env->clk);
+	d->is_flushed = false;
+	mc_odisk_wake(o);
+	while (!d->is_flushed && rc == 0)
+		rc = pthread_cond_timedwait(&d->flush_cond, &o->lock, &ts);
+	is_flushed = d->is_flushed;
+	pthread_mutex_unlock(&o->lock);
+	return is_flushed;
+}
+
 void mc_owner_disk_end(struct mc_owner *o)
 {
 	pthread_mutex_lock(&o->lock);
@@ -403,6 +422,7 @@ int mc_odisk_init(struct mc_owner *o, uint64_t bytes)
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&d->cond, &attr);
+	pthread_cond_init(&d->flush_cond, &attr);
 	pthread_condattr_destroy(&attr);
 	if (bytes == 0)
 		return 0;
@@ -446,4 +466,5 @@ void mc_odisk_fini(struct mc_owner *o)
 	mc_free(d->buckets);
 	mc_free(d->more);
 	pthread_cond_destroy(&d->cond);
+	pthread_cond_destroy(&d->flush_cond);
 }

@@ -234,7 +234,7 @@ static unsigned take_writes(struct mc_owner *o, struct mc_owner_disk_job *jobs, 
 		const struct mc_oslot *s = &p->slots[p->offload];
 		uint32_t id = p->offload;
 
-		if (now - s->when_ns < after) {
+		if (now - s->when_ns < after && s->when_ns > d->flush_ns) {
 			*ret_next = mc_min(*ret_next, s->when_ns + after);
 			break;
 		}
@@ -247,6 +247,16 @@ static unsigned take_writes(struct mc_owner *o, struct mc_owner_disk_job *jobs, 
 		n += write_job(o, id, &jobs[n]);
 	}
 	return n;
+}
+
+/* No job is under way and none is due: all that was sealed before the flush is written, or the disk
+ * has no room for it. */
+static void flushed(struct mc_odisk *d)
+{
+	if (d->flush_ns == 0 || d->is_flushed)
+		return;
+	d->is_flushed = true;
+	(void)pthread_cond_signal(&d->flush_cond);
 }
 
 static void sleep_until(struct mc_owner *o, uint64_t until_ns)
@@ -274,6 +284,7 @@ unsigned mc_owner_disk_take(struct mc_owner *o, struct mc_owner_disk_job *jobs, 
 		n += take_writes(o, jobs + n, max - n, bytes_max, now, &next);
 		if (n > 0 || now >= until_ns || o->disk.is_over)
 			break;
+		flushed(&o->disk);
 		sleep_until(o, next);
 	}
 	pthread_mutex_unlock(&o->lock);

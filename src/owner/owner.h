@@ -156,6 +156,10 @@ MC_MUST_CHECK int mc_owner_disk_check(struct mc_owner *o, const struct mc_owner_
 void mc_owner_disk_done(struct mc_owner *o, const struct mc_owner_disk_job *job, int rc);
 /** What records may take, and take. @param capacity  0: nothing is written any more */
 void mc_owner_disk_space(struct mc_owner *o, uint64_t capacity, uint64_t used);
+/** Have what is sealed by now written without the usual wait for its commit. Blocks; once.
+ * @return true: it is on the disk, or the disk has no room; false: not by `until_ns` of mc_now_ns()
+ */
+MC_MUST_CHECK bool mc_owner_disk_flush(struct mc_owner *o, uint64_t until_ns);
 /** No job from now on. The thread has to end before mc_owner_close(). */
 void mc_owner_disk_end(struct mc_owner *o);
 

@@ -218,6 +218,9 @@ struct mc_odisk {
 	size_t nmore, more_cap;
 	uint64_t capacity, used, want;
 	uint64_t write_ns, delete_ns; /* not before */
+	uint64_t flush_ns;	      /* what was sealed up to then is written at once */
+	bool is_flushed;
+	pthread_cond_t flush_cond;
 	struct mc_task task;
 	bool is_posted;
 	uint64_t said_capacity, said_used; /* the loop's */

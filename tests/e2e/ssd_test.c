@@ -198,6 +198,23 @@ static void more_than_memory_is_read_back_also_after_a_kill(void **state)
 	(void)state;
 }
 
+static void what_was_just_put_is_on_the_disk_after_a_stop(void **state)
+{
+	enum { N = 40 };
+	struct fix f;
+
+	fix_open(&f, 64 * MIB, 1024 * MIB);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(put(&f, i, 512 * KIB + i, i, 0), 0);
+	real_owner_end(f.c, f.node);
+	fix_start(&f);
+	come_back(&f, 0, 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(get(&f, i, i), (int64_t)(512 * KIB + i));
+	fix_close(&f);
+	(void)state;
+}
+
 static void what_was_removed_or_replaced_stays_so_after_a_kill(void **state)
 {
 	enum { N = 60, EARLY = 200 };
@@ -324,6 +341,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(more_than_memory_is_read_back_also_after_a_kill),
+	    cmocka_unit_test(what_was_just_put_is_on_the_disk_after_a_stop),
 	    cmocka_unit_test(what_was_removed_or_replaced_stays_so_after_a_kill),
 	    cmocka_unit_test(what_was_damaged_is_a_miss),
 	    cmocka_unit_test(a_full_disk_lets_the_oldest_go),

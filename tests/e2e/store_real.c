@@ -157,6 +157,17 @@ void real_owner_kill(struct real *c, unsigned i)
 	reap(&c->owners[i], SIGKILL);
 }
 
+void real_owner_end(struct real *c, unsigned i)
+{
+	int status;
+
+	assert_int_equal(kill(c->owners[i].pid, SIGTERM), 0);
+	assert_int_equal(waitpid(c->owners[i].pid, &status, 0), c->owners[i].pid);
+	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	(void)close(c->owners[i].in);
+	c->owners[i].pid = 0;
+}
+
 void real_owner_stop(struct real *c, unsigned i)
 {
 	int status;

@@ -46,6 +46,8 @@ unsigned real_owner_start(struct real *c, uint64_t bytes);
 unsigned real_node_start(struct real *c, const char *client_program, uint64_t bytes,
 			 const char *dir, uint64_t quota);
 void real_owner_kill(struct real *c, unsigned i);
+/** SIGTERM; it has to end well. */
+void real_owner_end(struct real *c, unsigned i);
 /** SIGSTOP; returns when it stands still. */
 void real_owner_stop(struct real *c, unsigned i);
 struct mc_store *real_store(struct real *c, uint32_t timeout_ms, uint64_t segment_bytes);
