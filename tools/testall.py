@@ -51,7 +51,10 @@ def e2e(args: argparse.Namespace) -> list[Result]:
 def demo(args: argparse.Namespace) -> list[Result]:
     if not (ROOT / "tools" / "demo" / "demo.py").exists():
         return []
-    return [suites.step("demo: one prompt", ["./run", "demo", "--one"], LOGS / "demo.log", LIMIT_S["demo"])]
+    return [
+        suites.step(f"demo: {name}, one prompt", ["./run", "demo", name, "--one"], LOGS / f"demo-{name}.log", LIMIT_S["demo"])
+        for name in ("pd", "store")
+    ]
 
 
 def guest(args: argparse.Namespace) -> list[Result]:

@@ -17,7 +17,7 @@ from story import Story, run
 from store_demo import StoreDemo
 
 DEMOS: dict[str, type[Story]] = {demo.name: demo for demo in (PdDemo, StoreDemo)}
-BY_DEFAULT = ["pd"]
+BY_DEFAULT = ["pd", "store"]
 
 
 def cache_dir() -> Path:
