@@ -217,7 +217,7 @@ MC_API MC_MUST_CHECK int mc_coll_irecv(struct mc_coll *coll, uint32_t peer, uint
 
 /** Bits of the slots that were active in the last operation or are since the last activation. */
 MC_API uint64_t mc_coll_active(struct mc_coll *coll);
-/** Bits of the slots that could be activated: attached, alive, not active. */
+/** Bits of the other slots whose process is attached and alive, active or not. */
 MC_API uint64_t mc_coll_ready(struct mc_coll *coll);
 /** Bits of the slots whose process is known to be dead or to have left. */
 MC_API uint64_t mc_coll_gone(struct mc_coll *coll);

@@ -353,13 +353,12 @@ int mc_coll_open(struct mc_coll_hub *hub, const struct mc_coll_opts *opts, const
 
 /* ---- close ---- */
 
-static void leave(struct mc_coll *g)
+void mc_coll_leave(struct mc_coll *g)
 {
-	/* release: the last word, before it counts as final */
-	if (g->page)
-		atomic_store_explicit(&g->page->state, MC_COLL_LEFT, memory_order_release);
 	if (!g->page)
 		return;
+	/* release: the last word, before it counts as final */
+	atomic_store_explicit(&g->page->state, MC_COLL_LEFT, memory_order_release);
 	atomic_fetch_add_explicit(&g->page->bell, 1, memory_order_release);
 	mc_futex_wake_shared(&g->page->bell, UINT32_MAX >> 1);
 }
@@ -367,8 +366,11 @@ static void leave(struct mc_coll *g)
 void mc_coll_abort(struct mc_coll *g)
 {
 	atomic_store_explicit(&g->is_aborted, true, memory_order_release);
-	leave(g);
 	mc_coll_stir(g);
+	/* Whoever runs an operation stops at its next wait; no word comes after the last one. */
+	pthread_mutex_lock(&g->run_lock);
+	mc_coll_leave(g);
+	pthread_mutex_unlock(&g->run_lock);
 }
 
 void mc_coll_close(struct mc_coll *g)
@@ -380,7 +382,7 @@ void mc_coll_close(struct mc_coll *g)
 	if (!mc_fork_is_child(g->fork_gen)) {
 		mc_coll_queue_close(g);
 		mc_coll_mail_close(g);
-		leave(g);
+		mc_coll_leave(g);
 		mc_coll_hub_del(g->hub, g);
 	}
 	mc_list_each (p, &g->peers, link)

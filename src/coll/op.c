@@ -180,6 +180,8 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 		return -MC_E_FORKED;
 	if (g->broken)
 		return g->broken;
+	if (atomic_load_explicit(&g->is_aborted, memory_order_acquire))
+		return -MC_E_CANCELED;
 	rc = check(g, op);
 	if (rc < 0)
 		return rc;
@@ -198,8 +200,11 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 	active = ranks = atomic_load_explicit(&g->active, memory_order_relaxed);
 	if (rc == 0)
 		rc = pass(&r, &round, elems, &ranks);
-	if (rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED)
+	if (rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED || rc == -MC_E_NOMEM)
 		g->broken = rc;
+	/* What we owe the others in the middle of an operation they can do without us. */
+	if (rc == -MC_E_NOMEM)
+		mc_coll_leave(g);
 	if (rc == -MC_E_PEER_DEAD)
 		mc_coll_view_lose(g, active & ~r.ranks);
 	ret->seq = g->op;

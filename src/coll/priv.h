@@ -120,6 +120,8 @@ static inline bool mc_coll_peer_is_gone(const struct mc_coll_peer *p)
 }
 /** What went wrong, for mc_coll_last_error(). Not with the lock held. */
 void mc_coll_say(struct mc_coll *g, const char *fmt, ...) MC_PRINTF(2, 3);
+/** To the others this rank is as dead from here on. No operation runs. */
+void mc_coll_leave(struct mc_coll *g);
 /** Everyone of this process who waits in the group looks again. Any thread. */
 void mc_coll_stir(struct mc_coll *g);
 

@@ -165,19 +165,12 @@ int mc_coll_round_begin(struct mc_coll_round *r)
 	r->part = 0;
 	r->part_at = 0;
 	rc = place(r);
-	/* The call is shown whatever happens, so that nobody waits for it. */
-	if (rc == -MC_E_NOMEM) {
-		r->len = 0;
-		r->nchunks = 0;
-	}
-	if (rc < 0 && rc != -MC_E_NOMEM)
+	if (rc < 0)
 		return rc;
 	call_write(r);
-	if (rc < 0)
-		r->g->page->call[r->parity].kind = MC_COLL_KIND_COUNT;
 	if (r->nchunks == 0)
 		mc_coll_post(r->g, mc_coll_word(r->seq, 1));
-	return rc;
+	return 0;
 }
 
 void mc_coll_round_publish(struct mc_coll_round *r)
@@ -222,12 +215,8 @@ static int differ(struct mc_coll_round *r, unsigned slot, const struct mc_coll_c
 	for (int i = 0; i < 2; i++) {
 		const struct mc_coll_call *c = calls[i];
 
-		if (c->kind >= MC_COLL_KIND_COUNT) {
-			(void)snprintf(text[i], sizeof(text[i]), "no memory for its operation");
-			continue;
-		}
 		(void)snprintf(text[i], sizeof(text[i]),
-			       "%s type %s reduction %u root %u count %lld", kinds[c->kind],
+			       "%s type %s reduction %u root %u count %lld", c->kind < MC_COLL_KIND_COUNT ? kinds[c->kind] : "?",
 			       c->type < MC_COLL_TYPE_COUNT ? mc_coll_type_text(c->type) : "?",
 			       c->reduce, c->root, (long long)c->count);
 	}

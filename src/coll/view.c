@@ -12,28 +12,37 @@
 #include "base/sync.h"
 #include "coll/priv.h"
 
-/* The gate's holder has died or left: nobody will open it but us. */
+static bool is_known_gone(const struct mc_coll_peer *p)
+{
+	return !p || mc_coll_peer_is_gone(p);
+}
+
+/* The gate's holder has died or left: nobody will open it but us. Whoever is not known here lives. */
 static bool is_holder_gone(struct mc_coll *g, uint32_t gate)
 {
 	uint32_t slot = gate - 1;
-	struct mc_coll_peer *p;
 	bool is_gone;
 
-	if (slot >= g->ranks_max || slot == g->rank)
-		return slot != g->rank;
+	if (slot >= g->ranks_max)
+		return true;
 	pthread_mutex_lock(&g->lock);
-	p = g->cur[slot];
-	is_gone = !p || mc_coll_peer_is_gone(p);
+	is_gone = slot != g->rank && (g->cur[slot] || g->next[slot]) &&
+		  is_known_gone(g->cur[slot]) && is_known_gone(g->next[slot]);
 	pthread_mutex_unlock(&g->lock);
 	return is_gone;
+}
+
+static void board_ring(struct mc_coll_board *b)
+{
+	atomic_fetch_add_explicit(&b->bell, 1, memory_order_release);
+	mc_futex_wake_shared(&b->bell, UINT32_MAX >> 1);
 }
 
 static void gate_open(struct mc_coll_board *b)
 {
 	/* release: the log's new entry and count */
 	atomic_store_explicit(&b->gate, 0, memory_order_release);
-	atomic_fetch_add_explicit(&b->bell, 1, memory_order_release);
-	mc_futex_wake_shared(&b->bell, UINT32_MAX >> 1);
+	board_ring(b);
 }
 
 /* Sleep until the gate is open; one that was left behind is opened: its entry counts if the log's
@@ -51,7 +60,7 @@ static int gate_pass(struct mc_coll *g, struct mc_coll_board *b, uint64_t deadli
 		if (is_holder_gone(g, gate)) {
 			if (atomic_compare_exchange_strong_explicit(
 				&b->gate, &gate, 0, memory_order_acq_rel, memory_order_relaxed))
-				gate_open(b);
+				board_ring(b);
 			continue;
 		}
 		if (atomic_load_explicit(&g->is_aborted, memory_order_relaxed))
@@ -372,9 +381,13 @@ int mc_coll_join(struct mc_coll *g, uint64_t timeout_ns)
 		    atomic_load_explicit(&g->active, memory_order_relaxed) &
 		    MC_COLL_BIT(g->rank))
 			return 0;
-		if (c && atomic_load_explicit(&b->gate, memory_order_acquire) == 0) {
-			begin_at(g, c, index);
-			return 0;
+		if (c) {
+			/* Whoever wrote it may have died with the gate. */
+			int rc = gate_pass(g, b, deadline_ns);
+
+			if (rc == 0)
+				begin_at(g, c, index);
+			return rc;
 		}
 		if (atomic_load_explicit(&g->is_aborted, memory_order_relaxed))
 			return -MC_E_CANCELED;

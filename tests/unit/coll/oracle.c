@@ -3,6 +3,7 @@
  */
 #include "oracle.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/rand.h"
@@ -20,22 +21,17 @@ double oracle_factor(unsigned rank)
 	return rank % 3 + 0.5;
 }
 
-/* Small multiples of 1/8 below 2048: exact in all of these. */
+/* Of values that are 0 or normal there, and not negative. */
 static uint16_t half_of(double v)
 {
-	_Float16 h = (_Float16)v;
-	uint16_t bits;
+	int e = v > 0 ? ilogb(v) : 0;
 
-	memcpy(&bits, &h, sizeof(bits));
-	return bits;
+	return v > 0 ? (uint16_t)((e + 15) * 1024 + lrint((ldexp(v, -e) - 1) * 1024)) : 0;
 }
 
 static double half_to(uint16_t bits)
 {
-	_Float16 h;
-
-	memcpy(&h, &bits, sizeof(h));
-	return (double)h;
+	return bits ? ldexp(1 + (bits & 1023) / 1024.0, (bits >> 10) - 15) : 0;
 }
 
 static uint16_t bf16_of(double v)
