@@ -216,7 +216,8 @@ static int differ(struct mc_coll_round *r, unsigned slot, const struct mc_coll_c
 		const struct mc_coll_call *c = calls[i];
 
 		(void)snprintf(text[i], sizeof(text[i]),
-			       "%s type %s reduction %u root %u count %lld", c->kind < MC_COLL_KIND_COUNT ? kinds[c->kind] : "?",
+			       "%s type %s reduction %u root %u count %lld",
+			       c->kind < MC_COLL_KIND_COUNT ? kinds[c->kind] : "?",
 			       c->type < MC_COLL_TYPE_COUNT ? mc_coll_type_text(c->type) : "?",
 			       c->reduce, c->root, (long long)c->count);
 	}

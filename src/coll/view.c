@@ -17,7 +17,8 @@ static bool is_known_gone(const struct mc_coll_peer *p)
 	return !p || mc_coll_peer_is_gone(p);
 }
 
-/* The gate's holder has died or left: nobody will open it but us. Whoever is not known here lives. */
+/* The gate's holder has died or left: nobody will open it but us. Whoever is not known here lives.
+ */
 static bool is_holder_gone(struct mc_coll *g, uint32_t gate)
 {
 	uint32_t slot = gate - 1;
@@ -378,8 +379,8 @@ int mc_coll_join(struct mc_coll *g, uint64_t timeout_ns)
 		const struct mc_coll_change *c = own_change(g, b, &index);
 
 		if (!g->is_alone && mc_coll_active(g) &
-		    atomic_load_explicit(&g->active, memory_order_relaxed) &
-		    MC_COLL_BIT(g->rank))
+					atomic_load_explicit(&g->active, memory_order_relaxed) &
+					MC_COLL_BIT(g->rank))
 			return 0;
 		if (c) {
 			/* Whoever wrote it may have died with the gate. */

@@ -8,8 +8,9 @@
 #include "base/sync.h"
 #include "rpc/conn.h"
 
-#define DIRECT_MIN (16u << 10) /* a request's bytes from which its copy costs more than it saves   \
-				*/
+#define DIRECT_MIN                                                                                 \
+	(16u << 10) /* a request's bytes from which its copy costs more than it saves              \
+		     */
 
 static const struct mc_rpc_msg no_reply;
 

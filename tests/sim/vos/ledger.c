@@ -10,8 +10,9 @@
 
 #include "sim/vos/vos.h"
 
-#define LOSS_SETTLES_NS (15 * MC_NS_PER_S) /* until all owners are known again, or known as gone   \
-					    */
+#define LOSS_SETTLES_NS                                                                            \
+	(15 * MC_NS_PER_S) /* until all owners are known again, or known as gone                   \
+			    */
 
 struct ledger_stats ledger_stats;
 
