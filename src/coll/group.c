@@ -14,6 +14,7 @@
 #include "coll/shmem.h"
 
 #define TIMEOUT_NS (30 * 60 * MC_NS_PER_S)
+#define ASK_NS MC_NS_PER_S /* a founder that has not come is asked so often */
 #define SCRATCH_MAX (64ull << 20)
 #define SCRATCH_LIMIT (1ull << 30) /* what the steps of a word can count */
 
@@ -250,25 +251,52 @@ static uint64_t missing(struct mc_coll *g, uint32_t founders)
 	return out;
 }
 
-/* All founders are here: the first view. */
-static int found(struct mc_coll *g, uint32_t founders, uint64_t deadline_ns, struct mc_diag *diag)
+/*
+ * Wait for the founders above. One that takes its time is asked, too: where nobody listens any more
+ * it will never come.
+ */
+static int wait_founders(struct mc_coll *g, uint32_t founders, const char *const *addrs,
+			 uint64_t deadline_ns, struct mc_diag *diag)
 {
 	uint64_t who;
 	int rc = 0;
 
-	for (;;) {
+	while ((who = missing(g, founders)) != 0) {
 		uint32_t bell = atomic_load_explicit(&g->bell, memory_order_acquire);
+		uint64_t soon_ns = mc_min(deadline_ns, mc_now_ns() + ASK_NS);
+		unsigned s = (unsigned)__builtin_ctzll(who);
 
-		who = missing(g, founders);
-		if (who == 0)
-			break;
-		if (rc == -MC_E_TIMEDOUT) {
-			mc_diag_set(diag, "group %s: rank %d did not come", g->name,
-				    __builtin_ctzll(who));
+		if (missing(g, founders) != 0)
+			rc = mc_futex_wait(&g->bell, bell, soon_ns);
+		if (rc != -MC_E_TIMEDOUT)
+			continue;
+		if (mc_now_ns() >= deadline_ns) {
+			mc_diag_set(diag, "group %s: rank %u did not come", g->name, s);
 			return rc;
 		}
-		rc = mc_futex_wait(&g->bell, bell, deadline_ns);
+		rc = addrs && addrs[s]
+			 ? mc_coll_hub_attach(g, s, addrs[s], mc_now_ns() + ASK_NS, diag)
+			 : 0;
+		if (rc == -MC_E_REFUSED || rc == -MC_E_RESET)
+			return -MC_E_PEER_DEAD;
 	}
+	return 0;
+}
+
+/* All founders are here: the first view. */
+static int found(struct mc_coll *g, uint32_t founders, const char *const *addrs,
+		 uint64_t deadline_ns, struct mc_diag *diag)
+{
+	int rc;
+
+	if (founders == 0) {
+		g->is_alone = true;
+		atomic_store_explicit(&g->active, MC_COLL_BIT(g->rank), memory_order_relaxed);
+		return 0;
+	}
+	rc = wait_founders(g, founders, addrs, deadline_ns, diag);
+	if (rc < 0)
+		return rc;
 	pthread_mutex_lock(&g->lock);
 	for (uint32_t s = 0; s < founders; s++) {
 		g->cur[s] = g->next[s];
@@ -278,11 +306,6 @@ static int found(struct mc_coll *g, uint32_t founders, uint64_t deadline_ns, str
 	for (uint32_t s = 0; s < founders; s++)
 		if (s != g->rank)
 			mc_coll_mail_renew(g, s, g->cur[s]->inc);
-	if (founders == 0) {
-		g->is_alone = true;
-		atomic_store_explicit(&g->active, MC_COLL_BIT(g->rank), memory_order_relaxed);
-		return 0;
-	}
 	atomic_store_explicit(&g->active, founders == 64 ? UINT64_MAX : MC_COLL_BIT(founders) - 1,
 			      memory_order_relaxed);
 	return 0;
@@ -306,7 +329,7 @@ static int open_group(struct mc_coll *g, const struct mc_coll_opts *opts, const 
 	mc_coll_hub_add(g->hub, g);
 	rc = meet(g, addrs, deadline_ns, diag);
 	if (rc == 0)
-		rc = found(g, opts->ranks, deadline_ns, diag);
+		rc = found(g, opts->ranks, addrs, deadline_ns, diag);
 	if (rc == 0 && g->board_fd < 0) {
 		mc_diag_set(diag, "group %s: nobody who answered is in it", g->name);
 		rc = -MC_E_PEER_DEAD;

@@ -238,6 +238,29 @@ static void a_stopped_rank_is_waited_for(void **state)
 	world_free(w);
 }
 
+/* ---- a founder that never comes ---- */
+
+static int never(struct rank *r)
+{
+	(void)r;
+	return 9; /* not opened */
+}
+
+static void a_founder_that_dies_before_it_has_come_is_named_soon(void **state)
+{
+	struct world *w = world_make(5);
+	uint64_t from_ns = mc_now_ns();
+	pid_t pids[2];
+
+	(void)state;
+	pids[1] = world_fork_dead(w, 1);
+	assert_int_equal(world_reap(pids[1]), 1000 + SIGKILL);
+	pids[0] = world_fork(w, 0, 2, 2, 0, never);
+	assert_int_equal(world_reap(pids[0]), 3);
+	assert_true(mc_now_ns() - from_ns < 20 * MC_NS_PER_S);
+	world_free(w);
+}
+
 /* ---- nothing is left behind ---- */
 
 static unsigned open_fds(void)
@@ -291,6 +314,7 @@ int main(void)
 	    cmocka_unit_test(ranks_die_and_are_replaced_in_every_slot_under_load),
 	    cmocka_unit_test(slots_are_added_left_empty_sent_away_and_taken_back),
 	    cmocka_unit_test(a_stopped_rank_is_waited_for),
+	    cmocka_unit_test(a_founder_that_dies_before_it_has_come_is_named_soon),
 	    cmocka_unit_test(a_thousand_groups_leave_no_descriptor_and_no_name),
 	};
 

@@ -203,7 +203,7 @@ static uint64_t storm(uint32_t ranks, uint64_t seed)
 	for (uint32_t i = 0; i < ranks; i++)
 		pids[i] = world_fork(w, i, ranks, ranks, 0, storm_ops);
 	/* At a moment that is counted in operations, not in time. */
-	at = (uint32_t)mc_rand_below(&rng, ranks * STORM_OPS / 3);
+	at = 1 + (uint32_t)mc_rand_below(&rng, ranks * STORM_OPS / 3);
 	for (unsigned k = 0; k < n; k++) {
 		uint32_t v = (uint32_t)mc_rand_below(&rng, ranks);
 

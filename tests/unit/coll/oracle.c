@@ -58,18 +58,18 @@ void oracle_store(enum mc_coll_type type, void *p, uint64_t i, double v)
 	case MC_COLL_BYTE:
 	case MC_COLL_U8:
 	case MC_COLL_I8:
-		((uint8_t *)p)[i] = (uint8_t)v;
+		((uint8_t *)p)[i] = (uint8_t)(uint64_t)v;
 		break;
 	case MC_COLL_BOOL:
 		((uint8_t *)p)[i] = v > 1;
 		break;
 	case MC_COLL_U16:
 	case MC_COLL_I16:
-		((uint16_t *)p)[i] = (uint16_t)v;
+		((uint16_t *)p)[i] = (uint16_t)(uint64_t)v;
 		break;
 	case MC_COLL_U32:
 	case MC_COLL_I32:
-		((uint32_t *)p)[i] = (uint32_t)v;
+		((uint32_t *)p)[i] = (uint32_t)(uint64_t)v;
 		break;
 	case MC_COLL_U64:
 	case MC_COLL_I64:

@@ -60,6 +60,19 @@ static void addresses(struct world *w, uint32_t rank, uint32_t ranks, const char
 	}
 }
 
+/* A hub, and its address for the others. */
+static int show(struct world *w, uint32_t rank, struct mc_coll_hub **ret_hub)
+{
+	struct mc_diag diag = {0};
+
+	if (mc_coll_hub_open(&diag, ret_hub) < 0)
+		return -1;
+	(void)snprintf(w->addr[rank], sizeof(w->addr[rank]), "%s", mc_coll_hub_address(*ret_hub));
+	atomic_store(&w->has_addr[rank], 1);
+	mc_futex_wake_shared(&w->has_addr[rank], WORLD_MAX);
+	return 0;
+}
+
 static int live(struct world *w, uint32_t rank, uint32_t ranks, uint32_t ranks_max,
 		uint64_t scratch_max, int (*fn)(struct rank *r))
 {
@@ -73,13 +86,10 @@ static int live(struct world *w, uint32_t rank, uint32_t ranks, uint32_t ranks_m
 				    .scratch_max = scratch_max};
 	const char *addrs[WORLD_MAX];
 	struct mc_diag diag = {0};
-	int rc = mc_coll_hub_open(&diag, &r.hub);
+	int rc = show(w, rank, &r.hub);
 
 	if (rc < 0)
 		return 2;
-	(void)snprintf(w->addr[rank], sizeof(w->addr[rank]), "%s", mc_coll_hub_address(r.hub));
-	atomic_store(&w->has_addr[rank], 1);
-	mc_futex_wake_shared(&w->has_addr[rank], WORLD_MAX);
 	addresses(w, rank, ranks, addrs);
 	rc = mc_coll_open(r.hub, &opts, addrs, &diag, &r.coll);
 	if (rc < 0) {
@@ -92,8 +102,8 @@ static int live(struct world *w, uint32_t rank, uint32_t ranks, uint32_t ranks_m
 	return rc;
 }
 
-pid_t world_fork(struct world *w, uint32_t rank, uint32_t ranks, uint32_t ranks_max,
-		 uint64_t scratch_max, int (*fn)(struct rank *r))
+/* @return the child's 0 */
+static pid_t fork_child(void)
 {
 	pid_t pid;
 
@@ -104,7 +114,28 @@ pid_t world_fork(struct world *w, uint32_t rank, uint32_t ranks, uint32_t ranks_
 		/* cmocka and sanitizers would go on with the tests, or explain at length. */
 		(void)signal(SIGSEGV, SIG_DFL);
 		(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+	}
+	return pid;
+}
+
+pid_t world_fork(struct world *w, uint32_t rank, uint32_t ranks, uint32_t ranks_max,
+		 uint64_t scratch_max, int (*fn)(struct rank *r))
+{
+	pid_t pid = fork_child();
+
+	if (pid == 0)
 		_exit(live(w, rank, ranks, ranks_max, scratch_max, fn));
+	return pid;
+}
+
+pid_t world_fork_dead(struct world *w, uint32_t rank)
+{
+	struct mc_coll_hub *hub;
+	pid_t pid = fork_child();
+
+	if (pid == 0) {
+		(void)show(w, rank, &hub);
+		(void)raise(SIGKILL);
 	}
 	return pid;
 }

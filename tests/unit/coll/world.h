@@ -36,6 +36,8 @@ void world_free(struct world *w);
  * group with room for `ranks_max`), runs fn, closes, and exits with what fn returned. */
 pid_t world_fork(struct world *w, uint32_t rank, uint32_t ranks, uint32_t ranks_max,
 		 uint64_t scratch_max, int (*fn)(struct rank *r));
+/** Fork a process that says where its hub is, and dies. */
+pid_t world_fork_dead(struct world *w, uint32_t rank);
 /** One operation more has ended. */
 void world_tick(struct world *w);
 /** Wait until that many have. */
