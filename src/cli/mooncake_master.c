@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "cli/master_flags.h"
+#include "io/sock.h"
 #include "master/admin.h"
 #include "master/metadata.h"
 
@@ -188,6 +189,7 @@ int main(int argc, char **argv)
 	sigaddset(&stop, SIGTERM);
 	(void)pthread_sigmask(SIG_BLOCK, &stop, NULL); /* before there are threads */
 	(void)signal(SIGPIPE, SIG_IGN);
+	mc_fd_limit_raise();
 	rc = mc_master_flags_parse(argc, argv, flags, &diag);
 	if (rc == 0)
 		rc = run(flags, &stop, &diag);

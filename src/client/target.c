@@ -3,6 +3,7 @@
  * still missing, all at once; what failed goes to another owner in the next one. Small objects go
  * with the question, the others when there is room for them.
  */
+#include "base/crc.h"
 #include "base/log.h"
 #include "client/priv.h"
 #include "owner/owner.h"
@@ -158,6 +159,8 @@ static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, u
 
 	if (!c || mc_cli_call_add(c, len, item, &wr) < 0)
 		return -MC_E_NOMEM;
+	for (uint32_t i = 0; is_inline(w) && i < w->nranges; i++)
+		g.crc = mc_crc32c(g.crc, w->ranges[i].addr, w->ranges[i].len);
 	mc_st_grant_encode(&wr, &g, false);
 	for (uint32_t i = 0; is_inline(w) && i < w->nranges; i++)
 		mc_wr_bytes(&wr, w->ranges[i].addr, w->ranges[i].len);

@@ -75,18 +75,6 @@ static void name_limits(struct mc_diag *diag)
 		    limit_text(RLIMIT_AS, space));
 }
 
-/* A process with hundreds of peers needs descriptors: take what the hard limit allows, as upstream
- * does. */
-static void raise_nofile(void)
-{
-	struct rlimit r;
-
-	if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
-		r.rlim_cur = r.rlim_max;
-		(void)setrlimit(RLIMIT_NOFILE, &r);
-	}
-}
-
 static int open_loops(struct mc_engine *eng)
 {
 	cpu_set_t set;
@@ -409,7 +397,7 @@ int mc_engine_open_verbs(const struct mc_engine_opts *opts, const struct mc_verb
 	mc_list_init(&eng->plain);
 	mc_list_init(&eng->files);
 	mc_quarantine_init(&eng->quarantine);
-	raise_nofile();
+	mc_fd_limit_raise();
 	rc = engine_open(eng, &o, verbs, &mine);
 	if (rc < 0) {
 		if (diag) {

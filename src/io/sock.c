@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -489,6 +490,16 @@ int mc_sock_listen_range(const struct mc_addr *host, uint16_t port_min, uint16_t
 			return rc;
 	}
 	return rc;
+}
+
+void mc_fd_limit_raise(void)
+{
+	struct rlimit r;
+
+	if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+		r.rlim_cur = r.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &r);
+	}
 }
 
 int mc_sock_connect(const struct mc_addr *to, const struct mc_addr *from, int *ret_fd)

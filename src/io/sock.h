@@ -53,6 +53,10 @@ bool mc_addr_is_running(const struct mc_addr *addr);
  * AF_INET or AF_INET6 */
 int mc_addr_default(int family, struct mc_addr *ret_addr);
 
+/** A process with many peers needs descriptors: take what the hard limit allows, as upstream does.
+ */
+void mc_fd_limit_raise(void);
+
 /** Listen on addr (port 0: any). @return 0; -MC_E_ADDR_IN_USE; -MC_E_ADDR; -MC_E_LIMIT; -MC_E_PERM;
  * -MC_E_IO */
 int mc_sock_listen(const struct mc_addr *addr, int backlog, int *ret_fd, struct mc_addr *ret_bound);

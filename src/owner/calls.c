@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "base/crc.h"
 #include "base/sync.h"
 #include "owner/priv.h"
 
@@ -116,12 +117,17 @@ static uint8_t *look(struct mc_owner *o, uint32_t id, struct mc_slot_info *ret_i
 	return image;
 }
 
-/* CRCs of a payload, copied from `from` unless that is NULL, and the end of the sealing. */
-static int32_t fill(struct mc_owner *o, uint32_t id, const uint8_t *from)
+/*
+ * CRCs of a payload, copied from `from` unless that is NULL, and the end of the sealing. The table
+ * would vouch for what a wire made of the bytes, so it is asked whether it fits `crc`, the writer's
+ * of all of them; 0: nobody said.
+ */
+static int32_t fill(struct mc_owner *o, uint32_t id, const uint8_t *from, uint32_t crc)
 {
 	uint32_t few[INLINE_CHUNKS], *table = few;
 	struct mc_slot_info info;
 	uint8_t *to = look(o, id, &info);
+	uint32_t plain = 0;
 	int32_t status;
 
 	to += info.payload_off;
@@ -138,8 +144,15 @@ static int32_t fill(struct mc_owner *o, uint32_t id, const uint8_t *from)
 		table[i] =
 		    from ? mc_slot_chunk_copy(&info, i, to, from + (size_t)i * MC_SLOT_CHUNK, len)
 			 : mc_slot_chunk_crc(&info, i, to, len);
+		if (crc)
+			plain = mc_crc32c_skip(plain, len) ^ mc_slot_chunk_seed(&info, i, table[i]);
 	}
-	status = mc_owner_finish(o, id, table);
+	if (crc && plain != crc) {
+		(void)mc_owner_finish(o, id, NULL);
+		status = MC_STORE_CHECKSUM_MISMATCH;
+	} else {
+		status = mc_owner_finish(o, id, table);
+	}
 	if (table != few)
 		mc_free(table);
 	return status;
@@ -175,7 +188,7 @@ int32_t mc_owner_seal_begin(struct mc_owner *o, uint64_t addr, uint64_t gen, uin
 
 int32_t mc_owner_seal_compute(struct mc_owner *o, uint32_t id)
 {
-	return fill(o, id, NULL);
+	return fill(o, id, NULL, 0);
 }
 
 /* The writer may try again: its grant is as it was. */
@@ -220,7 +233,7 @@ int32_t mc_owner_seal(struct mc_owner *o, const struct mc_st_seal *s)
 	if (!(s->flags & MC_ST_SEAL_COMPUTE))
 		return mc_owner_seal_table(o, s);
 	status = mc_owner_seal_begin(o, s->addr, s->gen, &id);
-	return status > 0 ? fill(o, id, NULL) : status;
+	return status > 0 ? fill(o, id, NULL, 0) : status;
 }
 
 int32_t mc_owner_drop(struct mc_owner *o, const struct mc_st_place *p)
@@ -396,7 +409,7 @@ static int32_t put_into(struct mc_owner *o, const struct mc_st_grant *g, uint32_
 	pthread_mutex_unlock(&o->lock);
 	if (is_old)
 		return state == MC_OSLOT_SEALED ? 0 : MC_STORE_OBJECT_REPLICA_BUSY;
-	status = fill(o, id, g->payload);
+	status = fill(o, id, g->payload, g->crc);
 	if (status < 0)
 		return status;
 	mc_counter_add(&o->count.puts, 1);

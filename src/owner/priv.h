@@ -32,7 +32,7 @@
 #include "wire/store.pb-c.h"
 
 #define MC_OWNER_WRITERS_MAX 4096u
-#define MC_OWNER_CONNS_MAX 4096u
+#define MC_OWNER_CONNS_MAX 16384u
 #define MC_OWNER_JOBS_MAX 1024u
 #define MC_OWNER_ORDERS_MAX 64u
 #define MC_OWNER_NAME_MAX 256u

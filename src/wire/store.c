@@ -161,7 +161,7 @@ void mc_st_grant_encode(struct mc_wr *w, const struct mc_st_grant *v, bool has_p
 	mc_wr_u64(w, v->len);
 	mc_wr_u16(w, v->key_len);
 	mc_wr_u16(w, v->tlv_len);
-	mc_wr_u32(w, 0);
+	mc_wr_u32(w, v->crc);
 	mc_wr_bytes(w, v->key, v->key_len);
 	mc_wr_bytes(w, v->tlv, v->tlv_len);
 	if (has_payload)
@@ -175,7 +175,7 @@ void mc_st_grant_decode(struct mc_rd *r, struct mc_st_grant *ret, bool has_paylo
 	ret->len = mc_rd_u64(r);
 	ret->key_len = mc_rd_u16(r);
 	ret->tlv_len = mc_rd_u16(r);
-	(void)mc_rd_u32(r);
+	ret->crc = mc_rd_u32(r);
 	ret->key = key_bytes(r, ret->key_len);
 	ret->tlv = text_decode(r, ret->tlv_len);
 	if (!has_payload)

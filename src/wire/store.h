@@ -138,7 +138,7 @@ struct mc_st_bad {
 struct mc_st_grant {
 	uint64_t gen, len;
 	uint16_t key_len, tlv_len;
-	uint32_t pad32;
+	uint32_t crc; /* PUT: CRC32C of the payload, which the owner checks; 0: not said */
 	const uint8_t *key, *tlv;
 	const uint8_t *payload; /* PUT only: `len` bytes behind the TLV */
 };
@@ -146,7 +146,8 @@ struct mc_st_grant {
 struct mc_st_granted {
 	int32_t status;	      /* MC_STORE_NO_AVAILABLE_HANDLE: nothing may be evicted for it;
 				 MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS: no room by the call's
-				 deadline, ask again */
+				 deadline, ask again; MC_STORE_CHECKSUM_MISMATCH: not what
+				 `crc` says, ask again */
 	uint64_t addr;	      /* of the slot; PUT: it is sealed */
 	uint64_t incarnation; /* that CRCs are seeded with */
 };

@@ -24,8 +24,9 @@ struct pipe_dir {
 	uint8_t *buf;
 	size_t cap, head, len;
 	uint64_t sent, ready_ns;
-	bool is_eof;  /* no more comes in */
-	bool is_shut; /* told to the other side */
+	uint64_t flip_in; /* bytes that come before the one with another bit */
+	bool is_eof;	  /* no more comes in */
+	bool is_shut;	  /* told to the other side */
 };
 
 struct conn {
@@ -72,6 +73,8 @@ static void conn_accept(struct relay *r)
 	for (int i = 0; i < 2; i++) {
 		c->dir[i].cap = r->opts.buffer_bytes ? r->opts.buffer_bytes : 256u << 10;
 		c->dir[i].buf = mc_calloc(1, c->dir[i].cap);
+		if (r->opts.flip_bytes)
+			c->dir[i].flip_in = mc_rand_below(&r->rand, r->opts.flip_bytes);
 	}
 	if (!c->dir[0].buf || !c->dir[1].buf || mc_sock_accept(r->listen_fd, &c->fd[0], NULL) < 0 ||
 	    (!r->is_paused && mc_sock_connect(&r->to, NULL, &c->fd[1]) < 0)) {
@@ -90,8 +93,25 @@ static void conn_accept(struct relay *r)
 	pthread_mutex_unlock(&r->lock);
 }
 
+static void flip(struct relay *r, struct pipe_dir *d, uint8_t *p, size_t n)
+{
+	size_t at = 0;
+	unsigned flips = 0;
+
+	while (n - at > d->flip_in) {
+		at += (size_t)d->flip_in;
+		p[at++] ^= (uint8_t)(1u << mc_rand_below(&r->rand, 8));
+		d->flip_in = mc_rand_below(&r->rand, r->opts.flip_bytes);
+		flips++;
+	}
+	d->flip_in -= n - at;
+	pthread_mutex_lock(&r->lock);
+	r->stats.flips += flips;
+	pthread_mutex_unlock(&r->lock);
+}
+
 /* Take what has come. */
-static void dir_in(struct pipe_dir *d, int fd)
+static void dir_in(struct relay *r, struct pipe_dir *d, int fd)
 {
 	size_t tail = (d->head + d->len) % d->cap;
 	size_t room = mc_min(d->cap - d->len, d->cap - tail);
@@ -100,6 +120,8 @@ static void dir_in(struct pipe_dir *d, int fd)
 	if (d->is_eof || room == 0)
 		return;
 	n = recv(fd, d->buf + tail, room, MSG_DONTWAIT);
+	if (n > 0 && r->opts.flip_bytes)
+		flip(r, d, d->buf + tail, (size_t)n);
 	if (n > 0)
 		d->len += (size_t)n;
 	else if (n == 0 || (errno != EAGAIN && errno != EINTR))
@@ -162,7 +184,7 @@ static bool conn_step(struct relay *r, struct conn *c, uint64_t now_ns)
 
 	for (int i = 0; i < 2; i++)
 		if (c->fd[i] >= 0)
-			dir_in(&c->dir[i], c->fd[i]);
+			dir_in(r, &c->dir[i], c->fd[i]);
 	if (is_paused)
 		return true;
 	if (c->fd[1] < 0) {

@@ -1,10 +1,10 @@
 /*
  * relay.h: a TCP proxy in a thread of the test, which does to a byte stream what networks do: cuts
- * it into pieces, delays them, stalls, resets in the middle of a frame, and delivers what one end
- * had sent long after that end is gone.
+ * it into pieces, delays them, stalls, resets in the middle of a frame, flips bits, and delivers
+ * what one end had sent long after that end is gone.
  *
- * The last is the point: the kernel of a process that closed a connection, or a switch, may still
- * hold its bytes; only a fence at the receiving end keeps them from landing.
+ * Late bytes are the point: the kernel of a process that closed a connection, or a switch, may
+ * still hold its bytes; only a fence at the receiving end keeps them from landing.
  */
 #ifndef TESTS_RELAY_H
 #define TESTS_RELAY_H
@@ -23,13 +23,14 @@ struct relay_opts {
 	size_t piece_max;     /* later pieces are 1 … so long; 0: 64 KiB */
 	unsigned reset_bytes; /* a connection is reset after 1 … so many bytes; 0: never */
 	uint64_t delay_ns;    /* a piece waits up to this long */
-	size_t buffer_bytes;  /* held for each direction; 0: 256 KiB */
+	uint64_t flip_bytes; /* one bit in 1 … so many bytes of a direction is flipped; 0: none */
+	size_t buffer_bytes; /* held for each direction; 0: 256 KiB */
 };
 
 struct relay_stats {
 	unsigned open;	/* connections that have bytes or an end to deliver */
 	unsigned conns; /* accepted so far */
-	unsigned resets;
+	unsigned resets, flips;
 	uint64_t bytes;	     /* delivered */
 	uint64_t late_bytes; /* delivered after their sender had closed */
 };

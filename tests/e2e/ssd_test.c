@@ -19,7 +19,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "base/rand.h"
+#include "ledger.h"
 #include "store_real.h"
 
 #define KIB 1024ull
@@ -37,27 +37,6 @@ struct fix {
 	unsigned node;
 	uint8_t *buf;
 };
-
-/* Every 8 bytes depend on seed and place. */
-static void bytes_fill(uint8_t *p, size_t len, uint64_t seed)
-{
-	for (size_t i = 0; i < len; i += 8) {
-		uint64_t state = seed * 0x100000001ull + i, v = mc_splitmix64(&state);
-
-		memcpy(p + i, &v, mc_min((size_t)8, len - i));
-	}
-}
-
-static bool bytes_are(const uint8_t *p, size_t len, uint64_t seed)
-{
-	for (size_t i = 0; i < len; i += 8) {
-		uint64_t state = seed * 0x100000001ull + i, v = mc_splitmix64(&state);
-
-		if (memcmp(p + i, &v, mc_min((size_t)8, len - i)) != 0)
-			return false;
-	}
-	return true;
-}
 
 static void nap(unsigned ms)
 {
@@ -79,7 +58,7 @@ static int put(struct fix *f, unsigned i, size_t len, uint64_t seed, unsigned fl
 	struct mc_store_item item = {{name(i, text), strlen(text)}, &part, 1};
 	int32_t ret = 1;
 
-	bytes_fill(f->buf, len, seed);
+	ledger_fill(f->buf, len, seed);
 	(void)!mc_store_put(f->st, &item, 1, NULL, flags, &ret);
 	return ret;
 }
@@ -95,7 +74,7 @@ static int64_t get(struct fix *f, unsigned i, uint64_t seed)
 	memset(f->buf, 0, 64);
 	(void)!mc_store_get(f->st, &item, 1, &ret);
 	if (ret >= 0)
-		assert_true(bytes_are(f->buf, (size_t)ret, seed));
+		assert_true(ledger_is_filled(f->buf, (size_t)ret, seed));
 	return ret;
 }
 

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <mooncake/engine.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -31,17 +32,41 @@ void real_init(const char *master_program)
 	(void)signal(SIGPIPE, SIG_IGN);
 }
 
+bool real_args(int argc, char **argv, bool *ret_is_long, uint64_t *seed, const char **ret_test)
+{
+	if (argc < 2) {
+		(void)fprintf(stderr, "usage: %s MOONCAKE_MASTER [--long] [--seed=N] [TEST]\n",
+			      argv[0]);
+		return false;
+	}
+	real_init(argv[1]);
+	for (int i = 2; i < argc; i++) {
+		if (strcmp(argv[i], "--long") == 0)
+			*ret_is_long = true;
+		else if (strncmp(argv[i], "--seed=", 7) == 0)
+			*seed = strtoull(argv[i] + 7, NULL, 10);
+		else
+			*ret_test = argv[i];
+	}
+	(void)printf("again: %s %s%s --seed=%llu %s\n", argv[0], argv[1],
+		     *ret_is_long ? " --long" : "", (unsigned long long)*seed,
+		     *ret_test ? *ret_test : "");
+	(void)fflush(stdout);
+	return true;
+}
+
 bool real_is_owner(int argc, char **argv, int *ret)
 {
-	struct mc_store_opts opts = {.size = sizeof(opts), .name = "127.0.0.1"};
+	struct mc_store_opts opts = {.size = sizeof(opts)};
 	struct mc_store *st;
 	struct mc_diag diag;
 	char c;
 
-	if (argc != 4 || strcmp(argv[1], "--owner") != 0)
+	if (argc != 5 || strcmp(argv[1], "--owner") != 0)
 		return false;
 	opts.master = argv[2];
 	opts.segment_bytes = strtoull(argv[3], NULL, 10);
+	opts.name = argv[4];
 	*ret = 1;
 	if (mc_store_open(&opts, &diag, &st) < 0) {
 		(void)fprintf(stderr, "owner: %s\n", diag.text);
@@ -56,8 +81,7 @@ bool real_is_owner(int argc, char **argv, int *ret)
 	return true;
 }
 
-/* The first line that a new process says; its stdin stays open. */
-static void spawn(struct real_proc *p, const char *path, char *const argv[], char *line, size_t cap)
+void real_spawn(struct real_proc *p, const char *path, char *const argv[], char *line, size_t cap)
 {
 	int in[2], out[2];
 	size_t n = 0;
@@ -84,7 +108,7 @@ static void spawn(struct real_proc *p, const char *path, char *const argv[], cha
 		fail_msg("%s does not start", path);
 }
 
-static void reap(struct real_proc *p, int signo)
+void real_reap(struct real_proc *p, int signo)
 {
 	int status;
 
@@ -108,24 +132,31 @@ void real_master_start(struct real *c)
 	(void)snprintf(port, sizeof(port), "--rpc_port=%s", strchr(c->master, ':') + 1);
 	(void)snprintf(dir, sizeof(dir), "--state_dir=%s", c->dir);
 	(void)snprintf(lease, sizeof(lease), "--default_kv_lease_ttl=%u", c->lease_ms);
-	spawn(&c->m, program, argv, line, sizeof(line));
+	real_spawn(&c->m, program, argv, line, sizeof(line));
 }
 
 void real_master_kill(struct real *c)
 {
-	reap(&c->m, SIGKILL);
+	real_reap(&c->m, SIGKILL);
 }
 
 unsigned real_owner_start(struct real *c, uint64_t bytes)
 {
-	char size[32];
-	char *argv[] = {"owner", "--owner", c->master, size, NULL};
 	unsigned i = c->nowners++;
 
 	assert_true(i < REAL_OWNERS_MAX);
-	(void)snprintf(size, sizeof(size), "%llu", (unsigned long long)bytes);
-	spawn(&c->owners[i], "/proc/self/exe", argv, c->segments[i], sizeof(c->segments[i]));
+	real_owner_again(c, i, bytes);
 	return i;
+}
+
+void real_owner_again(struct real *c, unsigned i, uint64_t bytes)
+{
+	char size[32], host[16];
+	char *argv[] = {"owner", "--owner", c->master, size, host, NULL};
+
+	(void)snprintf(host, sizeof(host), "127.0.0.%u", c->has_hosts ? 2 + i : 1);
+	(void)snprintf(size, sizeof(size), "%llu", (unsigned long long)bytes);
+	real_spawn(&c->owners[i], "/proc/self/exe", argv, c->segments[i], sizeof(c->segments[i]));
 }
 
 unsigned real_node_start(struct real *c, const char *client_program, uint64_t bytes,
@@ -147,14 +178,14 @@ unsigned real_node_start(struct real *c, const char *client_program, uint64_t by
 	(void)snprintf(path, sizeof(path), "--ssd_offload_path=%s", dir);
 	(void)snprintf(limit, sizeof(limit), "%llu", (unsigned long long)quota);
 	assert_int_equal(setenv("MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES", limit, 1), 0);
-	spawn(&c->owners[i], client_program, argv, line, sizeof(line));
+	real_spawn(&c->owners[i], client_program, argv, line, sizeof(line));
 	c->owners[i].signo = SIGTERM;
 	return i;
 }
 
 void real_owner_kill(struct real *c, unsigned i)
 {
-	reap(&c->owners[i], SIGKILL);
+	real_reap(&c->owners[i], SIGKILL);
 }
 
 void real_owner_end(struct real *c, unsigned i)
@@ -168,13 +199,18 @@ void real_owner_end(struct real *c, unsigned i)
 	c->owners[i].pid = 0;
 }
 
-void real_owner_stop(struct real *c, unsigned i)
+void real_stop(struct real_proc *p)
 {
 	int status;
 
-	assert_int_equal(kill(c->owners[i].pid, SIGSTOP), 0);
-	assert_int_equal(waitpid(c->owners[i].pid, &status, WUNTRACED), c->owners[i].pid);
+	assert_int_equal(kill(p->pid, SIGSTOP), 0);
+	assert_int_equal(waitpid(p->pid, &status, WUNTRACED), p->pid);
 	assert_true(WIFSTOPPED(status));
+}
+
+void real_owner_stop(struct real *c, unsigned i)
+{
+	real_stop(&c->owners[i]);
 }
 
 struct real *real_open(unsigned nowners, uint64_t bytes)
@@ -208,8 +244,8 @@ void real_close(struct real *c)
 	char path[512];
 
 	for (unsigned i = 0; i < c->nowners; i++)
-		reap(&c->owners[i], 0);
-	reap(&c->m, SIGTERM);
+		real_reap(&c->owners[i], 0);
+	real_reap(&c->m, SIGTERM);
 	(void)snprintf(path, sizeof(path), "rm -rf '%s'", c->dir);
 	assert_int_equal(system(path), 0);
 	mc_free(c);
@@ -229,4 +265,19 @@ struct mc_store *real_store(struct real *c, uint32_t timeout_ms, uint64_t segmen
 	if (mc_store_open(&opts, &diag, &st) < 0)
 		fail_msg("%s", diag.text);
 	return st;
+}
+
+uint64_t real_used(struct mc_store *st)
+{
+	char *json = mc_store_segments_json(st), *at = json;
+	uint64_t used = 0;
+
+	if (!json)
+		return UINT64_MAX;
+	while ((at = strstr(at, "\"used\":"))) {
+		at += strlen("\"used\":");
+		used += strtoull(at, NULL, 10);
+	}
+	mc_text_free(json);
+	return used;
 }

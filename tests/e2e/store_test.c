@@ -1,12 +1,11 @@
 /*
- * store_test.c: the Store through real processes, which are killed, stopped and restarted. A ledger
- * beside it knows every acknowledged write: what is read is one of them, whole, or a miss.
+ * store_test.c: the Store through real processes, which are killed, stopped and restarted: what is
+ * read is what was put, whole, or a miss. At random and under load: store_kill_test.c.
  */
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,35 +16,12 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "base/rand.h"
+#include "ledger.h"
 #include "store_real.h"
 
 #define KIB 1024ull
 #define MIB (1024 * KIB)
 #define LEN_MAX (64 * MIB)
-
-/* ---- bytes that tell whose they are ---- */
-
-/* Every 8 bytes depend on seed and place. */
-static void bytes_fill(uint8_t *p, size_t len, uint64_t seed)
-{
-	for (size_t i = 0; i < len; i += 8) {
-		uint64_t state = seed + i, v = mc_splitmix64(&state);
-
-		memcpy(p + i, &v, mc_min((size_t)8, len - i));
-	}
-}
-
-static bool bytes_are(const uint8_t *p, size_t len, uint64_t seed)
-{
-	for (size_t i = 0; i < len; i += 8) {
-		uint64_t state = seed + i, v = mc_splitmix64(&state);
-
-		if (memcmp(p + i, &v, mc_min((size_t)8, len - i)) != 0)
-			return false;
-	}
-	return true;
-}
 
 static struct mc_store_key key_of(const char *text)
 {
@@ -59,7 +35,7 @@ static int put(struct mc_store *st, const char *key, uint8_t *buf, size_t len, u
 	struct mc_store_item item = {key_of(key), &part, 1};
 	int32_t ret = 1;
 
-	bytes_fill(buf, len, seed);
+	ledger_fill(buf, len, seed);
 	(void)!mc_store_put(st, &item, 1, conf, flags, &ret);
 	return ret;
 }
@@ -78,7 +54,7 @@ static void read_is(struct mc_store *st, const char *key, uint8_t *buf, size_t l
 {
 	memset(buf, 0, len);
 	assert_int_equal(get(st, key, buf, len), (int64_t)len);
-	assert_true(bytes_are(buf, len, seed));
+	assert_true(ledger_is_filled(buf, len, seed));
 }
 
 static uint8_t *buffer(size_t len)
@@ -202,7 +178,7 @@ static void batches_in_parts_on_several_owners(void **state)
 	int64_t got[N];
 	char keys[N][16];
 
-	bytes_fill(in, N * 320 * KIB, 9);
+	ledger_fill(in, N * 320 * KIB, 9);
 	for (unsigned i = 0; i < N; i++) {
 		size_t len = 1 + (size_t)i * 1087 % (320 * KIB), at = i * 320 * KIB;
 
@@ -253,7 +229,7 @@ static void a_full_pool_evicts_and_never_gives_other_bytes(void **state)
 		if (got == MC_STORE_OBJECT_NOT_FOUND)
 			continue;
 		assert_int_equal(got, (int64_t)len);
-		assert_true(bytes_are(buf, len, i));
+		assert_true(ledger_is_filled(buf, len, i));
 		hits++;
 	}
 	assert_true(hits >= 40 && hits < N);
@@ -392,7 +368,7 @@ static void the_death_of_an_owner_is_a_miss_and_puts_go_elsewhere(void **state)
 		read_is(st, key, buf, 10 * KIB, 1000 + i);
 		(void)snprintf(key, sizeof(key), "one%u", i);
 		got = get(st, key, buf, MIB);
-		hits += got == 300 * KIB && bytes_are(buf, 300 * KIB, i);
+		hits += got == 300 * KIB && ledger_is_filled(buf, 300 * KIB, i);
 		assert_true(got == 300 * KIB || got < 0);
 		(void)snprintf(key, sizeof(key), "new%u", i);
 		assert_int_equal(put(st, key, buf, 300 * KIB, 2000 + i, NULL, 0), 0);
@@ -461,123 +437,6 @@ static void a_stopped_owner_delays_no_put_beyond_its_deadline(void **state)
 	(void)state;
 }
 
-/* ---- storm ---- */
-
-#define STORM_KEYS 64u
-#define STORM_NS (3 * MC_NS_PER_S)
-
-/* The ledger: of each key the highest version whose write was begun, and the highest acknowledged.
- * Bytes and length follow from key and version. */
-struct storm {
-	struct mc_store *a, *b; /* one is an owner itself */
-	_Atomic uint32_t begun[STORM_KEYS], acked[STORM_KEYS];
-	pthread_mutex_t writing[STORM_KEYS]; /* one writer a key: versions are in order */
-	_Atomic uint64_t reads, misses, writes, wrong;
-	uint64_t until_ns;
-};
-
-static size_t storm_len(unsigned key, uint32_t version)
-{
-	uint64_t state = key * 7919u + version;
-
-	return 8 + mc_splitmix64(&state) % (version % 4 == 0 ? 700 * KIB : 20 * KIB);
-}
-
-static uint64_t storm_seed(unsigned key, uint32_t version)
-{
-	return (uint64_t)key << 40 | (uint64_t)version << 32;
-}
-
-static void *storm_write(void *arg)
-{
-	struct storm *s = arg;
-	uint64_t rand = mc_now_ns();
-	uint8_t *buf = buffer(MIB);
-	char key[16];
-
-	while (mc_now_ns() < s->until_ns) {
-		unsigned k = (unsigned)(mc_splitmix64(&rand) % STORM_KEYS);
-		uint32_t v;
-
-		(void)snprintf(key, sizeof(key), "k%u", k);
-		pthread_mutex_lock(&s->writing[k]);
-		v = atomic_fetch_add(&s->begun[k], 1) + 1;
-		if (put(k % 2 ? s->a : s->b, key, buf, storm_len(k, v), storm_seed(k, v), NULL,
-			MC_STORE_UPSERT) == 0) {
-			atomic_store(&s->acked[k], v);
-			atomic_fetch_add(&s->writes, 1);
-		}
-		pthread_mutex_unlock(&s->writing[k]);
-	}
-	mc_free(buf);
-	return NULL;
-}
-
-/* Is it a version from `low` on that somebody began to write? */
-static bool storm_is_right(struct storm *s, unsigned k, uint32_t low, const uint8_t *buf,
-			   int64_t len)
-{
-	uint32_t high = atomic_load(&s->begun[k]);
-
-	for (uint32_t v = high; v >= low && v > 0; v--)
-		if ((int64_t)storm_len(k, v) == len &&
-		    bytes_are(buf, (size_t)len, storm_seed(k, v)))
-			return true;
-	return false;
-}
-
-static void *storm_read(void *arg)
-{
-	struct storm *s = arg;
-	uint64_t rand = mc_now_ns() * 3;
-	uint8_t *buf = buffer(MIB);
-	char key[16];
-
-	while (mc_now_ns() < s->until_ns) {
-		unsigned k = (unsigned)(mc_splitmix64(&rand) % STORM_KEYS);
-		uint32_t low = atomic_load(&s->acked[k]);
-		int64_t got;
-
-		(void)snprintf(key, sizeof(key), "k%u", k);
-		got = get(mc_splitmix64(&rand) % 2 ? s->a : s->b, key, buf, MIB);
-		atomic_fetch_add(&s->reads, 1);
-		if (got == MC_STORE_OBJECT_NOT_FOUND)
-			atomic_fetch_add(&s->misses, 1);
-		else if (got >= 0 && !storm_is_right(s, k, low, buf, got))
-			atomic_fetch_add(&s->wrong, 1);
-	}
-	mc_free(buf);
-	return NULL;
-}
-
-static void writers_readers_and_eviction_at_once(void **state)
-{
-	struct real *c = real_open(2, 8 * MIB);
-	struct mc_store *a = real_store(c, 20000, 0), *b = real_store(c, 20000, 8 * MIB);
-	struct storm *s = mc_calloc(1, sizeof(*s));
-	pthread_t threads[4];
-
-	s->a = a;
-	s->b = b;
-	s->until_ns = mc_now_ns() + STORM_NS;
-	for (unsigned k = 0; k < STORM_KEYS; k++)
-		pthread_mutex_init(&s->writing[k], NULL);
-	for (unsigned i = 0; i < 4; i++)
-		assert_int_equal(
-		    pthread_create(&threads[i], NULL, i < 2 ? storm_write : storm_read, s), 0);
-	for (unsigned i = 0; i < 4; i++)
-		(void)pthread_join(threads[i], NULL);
-	print_message("%llu writes, %llu reads, %llu misses\n", (unsigned long long)s->writes,
-		      (unsigned long long)s->reads, (unsigned long long)s->misses);
-	assert_true(s->writes > 100 && s->reads > 100);
-	assert_int_equal(s->wrong, 0);
-	mc_store_close(a);
-	mc_store_close(b);
-	mc_free(s);
-	real_close(c);
-	(void)state;
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -592,7 +451,6 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(the_death_of_an_owner_is_a_miss_and_puts_go_elsewhere),
 	    cmocka_unit_test(a_killed_master_that_restarts_lost_nothing),
 	    cmocka_unit_test(a_stopped_owner_delays_no_put_beyond_its_deadline),
-	    cmocka_unit_test(writers_readers_and_eviction_at_once),
 	};
 	int ret;
 

@@ -6,6 +6,8 @@
 #include <poll.h>
 #include <sys/wait.h>
 
+#include "base/crc.h"
+
 #define POOL (8u << 20)
 
 static uint8_t payload[MC_ST_INLINE_MAX];
@@ -30,6 +32,30 @@ static void put_is_readable_and_repeats(void **state)
 	assert_true(again.addr == ret[0].addr);
 	/* One generation, another key. */
 	assert_int_equal(fix_put_one(&f, "c", 11, 100, payload, &again), MC_STORE_INVALID_PARAMS);
+	fix_close(&f);
+	(void)state;
+}
+
+static void put_that_the_wire_changed_is_refused_and_leaves_nothing(void **state)
+{
+	struct mc_st_granted ret[2];
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	memset(payload, 'p', sizeof(payload));
+	struct mc_st_grant g[] = {fix_grant("a", 11, 100, payload),
+				  fix_grant("b", 12, 200000, payload)};
+
+	for (int i = 0; i < 2; i++)
+		g[i].crc = mc_crc32c(0, payload, g[i].len) ^ 1u << i;
+	assert_int_equal(fix_put(f.conn, g, 2, true, FIX_SOON_NS, ret), 0);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(ret[i].status, MC_STORE_CHECKSUM_MISMATCH);
+		g[i].crc ^= 1u << i;
+	}
+	assert_int_equal(fix_put(f.conn, g, 2, true, FIX_SOON_NS, ret), 0);
+	fix_check(ret[0].addr, "a", 11, 100, 'p');
+	fix_check(ret[1].addr, "b", 12, 200000, 'p');
 	fix_close(&f);
 	(void)state;
 }
@@ -551,6 +577,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(put_is_readable_and_repeats),
+	    cmocka_unit_test(put_that_the_wire_changed_is_refused_and_leaves_nothing),
 	    cmocka_unit_test(grant_is_sealed_by_table_or_by_the_owner),
 	    cmocka_unit_test(drop_gives_the_bytes_back),
 	    cmocka_unit_test(a_drop_by_generation_is_the_last_word),
