@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/bf16.h"
 #include "coll/priv.h"
 
 #define BLOCK 512u
@@ -20,50 +21,20 @@
 #define WIDEST
 #endif
 
-static inline float f32_of_bits(uint32_t bits)
-{
-	float f;
-
-	memcpy(&f, &bits, sizeof(f));
-	return f;
-}
-
-static inline uint32_t bits_of_f32(float f)
-{
-	uint32_t bits;
-
-	memcpy(&bits, &f, sizeof(bits));
-	return bits;
-}
-
-static inline float bf16_load(uint16_t h)
-{
-	return f32_of_bits((uint32_t)h << 16);
-}
-
-static inline uint16_t bf16_store(float f)
-{
-	uint32_t bits = bits_of_f32(f);
-	uint32_t round = 0x7fff + (bits >> 16 & 1);
-	bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
-
-	return (uint16_t)(is_nan ? (bits >> 16 | 0x40) : (bits + round) >> 16);
-}
-
 /* Half precision by integer arithmetic (IEEE 754-2019, binary16), as nobody promises F16C. */
 static inline float f16_load(uint16_t h)
 {
 	uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
-	float magnitude = f32_of_bits(rest << 13) * 0x1p112f; /* also right for subnormals */
+	float magnitude = mc_f32_of_bits(rest << 13) * 0x1p112f; /* also right for subnormals */
 
 	if (rest >= 0x7c00)
-		return f32_of_bits(sign | 0x7f800000 | rest << 13);
-	return f32_of_bits(sign | bits_of_f32(magnitude));
+		return mc_f32_of_bits(sign | 0x7f800000 | rest << 13);
+	return mc_f32_of_bits(sign | mc_f32_bits(magnitude));
 }
 
 static inline uint16_t f16_store(float f)
 {
-	uint32_t bits = bits_of_f32(f), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+	uint32_t bits = mc_f32_bits(f), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
 	uint32_t normal, tiny;
 
 	if (rest > 0x7f800000)
@@ -72,7 +43,7 @@ static inline uint16_t f16_store(float f)
 		return (uint16_t)(sign | 0x7c00);
 	normal = (rest + 0xfff + (rest >> 13 & 1) - 0x38000000) >> 13;
 	/* Subnormal: the addition rounds at the right place. */
-	tiny = bits_of_f32(f32_of_bits(rest) + 0.5f) - 0x3f000000;
+	tiny = mc_f32_bits(mc_f32_of_bits(rest) + 0.5f) - 0x3f000000;
 	return (uint16_t)(sign | (rest < 0x38800000 ? tiny : normal));
 }
 
@@ -183,7 +154,7 @@ KERNEL(bool_or, uint8_t, uint8_t, SAME, !!, OP_OR)
 KERNEL(bool_and, uint8_t, uint8_t, SAME, !!, OP_AND)
 KERNEL(bool_ne, uint8_t, uint8_t, SAME, !!, OP_NE)
 FLOATING(f16, uint16_t, float, f16_load, f16_store)
-FLOATING(bf16, uint16_t, float, bf16_load, bf16_store)
+FLOATING(bf16, uint16_t, float, mc_bf16_load, mc_bf16_store)
 FLOATING(f32, float, float, SAME, SAME)
 FLOATING(f64, double, double, SAME, SAME)
 COMPLEX(c64, float)

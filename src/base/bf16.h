@@ -1,0 +1,42 @@
+/*
+ * bf16.h: bfloat16, the upper half of an f32.
+ */
+#ifndef MC_BASE_BF16_H
+#define MC_BASE_BF16_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+static inline float mc_f32_of_bits(uint32_t bits)
+{
+	float f;
+
+	memcpy(&f, &bits, sizeof(f));
+	return f;
+}
+
+static inline uint32_t mc_f32_bits(float f)
+{
+	uint32_t bits;
+
+	memcpy(&bits, &f, sizeof(bits));
+	return bits;
+}
+
+static inline float mc_bf16_load(uint16_t h)
+{
+	return mc_f32_of_bits((uint32_t)h << 16);
+}
+
+/** To nearest, ties to even; a NaN stays one. */
+static inline uint16_t mc_bf16_store(float f)
+{
+	uint32_t bits = mc_f32_bits(f);
+	uint32_t round = 0x7fff + (bits >> 16 & 1);
+	bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+
+	return (uint16_t)(is_nan ? (bits >> 16 | 0x40) : (bits + round) >> 16);
+}
+
+#endif
