@@ -1,0 +1,101 @@
+"""Ranks of a torch world, each a process that runs what a test orders. Forked from one server that imported torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mooncake import pg
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed.tensor", "torch.distributed.fsdp", "mooncake.pg"])
+
+
+def _member(pipe, rank: int) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((None, job(rank, *args)))
+        except BaseException:  # noqa: BLE001 - the test tells of it
+            pipe.send((traceback.format_exc(), None))
+
+
+def enter(rank: int, port: int, size: int, slots: int, timeout_s: float, is_extension: bool = False) -> None:
+    """Make the default group."""
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
+    slots = max(slots, size)
+    options = pg.MooncakeBackendOptions(torch.zeros(slots, dtype=torch.int32), is_extension, slots)
+    dist.init_process_group("mooncake-cpu", store=store, rank=rank, world_size=size, pg_options=options,
+                            timeout=timedelta(seconds=timeout_s))  # fmt: skip
+
+
+class Crew:
+    """`size` founders in one default group of max(slots, size) slots."""
+
+    def __init__(self, size: int, slots: int = 0, timeout_s: float = 60):
+        self.size, self.slots, self.timeout_s = size, slots, timeout_s
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._ranks: dict[int, tuple] = {}
+        for rank in range(size):
+            self.spawn(rank)
+        self(enter, self._store.port, size, slots, timeout_s)
+
+    def spawn(self, rank: int) -> None:
+        ours, theirs = _context.Pipe()
+        process = _context.Process(target=_member, args=(theirs, rank), daemon=True)
+        process.start()
+        theirs.close()
+        self._ranks[rank] = (process, ours)
+
+    def start(self, job, *args, ranks=None) -> None:
+        for rank in self._ranks if ranks is None else ranks:
+            self._ranks[rank][1].send((job, args))
+
+    def wait(self, ranks=None, timeout_s: float = 90) -> list:
+        """What they answer, by rank; a job that failed fails the test."""
+        end, answers = time.monotonic() + timeout_s, []
+        for rank in sorted(self._ranks) if ranks is None else ranks:
+            pipe = self._ranks[rank][1]
+            if not pipe.poll(max(end - time.monotonic(), 0)):
+                raise AssertionError(f"rank {rank} has not answered after {timeout_s} s")
+            error, answer = pipe.recv()
+            assert error is None, f"rank {rank}:\n{error}"
+            answers.append(answer)
+        return answers
+
+    def __call__(self, job, *args, ranks=None) -> list:
+        self.start(job, *args, ranks=ranks)
+        return self.wait(ranks)
+
+    def kill(self, rank: int) -> None:
+        process, pipe = self._ranks.pop(rank)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        pipe.close()
+
+    def replace(self, rank: int) -> None:
+        """A new process in the slot, which opens the default group as an extension and does not join yet."""
+        self.spawn(rank)
+        self(enter, self._store.port, self.size, self.slots, self.timeout_s, True, ranks=[rank])
+
+    def pid(self, rank: int) -> int:
+        return self._ranks[rank][0].pid
+
+    def close(self) -> None:
+        for process, pipe in self._ranks.values():
+            pipe.close()
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
