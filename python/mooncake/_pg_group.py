@@ -6,6 +6,7 @@ names, so both are there.
 
 from __future__ import annotations
 
+import collections
 import secrets
 import threading
 import time
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from mooncake import _mooncake
 from mooncake import _pg_tensors as pt
-from mooncake._pg_work import CLOSED, NEVER_NS, PEER_DEAD, STALE, Outcome, Work
+from mooncake._pg_work import CLOSED, NEVER_NS, PEER_DEAD, STALE, Outcome, Work, all_of
 
 RANKS_MAX = 64
 ANY = (1 << 32) - 1
@@ -55,6 +56,9 @@ class MooncakeProcessGroup(dist.ProcessGroup):
             raise ValueError(f"{slots} ranks in a group; at most {RANKS_MAX}")
         self._slots = slots
         self._bound_device = None
+        # What runs, with the memory it uses: a caller may drop its Work and tensors at once.
+        self._running: collections.deque = collections.deque()
+        self._messages: list = []
         timeout_ns = int(timeout.total_seconds() * 1e9) if timeout else DEFAULT_NS
         self._timeout_ns = timeout_ns
         self._coll = self._meet(store, timeout_ns)
@@ -98,6 +102,9 @@ class MooncakeProcessGroup(dist.ProcessGroup):
 
     def shutdown(self) -> None:
         self._coll.close()
+        while self._running:
+            self._running.popleft()[0].wait(1_000_000_000)
+        self._messages.clear()
 
     def abort(self) -> None:
         self._coll.abort()
@@ -201,6 +208,9 @@ class MooncakeProcessGroup(dist.ProcessGroup):
             pending = self._coll.start(*args)
             if isinstance(pending, int):
                 raise self._error(pending)
+            while self._running and self._running[0][0].wait(0) is not None:
+                self._running.popleft()
+            self._running.append((pending, staged))
             return Work(result, lambda answer: self._outcome(staged, answer), pending=pending)
         return Work(result, lambda answer: self._outcome(staged, answer), answer=self._coll.run(*args))
 
@@ -220,7 +230,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
             staged = pt.Staged()
             part = pt.part(staged.output(tensor, is_read=True), as_bytes=False)
             works.append(self._run(pt.ALL_REDUCE, tensor.dtype, op, None, part, part, staged, self._is_async(opts), tensors))
-        return works[-1]
+        return all_of(tensors, works)
 
     allreduce_coalesced = allreduce
 
@@ -248,7 +258,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
             theirs = pt.parts([staged.output(t) for t in outs], self._slots)
             mine = pt.part(staged.input(tensor), as_bytes=True)
             works.append(self._run(pt.ALL_GATHER, None, None, None, mine, theirs, staged, self._is_async(opts), outputs))
-        return works[-1]
+        return all_of(outputs, works)
 
     def all_gather_single(self, output, tensor, opts=None):
         staged = pt.Staged()
@@ -259,13 +269,14 @@ class MooncakeProcessGroup(dist.ProcessGroup):
     _allgather_base = allgather_base = all_gather_into_tensor = all_gather_single
 
     def all_gather_single_coalesced(self, outputs, inputs, opts=None):
-        return [self.all_gather_single(o, i, opts) for o, i in zip(outputs, inputs, strict=True)][-1]
+        return all_of(outputs, [self.all_gather_single(o, i, opts) for o, i in zip(outputs, inputs, strict=True)])
 
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
     def allgather_coalesced(self, outputs, inputs, opts=None):
         # outputs[rank][tensor]
-        return [self.allgather([[row[i] for row in outputs]], [t], opts) for i, t in enumerate(inputs)][-1]
+        works = [self.allgather([[row[i] for row in outputs]], [t], opts) for i, t in enumerate(inputs)]
+        return all_of(outputs, works)
 
     def gather(self, outputs, inputs, opts):
         tensor, staged = _tensors(inputs)[0], pt.Staged()
@@ -297,7 +308,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         for output, pieces in zip(_tensors(outputs), inputs, strict=True):
             staged = pt.Staged()
             works.append(self._reduce_scatter(output, [staged.input(t) for t in pieces], op, staged, opts))
-        return works[-1]
+        return all_of(outputs, works)
 
     def reduce_scatter_single(self, output, tensor, opts=None):
         staged = pt.Staged()
@@ -307,7 +318,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
     _reduce_scatter_base = reduce_scatter_base = reduce_scatter_tensor = reduce_scatter_single
 
     def reduce_scatter_single_coalesced(self, outputs, inputs, opts=None):
-        return [self.reduce_scatter_single(o, i, opts) for o, i in zip(outputs, inputs, strict=True)][-1]
+        return all_of(outputs, [self.reduce_scatter_single(o, i, opts) for o, i in zip(outputs, inputs, strict=True)])
 
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
@@ -335,6 +346,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         pending = self._coll.start_message(is_send, peer, tag, addr, size)
         if isinstance(pending, int):
             raise self._error(pending)
+        self._messages = [m for m in self._messages if m[0].wait(0) is None] + [(pending, staged)]
         return Work(tensors, lambda answer: self._outcome(staged, answer), pending=pending)
 
     def send(self, tensors, dst: int, tag: int = 0):

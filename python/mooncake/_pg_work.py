@@ -73,6 +73,8 @@ class Work(dist.Work):
         self.wait()
         return self.outcome.ranks.bit_length() - 1
 
+    _source_rank = source_rank
+
     def get_future(self):
         with self._lock:
             if self._future is not None:
@@ -91,6 +93,29 @@ class Work(dist.Work):
             self._future.set_exception(self.outcome.error)
         else:
             self._future.set_result(self._outputs)
+
+
+class Works(Work):
+    """Several operations of one call, which end in their order."""
+
+    def __init__(self, outputs, works: list[Work]):
+        super().__init__(outputs, None, pending=works)
+
+    def _advance(self, timeout_ns: int) -> bool:
+        if self.outcome is not None:
+            return True
+        if not all(work._advance(timeout_ns if i == 0 else NEVER_NS) for i, work in enumerate(reversed(self._pending))):
+            return False
+        ended = [work.outcome for work in self._pending]
+        ranks, failed, error = NEVER_NS, 0, None
+        for one in ended:
+            ranks, failed, error = ranks & one.ranks, failed | one.failed, error or one.error
+        self.outcome = Outcome(ranks, failed, error)
+        return True
+
+
+def all_of(outputs, works: list[Work]) -> Work:
+    return works[0] if len(works) == 1 else Works(outputs, works)
 
 
 class _Completer(threading.Thread):

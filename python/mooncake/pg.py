@@ -83,7 +83,8 @@ class MooncakeBackendOptions:
 
     def __init__(self, *args, **kwargs):
         args = list(args)
-        first = args.pop(0) if args else kwargs.pop("active_ranks", kwargs.pop("max_group_size", None))
+        first_name = "active_ranks" if "active_ranks" in kwargs else "max_group_size"
+        first = args.pop(0) if args else kwargs.pop(first_name, None)
         self.active_ranks = first if isinstance(first, torch.Tensor) else None
         names = ["is_extension", "max_group_size"]
         if self.active_ranks is None:

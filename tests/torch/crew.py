@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from datetime import timedelta
@@ -23,12 +24,16 @@ def _member(pipe, rank: int) -> None:
     while True:
         try:
             job, args = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
-            pipe.send((None, job(rank, *args)))
+            answer = (None, job(rank, *args))
         except BaseException:  # noqa: BLE001 - the test tells of it
-            pipe.send((traceback.format_exc(), None))
+            answer = (traceback.format_exc(), None)
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
 
 
 def enter(rank: int, port: int, size: int, slots: int, timeout_s: float, is_extension: bool = False) -> None:
@@ -38,6 +43,11 @@ def enter(rank: int, port: int, size: int, slots: int, timeout_s: float, is_exte
     options = pg.MooncakeBackendOptions(torch.zeros(slots, dtype=torch.int32), is_extension, slots)
     dist.init_process_group("mooncake-cpu", store=store, rank=rank, world_size=size, pg_options=options,
                             timeout=timedelta(seconds=timeout_s))  # fmt: skip
+
+
+def doom(delay_s: float) -> None:
+    """SIGKILL for this process after a while, wherever it is then."""
+    threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
 class Crew:
@@ -64,14 +74,16 @@ class Crew:
 
     def wait(self, ranks=None, timeout_s: float = 90) -> list:
         """What they answer, by rank; a job that failed fails the test."""
-        end, answers = time.monotonic() + timeout_s, []
+        end, answers, errors = time.monotonic() + timeout_s, [], []
         for rank in sorted(self._ranks) if ranks is None else ranks:
             pipe = self._ranks[rank][1]
             if not pipe.poll(max(end - time.monotonic(), 0)):
                 raise AssertionError(f"rank {rank} has not answered after {timeout_s} s")
             error, answer = pipe.recv()
-            assert error is None, f"rank {rank}:\n{error}"
             answers.append(answer)
+            if error is not None:
+                errors.append(f"rank {rank}:\n{error}")
+        assert not errors, "\n".join(errors)
         return answers
 
     def __call__(self, job, *args, ranks=None) -> list:
@@ -79,18 +91,20 @@ class Crew:
         return self.wait(ranks)
 
     def kill(self, rank: int) -> None:
+        os.kill(self._ranks[rank][0].pid, signal.SIGKILL)
+        self.bury(rank)
+
+    def bury(self, rank: int, timeout_s: float = 60) -> None:
+        """Wait for the death of a rank that doom() set a time for."""
         process, pipe = self._ranks.pop(rank)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        process.join(timeout_s)
+        assert process.exitcode == -signal.SIGKILL, f"rank {rank} ended with {process.exitcode}"
         pipe.close()
 
     def replace(self, rank: int) -> None:
         """A new process in the slot, which opens the default group as an extension and does not join yet."""
         self.spawn(rank)
         self(enter, self._store.port, self.size, self.slots, self.timeout_s, True, ranks=[rank])
-
-    def pid(self, rank: int) -> int:
-        return self._ranks[rank][0].pid
 
     def close(self) -> None:
         for process, pipe in self._ranks.values():

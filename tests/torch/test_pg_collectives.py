@@ -183,7 +183,7 @@ def coalesced(rank: int) -> None:
     tensors = [torch.full((k,), rank + 1.0) for k in (1, 50, 100_000)]
     dist.all_reduce_coalesced(tensors)
     for t in tensors:
-        assert t.eq(n * (n + 1) / 2).all()
+        assert t.eq(n * (n + 1) / 2).all(), t
     ins = [torch.full((k,), float(rank)) for k in (2, 30)]
     outs = [torch.empty(n * k) for k in (2, 30)]
     group.allgather_into_tensor_coalesced(outs, ins).wait()
@@ -197,7 +197,7 @@ def coalesced(rank: int) -> None:
     outs = [torch.empty(k) for k in (2, 30)]
     group.reduce_scatter_tensor_coalesced(outs, [torch.full((n * k,), rank + 1.0) for k in (2, 30)]).wait()
     for t in outs:
-        assert t.eq(n * (n + 1) / 2).all()
+        assert t.eq(n * (n + 1) / 2).all(), t
 
 
 def test_coalesced_forms(three):

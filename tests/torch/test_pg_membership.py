@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from crew import doom
 
 from mooncake import pg
 from mooncake.pg import MooncakeBackendOptions
@@ -23,12 +24,16 @@ def pause(rank: int) -> None:
 # ---- death ----
 
 
-def train_by_hand(rank: int, steps: int, count: int) -> tuple:
+def train_by_hand(rank: int, steps: int, count: int, victim: int, delay_s: float) -> tuple:
     """Gradients of every rank's own data, averaged by those who are there."""
     torch.manual_seed(7)
     model = torch.nn.Sequential(torch.nn.Linear(16, count), torch.nn.Tanh(), torch.nn.Linear(count, 1))
     data = torch.Generator().manual_seed(100 + rank)
-    gaps, last = [], time.monotonic()
+    gaps = []
+    dist.barrier()
+    last = time.monotonic()
+    if rank == victim:
+        doom(delay_s)
     for _ in range(steps):
         x = torch.randn(8, 16, generator=data)
         model.zero_grad()
@@ -49,9 +54,8 @@ def test_survivors_of_a_kill_have_the_same_parameters(crew, turn):
     rng = random.Random(turn)
     world = crew(3 + turn % 2)
     victim = turn % world.size
-    world.start(train_by_hand, 400, (32, 20_000)[turn % 4 == 3], ranks=None)
-    time.sleep(rng.uniform(0.02, 0.3))
-    world.kill(victim)
+    world.start(train_by_hand, 400, (32, 20_000)[turn % 4 == 3], victim, rng.uniform(0, 0.1))
+    world.bury(victim)
     answers = world.wait()
     assert len({a[0] for a in answers}) == 1
     assert len({tuple(a[1]) for a in answers}) == 1
@@ -95,12 +99,14 @@ def test_what_needs_the_dead_is_an_error_for_all_survivors(crew):
         assert said[3] == [0.0, 0.0, 2.0]
 
 
-def ddp_steps(rank: int, steps: int) -> tuple:
+def ddp_steps(rank: int, steps: int, victim: int) -> tuple:
     torch.manual_seed(3)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(64, 64))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     data = torch.Generator().manual_seed(rank)
-    for _ in range(steps):
+    for step in range(steps):
+        if rank == victim and step == 5:
+            doom(0.02)
         optimizer.zero_grad()
         model(torch.randn(4, 64, generator=data)).square().mean().backward()
         optimizer.step()
@@ -109,9 +115,8 @@ def ddp_steps(rank: int, steps: int) -> tuple:
 
 def test_ddp_goes_on_without_the_dead(crew):
     world = crew(3)
-    world.start(ddp_steps, 300)
-    time.sleep(0.3)
-    world.kill(2)
+    world.start(ddp_steps, 300, 2)
+    world.bury(2)
     answers = world.wait()
     assert answers[0] == answers[1]
     assert answers[0][1] == [1, 1, 0]
@@ -243,9 +248,9 @@ def batch(rank: int, step: int) -> torch.Tensor:
     return torch.randn(8, 12, generator=torch.Generator().manual_seed(rank * 1000 + step))
 
 
-def elastic(rank: int, size: int, is_joiner: bool) -> list[tuple[int, str]]:
+def elastic(rank: int, size: int, victim: int | None, is_joiner: bool) -> tuple[str, dict[int, float]]:
     """Steps in which somebody is missing are done again once everybody is back; the joiner gets the parameters and
-    the step from rank 0. -> what each step that counts ended with"""
+    the step from rank 0. -> the parameters at the end, and the losses of the steps that count"""
     torch.manual_seed(11)
     model = torch.nn.Sequential(torch.nn.Linear(12, 24), torch.nn.Tanh(), torch.nn.Linear(24, 1))
     step, losses = 0, {}
@@ -253,6 +258,8 @@ def elastic(rank: int, size: int, is_joiner: bool) -> list[tuple[int, str]]:
         pg.join_group(None)
         step = restart(model, 0)
     while step < STEPS:
+        if rank == victim and step == 10:
+            doom(0.02)
         loss = (model(batch(rank, step)) - 1).square().mean()
         model.zero_grad()
         loss.backward()
@@ -274,7 +281,7 @@ def elastic(rank: int, size: int, is_joiner: bool) -> list[tuple[int, str]]:
                 at += p.numel()
         step += 1
         time.sleep(0.005)
-    return [digest(*model.parameters()), losses]
+    return digest(*model.parameters()), losses
 
 
 def restart(model: torch.nn.Module, step: int) -> int:
@@ -290,19 +297,18 @@ def restart(model: torch.nn.Module, step: int) -> int:
 
 def test_a_replacement_joins_a_loop_whose_losses_are_the_undisturbed_ones(crew):
     calm = crew(3)
-    expected = calm(elastic, 3, False)
+    expected = calm(elastic, 3, None, False)
     assert len({e[0] for e in expected}) == 1
     world = crew(3)
-    world.start(elastic, 3, False)
-    time.sleep(0.1)
-    world.kill(1)
+    world.start(elastic, 3, 1, False)
+    world.bury(1)
     world.replace(1)
-    world.start(elastic, 3, True, ranks=[1])
+    world.start(elastic, 3, None, True, ranks=[1])
     answers = world.wait()
     assert [a[0] for a in answers] == [expected[0][0]] * 3
     assert answers[0][1] == expected[0][1] == answers[2][1]
     joined = answers[1][1]
-    assert min(joined) > 0
+    assert min(joined) >= 10
     assert joined == {s: expected[0][1][s] for s in joined}
     assert max(joined) == STEPS - 1
 
