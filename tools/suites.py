@@ -166,14 +166,25 @@ def meson_tests(folder: str, suites: list[str], log_dir: Path, timeout_s: float,
     return results
 
 
-def pytest_tests(path: str, log_dir: Path, timeout_s: float, extra: list[str],
-                 wrapper: list[str] | None = None) -> list[Result]:
-    """Run the pytest files under `path`, by `wrapper` if there is one. Each test has 5 minutes unless it asks for more."""
+# Another interpreter has its own packages first and takes of ours what it lacks: pytest.
+BORROWED_PYTEST = "import sys; sys.path.append(sys.argv.pop(1)); import pytest; sys.exit(pytest.main())"
+
+
+def pytest_command(python: str | None) -> list[str]:
+    if python is None:
+        return [str(VENV / "python"), "-m", "pytest"]
+    packages = next((VENV.parent / "lib").glob("python3*/site-packages"))
+    return [python, "-P", "-c", BORROWED_PYTEST, str(packages)]
+
+
+def pytest_tests(path: str, log_dir: Path, timeout_s: float, extra: list[str], wrapper: list[str] | None = None,
+                 python: str | None = None) -> list[Result]:
+    """Run the pytest files under `path`, by `wrapper` and `python` if given. Each test has 5 minutes unless it asks for more."""
     name = path.replace("/", "-")
     report = log_dir / f"{name}.xml"
     report.unlink(missing_ok=True)
     log = log_dir / f"{name}.log"
-    cmd = [str(VENV / "python"), "-m", "pytest", path, "-v", "--color=no", f"--junitxml={report}", "--timeout=300", *extra]
+    cmd = [*pytest_command(python), path, "-v", "--color=no", f"--junitxml={report}", "--timeout=300", *extra]
     code, output = run_logged((wrapper or []) + cmd, log, timeout_s)
     results = []
     for case in ET.parse(report).iter("testcase") if report.exists() else []:

@@ -1,8 +1,8 @@
 """Run every test suite and end with one line, "N passed, N failed, N skipped". `./run test` calls it.
 
 Suites, in order: unit and conform (C, over the shipped objects), dropin (Python, tests/py), e2e (tests/e2e), demo
-(one prompt through two vLLM servers), guest (tests/guest: a QEMU machine with real RDMA verbs), check (the reduced
-./run check). Logs lie under build-test/logs.
+(one prompt through two vLLM servers, and the Store), torch (tests/torch, in the demo's environment), guest (tests/guest:
+a QEMU machine with real RDMA verbs), check (the reduced ./run check). Logs lie under build-test/logs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BUILD = "build-test"
 LOGS = ROOT / BUILD / "logs"
 BUILD_OPTIONS = ["-Dwerror=true"]
 MESON_SUITES = {"conform": ["conform", "sim"]}
-LIMIT_S = {"unit": 300, "conform": 600, "dropin": 600, "e2e": 1500, "demo": 1200, "guest": 1200, "check": 600}
+LIMIT_S = {"unit": 300, "conform": 600, "dropin": 600, "e2e": 1500, "demo": 1200, "torch": 900, "guest": 1200, "check": 600}
 
 
 def meson_suite(name: str, args: argparse.Namespace) -> list[Result]:
@@ -57,6 +57,14 @@ def demo(args: argparse.Namespace) -> list[Result]:
     ]
 
 
+def torch(args: argparse.Namespace) -> list[Result]:
+    setup = "set -e; . tools/setup.sh; MC_WHEEL=$(setup_wheel_path) tools/demo/setup.sh"
+    code, output = suites.run_logged(["bash", "-c", setup], LOGS / "torch-setup.log", LIMIT_S["demo"])
+    if code != 0:
+        return [Result("torch: environment", FAILED, suites.tail(output))]
+    return suites.pytest_tests("tests/torch", LOGS, LIMIT_S["torch"], args.pytest, python=output.split()[-1])
+
+
 def guest(args: argparse.Namespace) -> list[Result]:
     failure = suites.build(BUILD, LOGS, BUILD_OPTIONS)
     return [failure] if failure else guest_suite.run(BUILD, LOGS, LIMIT_S["guest"], args.long)
@@ -66,7 +74,8 @@ def check_quick(args: argparse.Namespace) -> list[Result]:
     return check.quick(LIMIT_S["check"])
 
 
-SUITES = {"unit": unit, "conform": conform, "dropin": dropin, "e2e": e2e, "demo": demo, "guest": guest, "check": check_quick}
+SUITES = {"unit": unit, "conform": conform, "dropin": dropin, "e2e": e2e, "demo": demo, "torch": torch, "guest": guest,
+          "check": check_quick}  # fmt: skip
 
 
 def main() -> int:
