@@ -242,19 +242,21 @@ static bool begin_message(struct mc_coll *g, uint32_t from, struct inbox *in)
 	return true;
 }
 
-/* Give a message that was set aside to the receive that it is for. */
-static void deliver(struct mc_coll *g, struct aside *a, struct mail *to)
+/* A message that was set aside, not in a list, is what `to` wants. @return false: it has another
+ * length, and stays */
+static bool deliver(struct mc_coll *g, struct aside *a, struct mail *to)
 {
+	if (to->len != a->head.len) {
+		wrong_length(g, to, a->from, a->head.len);
+		return false;
+	}
 	g->mail->kept_bytes -= a->head.len;
 	to->peer = a->from;
-	if (to->len == a->head.len) {
-		if (to->len)
-			memcpy(to->addr, a->bytes, to->len);
-		end(g, to, 0);
-	} else {
-		wrong_length(g, to, a->from, a->head.len);
-	}
+	if (to->len)
+		memcpy(to->addr, a->bytes, to->len);
+	end(g, to, 0);
 	mc_free(a);
+	return true;
 }
 
 static void end_message(struct mc_coll *g, uint32_t from, struct inbox *in)
@@ -269,9 +271,7 @@ static void end_message(struct mc_coll *g, uint32_t from, struct inbox *in)
 	}
 	/* Somebody may have asked for it meanwhile. */
 	to = match(g->mail, from, a->head.tag);
-	if (to)
-		deliver(g, a, to);
-	else
+	if (!to || !deliver(g, a, to))
 		mc_list_push_back(&g->mail->kept, &a->link);
 }
 
@@ -331,7 +331,8 @@ static bool take_kept(struct mc_coll *g, struct mail *to)
 		if ((to->peer != MC_COLL_ANY && to->peer != a->from) || to->tag != a->head.tag)
 			continue;
 		mc_list_del(&a->link);
-		deliver(g, a, to);
+		if (!deliver(g, a, to))
+			mc_list_push_front(&g->mail->kept, &a->link);
 		return true;
 	}
 	return false;

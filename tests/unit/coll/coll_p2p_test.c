@@ -177,11 +177,17 @@ static int wrong_length(struct rank *r)
 
 	if (r->rank == 0)
 		return mc_coll_send(r->coll, 1, 7, mem, 20, NULL) < 0 ||
-		       mc_coll_send(r->coll, 1, 7, mem, 32, NULL) < 0;
+		       mc_coll_send(r->coll, 1, 7, mem, 32, NULL) < 0 ||
+		       mc_coll_send(r->coll, 1, 8, mem, 5, NULL) < 0 ||
+		       mc_coll_send(r->coll, 1, 9, mem, 6, NULL) < 0;
 	WORLD_CHECK(mc_coll_recv(r->coll, 0, 7, mem, 32, NULL) == -MC_E_INVAL);
 	WORLD_CHECK(strstr(world_explain(r), "sent 20 bytes with tag 7"));
 	WORLD_CHECK(mc_coll_recv(r->coll, 0, 7, mem, 20, NULL) == 0);
 	WORLD_CHECK(mc_coll_recv(r->coll, 0, 7, mem, 32, NULL) == 0);
+	/* The same for one that was set aside, behind another tag. */
+	WORLD_CHECK(mc_coll_recv(r->coll, 0, 9, mem, 6, NULL) == 0);
+	WORLD_CHECK(mc_coll_recv(r->coll, 0, 8, mem, 6, NULL) == -MC_E_INVAL);
+	WORLD_CHECK(mc_coll_recv(r->coll, 0, 8, mem, 5, NULL) == 0);
 	WORLD_CHECK(mc_coll_send(r->coll, 1, 7, mem, 1, NULL) == -MC_E_INVAL);
 	return 0;
 }
