@@ -368,7 +368,7 @@ void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_
 			const struct mc_store_conf *conf)
 {
 	int rc = mc_cli_view_refresh(op, mc_cli_view_knows(op->st, conf) ? MC_NS_PER_S : 0);
-	uint64_t until_ns = mc_time_after(mc_now_ns(), NO_OWNER_NS);
+	uint64_t until_ns = mc_time_after(mc_now_ns(), NO_OWNER_NS), asked_ns;
 	bool wants_pause;
 	size_t asked;
 
@@ -380,10 +380,15 @@ void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_
 		if (wants_pause) {
 			if (!mc_cli_backoff(op))
 				break;
+			asked_ns = mc_now_ns();
 			rc = mc_cli_view_refresh(op, 0);
-			if (rc < 0) /* a master that is away says nothing about owners */
+			/* A master that is away says nothing about owners, nor does one that has
+			 * just come: its answer's time is not time for owners to come. */
+			if (rc < 0)
 				until_ns = mc_time_after(mc_now_ns(), NO_OWNER_NS);
-			else if (!mc_cli_view_can_take(op->st, 0) && mc_now_ns() > until_ns)
+			else
+				until_ns = mc_time_after(until_ns, mc_now_ns() - asked_ns);
+			if (rc == 0 && !mc_cli_view_can_take(op->st, 0) && mc_now_ns() > until_ns)
 				break;
 		}
 		if (asked == 0)

@@ -345,6 +345,7 @@ static void on_node_start(void *arg)
 
 	tell("node %u starts", n->index);
 	cluster_node_start(n);
+	fault_end();
 }
 
 static void node_kill(struct sim_node *n)
@@ -355,6 +356,7 @@ static void node_kill(struct sim_node *n)
 	run.kills++;
 	cluster_kill(n->proc);
 	ledger_owner_lost();
+	fault_begin(); /* where nobody is who has room there is none */
 	vos_at(vos_now() + vos_pick(vos_one_in(3) ? 6 * SEC : 500 * MS), on_node_start, n);
 }
 
