@@ -69,15 +69,22 @@ class MooncakeProcessGroup(dist.ProcessGroup):
     # ---- life ----
 
     def _meet(self, store, timeout_ns: int):
-        """Addresses by way of torch's store; the group's name is new with each meeting of founders."""
+        """Addresses by way of torch's store. Founders may meet again under the same keys, so each meeting has a number:
+        how often this rank has been a founder; a joiner goes to the last one."""
         joiner = self.options.is_extension
-        store.set(f"mooncake/{self._rank}", hub().address())
+        if joiner:
+            meeting = store.get("mooncake/meeting").decode()
+        else:
+            meeting = str(store.add(f"mooncake/founded/{self._rank}", 1))
+        at = f"mooncake/{meeting}/"
+        store.set(f"{at}{self._rank}", hub().address())
         if not joiner and self._rank == 0:
-            store.set("mooncake/name", f"{self._name}.{secrets.token_hex(8)}")
-        name = store.get("mooncake/name").decode()
+            store.set(f"{at}name", f"{self._name}.{secrets.token_hex(8)}")
+            store.set("mooncake/meeting", meeting)
+        name = store.get(f"{at}name").decode()
         others = [None] * self._slots
         for slot in range(self._slots if joiner else self._founders):
-            key = f"mooncake/{slot}"
+            key = f"{at}{slot}"
             if slot != self._rank and (not joiner or store.check([key])):
                 others[slot] = store.get(key).decode()
         founders = 0 if joiner else self._founders

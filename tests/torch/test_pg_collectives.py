@@ -74,7 +74,7 @@ def reduces(rank: int, dtype: torch.dtype, ops: list) -> None:
 
 @pytest.mark.parametrize("dtype", [*INTS, *FLOATS, torch.bool, torch.complex64, torch.complex128], ids=str)
 def test_reductions_equal_one_process(three, dtype):
-    ops = [ReduceOp.SUM, ReduceOp.PRODUCT] if dtype.is_complex else list(ORDERED)
+    ops = [ReduceOp.SUM] if dtype.is_complex else list(ORDERED)  # torch itself refuses the others
     ops += BITS if dtype in INTS or dtype == torch.bool else []
     ops += [ReduceOp.AVG] if dtype.is_floating_point else []
     three(reduces, dtype, ops)
