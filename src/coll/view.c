@@ -118,10 +118,9 @@ int mc_coll_view_enter(struct mc_coll *g, uint64_t deadline_ns)
 	uint64_t op = g->op + 1;
 	int rc;
 
-	if (g->is_alone) {
-		g->op = op;
+	/* Its words stay below those of the group's first operation, which others wait for. */
+	if (g->is_alone)
 		return 0;
-	}
 	atomic_store_explicit(&g->page->entered, op, memory_order_relaxed);
 	/* Entered, then looked: pairs with the fence in mc_coll_activate(). */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -357,8 +356,10 @@ static void begin_at(struct mc_coll *g, const struct mc_coll_change *c, uint64_t
 	pthread_mutex_lock(&g->run_lock);
 	take_peers(g, c);
 	g->op = c->from_op - 1;
+	/* Who was in the group before may still be read by the others, and waits as ever. */
+	if (g->is_alone)
+		g->small_seq[0] = g->small_seq[1] = g->area_seq = 0;
 	g->is_alone = false;
-	g->small_seq[0] = g->small_seq[1] = g->area_seq = 0;
 	atomic_store_explicit(&g->active, c->active, memory_order_relaxed);
 	atomic_store_explicit(&g->page->entered, g->op, memory_order_relaxed);
 	atomic_store_explicit(&g->page->log_seen, index + 1, memory_order_release);
