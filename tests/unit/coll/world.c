@@ -154,6 +154,13 @@ void world_wait_ticks(struct world *w, uint32_t ticks)
 		(void)!mc_futex_wait_shared(&w->ticks, now, MC_TIME_NEVER);
 }
 
+void world_pause(uint64_t ns)
+{
+	_Atomic uint32_t word = 0;
+
+	(void)!mc_futex_wait(&word, 0, mc_now_ns() + ns);
+}
+
 int world_reap(pid_t pid)
 {
 	int status = 0;

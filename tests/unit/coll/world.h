@@ -42,6 +42,8 @@ pid_t world_fork_dead(struct world *w, uint32_t rank);
 void world_tick(struct world *w);
 /** Wait until that many have. */
 void world_wait_ticks(struct world *w, uint32_t ticks);
+/** Let that much time pass: for what the hub's loop does by its clock. */
+void world_pause(uint64_t ns);
 /** Wait for it. @return its exit status; 1000 + signal */
 int world_reap(pid_t pid);
 /** `ranks` founders run fn; all must exit with 0. */

@@ -1,0 +1,85 @@
+/*
+ * rest.c: the memory of large operations is given back when none has used it for a while.
+ *
+ * The hub's loop looks at the area between operations (run_lock), and drops what is behind it once
+ * no living rank can still read it: each has said that it is past the round that used it last. The
+ * mappings stay, here and at the others.
+ */
+#include "base/clock.h"
+#include "coll/priv.h"
+#include "coll/shmem.h"
+
+#define REST_NS MC_NS_PER_S
+
+/* Whoever could read it has said that it is past that round, or never will. Under run_lock. */
+static bool is_unread(struct mc_coll *g)
+{
+	uint64_t past = mc_coll_word(g->area_seq, MC_COLL_STEP_DONE);
+	unsigned q;
+
+	mc_coll_each(q, g->area_ranks & ~MC_COLL_BIT(g->rank))
+	{
+		struct mc_coll_peer *p = g->cur[q];
+
+		/* acquire: it has read what it wanted */
+		if (p && !mc_coll_peer_is_gone(p) &&
+		    atomic_load_explicit(&p->page->word, memory_order_acquire) < past)
+			return false;
+	}
+	return true;
+}
+
+/* @return false: look again later */
+static bool give_back(struct mc_coll *g)
+{
+	bool is_idle = g->area_seq == g->rest_seq;
+
+	g->rest_seq = g->area_seq;
+	if (!is_idle || !is_unread(g))
+		return false;
+	mc_coll_shmem_drop(g->fd, MC_COLL_AREA_AT, MC_COLL_AREA_AT + g->area_kept);
+	g->area_kept = 0;
+	return true;
+}
+
+static void on_time(struct mc_timer *t)
+{
+	struct mc_coll *g = mc_container_of(t, struct mc_coll, rest);
+	struct mc_loop *loop = g->hub->loop;
+	bool is_done = false;
+
+	/* An operation runs: it is not idle, and may wait for others for ever. */
+	if (pthread_mutex_trylock(&g->run_lock) == 0) {
+		is_done = give_back(g);
+		pthread_mutex_unlock(&g->run_lock);
+	}
+	if (!is_done)
+		(void)mc_loop_timer_set(loop, t, mc_loop_now(loop) + REST_NS);
+}
+
+static void arm(void *arg)
+{
+	struct mc_coll *g = arg;
+	struct mc_loop *loop = g->hub->loop;
+
+	g->rest.on_time = on_time;
+	/* Cannot fail: one timer a group. */
+	(void)mc_loop_timer_set(loop, &g->rest, mc_loop_now(loop) + REST_NS);
+}
+
+void mc_coll_rest_arm(struct mc_coll *g)
+{
+	mc_loop_call(g->hub->loop, arm, g);
+}
+
+static void stop(void *arg)
+{
+	struct mc_coll *g = arg;
+
+	mc_loop_timer_cancel(g->hub->loop, &g->rest);
+}
+
+void mc_coll_rest_stop(struct mc_coll *g)
+{
+	mc_loop_call(g->hub->loop, stop, g);
+}
