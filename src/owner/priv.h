@@ -2,7 +2,8 @@
  * priv.h: an owner from inside.
  *
  *   pool.c    slots and where they lie; under the lock
- *   calls.c   grant, put, seal, drop, regen; calls that wait for room
+ *   calls.c   grant, put, fetch; calls that wait for room
+ *   seal.c    seal, drop, regen
  *   serve.c   the same over rpc; writers, and what becomes of their grants
  *   stream.c  the connection to the master and its notes
  *   notes.c   what is said to the master
@@ -355,17 +356,8 @@ static inline uint64_t mc_opool_addr(const struct mc_opool *p, uint32_t id)
  * mc_owner_grant(). `*ret_is_old`: it is sealed already */
 int32_t mc_owner_begin(struct mc_owner *o, const struct mc_st_grant *g, uint64_t deadline_ns,
 		       uint32_t *ret_id, bool *ret_is_old);
-/** End of mc_owner_begin(): @param table NULL gives the slot up. @return 0;
- * MC_STORE_REPLICA_IS_GONE */
-int32_t mc_owner_finish(struct mc_owner *o, uint32_t id, const uint32_t *table);
-/** A slot to compute for: into state SEALING. @return 1 compute; 0 sealed already; < 0 status */
-int32_t mc_owner_seal_begin(struct mc_owner *o, uint64_t addr, uint64_t gen, uint32_t *ret_id);
 /** Answer a call whose records are all served, or leave it to the fetch that it waits for. Loop. */
 void mc_owait_answer(struct mc_owait *w);
-/** Compute, and finish. */
-int32_t mc_owner_seal_compute(struct mc_owner *o, uint32_t id);
-/** Seal with a table. */
-int32_t mc_owner_seal_table(struct mc_owner *o, const struct mc_st_seal *s);
 /** Serve a rpc call as far as there is room; takes w over. Loop. */
 void mc_owait_start(struct mc_owner *o, struct mc_owait *w);
 /** Bytes became free (any thread), or a waiting call was added. */
@@ -380,6 +372,21 @@ bool mc_owner_is_hopeless(struct mc_owner *o);
 /** Bytes that are missing. */
 uint64_t mc_owner_need(struct mc_owner *o);
 void mc_owait_free(struct mc_owait *w);
+
+/* ---- seal.c ---- */
+/** End of mc_owner_begin(): @param table NULL gives the slot up. @return 0;
+ * MC_STORE_REPLICA_IS_GONE */
+int32_t mc_owner_finish(struct mc_owner *o, uint32_t id, const uint32_t *table);
+/** A slot to compute for: into state SEALING. @return 1 compute; 0 sealed already; < 0 status */
+int32_t mc_owner_seal_begin(struct mc_owner *o, uint64_t addr, uint64_t gen, uint32_t *ret_id);
+/** CRCs of a payload, copied from `from` unless that is NULL, and finish.
+ * @param crc  the writer's, of all bytes; 0: nobody said. @return as mc_owner_finish();
+ * MC_STORE_CHECKSUM_MISMATCH; MC_STORE_INTERNAL_ERROR: the slot is given up */
+int32_t mc_owner_fill(struct mc_owner *o, uint32_t id, const uint8_t *from, uint32_t crc);
+/** Compute, and finish. */
+int32_t mc_owner_seal_compute(struct mc_owner *o, uint32_t id);
+/** Seal with a table. */
+int32_t mc_owner_seal_table(struct mc_owner *o, const struct mc_st_seal *s);
 
 /* ---- serve.c ---- */
 int mc_oserve_open(struct mc_owner *o, struct mc_diag *diag);
