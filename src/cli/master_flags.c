@@ -44,6 +44,15 @@ static const struct mc_opt table[] = {
 		  "share in use above which it is"),
     MC_OPT_BOOL(FLAGS, has_tenants, "enable_multi_tenants", "0",
 		"quotas of tenants hold: see PUT /api/v1/tenant_quotas"),
+    MC_OPT_BOOL(FLAGS, offload_on_evict, "offload_on_evict", "0",
+		"objects go to their node's disk when they are about to leave its memory, not at "
+		"once"),
+    MC_OPT_INT(FLAGS, offload_queue_max, "offloading_queue_limit", "50000", 1, 10000000,
+	       "objects that may wait for a node's disk then"),
+    MC_OPT_DOUBLE(FLAGS, offload_cap_ratio, "offload_cap_ratio", "0.5", 0.0, 1.0,
+		  "share of them that one look for room asks for (4096 at most)"),
+    MC_OPT_BOOL(FLAGS, offload_force_evict, "offload_force_evict", "0",
+		"what is beyond that share leaves memory without having been on the disk"),
     MC_OPT_INT(
 	FLAGS, repair_mib_per_s, "repair_mib_per_second", "256", 0, 1000000,
 	"replicas that an owner's end took away are made again so fast, all owners together; "
@@ -97,10 +106,6 @@ static const struct mc_args_other others[] = {
     {"snapshot_catalog_store_connstring", false, NULL},
     {"snapshot_backup_dir", false, NOT_SNAPSHOT},
     {"enable_offload", true, NULL},
-    {"offload_on_evict", true, NULL},
-    {"offload_force_evict", true, NULL},
-    {"offloading_queue_limit", false, NULL},
-    {"offload_cap_ratio", false, NULL},
     {"promotion_on_hit", true, NULL},
     {"promotion_admission_threshold", false, NULL},
     {"promotion_max_per_heartbeat", false, NULL},
@@ -178,6 +183,10 @@ static int flags_check(struct mc_master_flags *f, struct mc_diag *diag)
 	c->eviction_ratio = f->eviction_ratio;
 	c->watermark = f->watermark;
 	c->has_tenants = f->has_tenants;
+	c->offload_on_evict = f->offload_on_evict;
+	c->offload_queue_max = (uint32_t)f->offload_queue_max;
+	c->offload_cap_ratio = f->offload_cap_ratio;
+	c->offload_force_evict = f->offload_force_evict;
 	c->repair_bytes_per_s = (uint64_t)f->repair_mib_per_s << 20;
 	if (f->rpc_port && f->port && f->rpc_port != f->port) {
 		mc_diag_set(diag, "options '--rpc_port' and '--port' are the same thing, and say "

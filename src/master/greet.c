@@ -78,8 +78,9 @@ static void on_cancel(struct mc_rpc_req *req)
 void mc_mst_welcome(struct mc_mst_owner *o)
 {
 	struct mc_master *m = o->master;
-	struct mc_st_welcome v = {.epoch = mc_master_epoch(m)};
-	uint8_t buf[16];
+	struct mc_st_welcome v = {.epoch = mc_master_epoch(m),
+				  .flags = m->conf.offload_on_evict ? MC_ST_OFFLOAD_ASKED : 0};
+	uint8_t buf[32];
 	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
 
 	if (mc_index_owner_join(m->index, o->id) < 0) {
@@ -100,7 +101,7 @@ void mc_mst_welcome(struct mc_mst_owner *o)
 	o->state = o->is_announced ? MC_MST_OK : MC_MST_ANNOUNCE;
 	o->heard_ns = mc_clock_now(m->env.clk);
 	mc_st_welcome_encode(&w, &v);
-	mc_mst_note(o, MC_ST_NOTE_WELCOME, buf, sizeof(buf));
+	mc_mst_note(o, MC_ST_NOTE_WELCOME, buf, mc_wr_len(&w));
 	mc_mst_frees_again(m, o, false);
 	mc_mst_view_changed(m);
 	mc_mst_frees_send(m);

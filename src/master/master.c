@@ -143,6 +143,8 @@ void mc_master_conf_defaults(struct mc_master_conf *conf)
 	    .eviction_ratio = 0.05,
 	    .watermark = 0.9,
 	    .repair_bytes_per_s = 256ull << 20,
+	    .offload_queue_max = 50000,
+	    .offload_cap_ratio = 0.5,
 	};
 }
 
@@ -189,6 +191,13 @@ static int index_open(struct mc_master *m)
 
 	if (m->conf.seed)
 		conf.seed = m->conf.seed;
+	if (m->conf.offload_on_evict) {
+		double cap = m->conf.offload_cap_ratio * m->conf.offload_queue_max;
+
+		cap = mc_min(cap, (double)MC_MST_VICTIMS_MAX);
+		conf.due_max = (uint32_t)mc_max(cap, 1.0);
+		conf.may_skip_disk = m->conf.offload_force_evict;
+	}
 	return rc < 0 ? rc : mc_index_open(&conf, &m->index);
 }
 

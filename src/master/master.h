@@ -30,8 +30,13 @@ struct mc_master_conf {
 	double watermark;
 	uint64_t repair_bytes_per_s; /* of replicas made again in the background; 0: no limit */
 	bool has_tenants;	     /* quotas of tenants hold */
-	uint32_t conns_max;	     /* 0: 16384 */
-	uint64_t seed;		     /* of the index; 0: random */
+	/* Objects go to their owners' disks when they are about to leave memory, not at once. */
+	bool offload_on_evict;
+	uint32_t offload_queue_max; /* objects that an owner has to write at one time, about */
+	double offload_cap_ratio;   /* share of those that one look for room asks for */
+	bool offload_force_evict;   /* what is beyond that leaves memory all the same */
+	uint32_t conns_max;	    /* 0: 16384 */
+	uint64_t seed;		    /* of the index; 0: random */
 };
 
 void mc_master_conf_defaults(struct mc_master_conf *conf);

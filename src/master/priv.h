@@ -37,7 +37,8 @@
 #define MC_MST_METHODS_MAX 32u
 #define MC_MST_WAIT_BUCKETS 4096u
 #define MC_MST_KILLED 65536u
-#define MC_MST_GEN_BITS 40u /* of a generation: its counter; above them its epoch */
+#define MC_MST_VICTIMS_MAX 4096u /* of one look for room */
+#define MC_MST_GEN_BITS 40u	 /* of a generation: its counter; above them its epoch */
 #define MC_MST_EPOCH_MAX ((1ull << (64 - MC_MST_GEN_BITS)) - 2)
 
 enum mc_mst_owner_state {

@@ -13,7 +13,7 @@
 #define PLACE_LEN 16u
 #define HAS_FIX 32u /* of a HAS without key and TLV */
 #define FREES_A_NOTE 4096u
-#define VICTIMS_MAX 4096u  /* of one look for room */
+#define VICTIMS_MAX MC_MST_VICTIMS_MAX
 #define ANNOUNCE_MS 20u	   /* between two looks for room while an owner still tells what it has */
 #define DISK_WAIT_MS 2000u /* room in memory waits so long for a disk that takes nothing */
 #define VIEW_SHARE 16u	   /* free bytes in the view are right up to this part of all */
@@ -100,6 +100,24 @@ static void no_room(struct mc_mst_owner *o, unsigned kind)
 	mc_mst_note(o, MC_ST_NOTE_NO_ROOM, buf, mc_wr_len(&w));
 }
 
+/* What is to leave its memory next goes to its disk first. */
+static void offload(struct mc_mst_owner *o)
+{
+	uint8_t buf[VICTIMS_MAX * PLACE_LEN];
+	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+	const struct mc_index_due *due;
+	uint32_t n = mc_index_due(o->master->index, &due);
+
+	for (uint32_t i = 0; i < n; i++) {
+		const struct mc_st_place p = {due[i].addr, due[i].gen};
+
+		mc_st_place_encode(&w, &p);
+	}
+	mc_assert(!w.is_bad); /* the index was told how many */
+	if (n > 0)
+		mc_mst_note(o, MC_ST_NOTE_OFFLOAD, buf, mc_wr_len(&w));
+}
+
 /* Bytes to evict so that the pool is below its watermark. */
 static uint64_t ahead(const struct mc_master *m, const struct mc_st_space *s)
 {
@@ -122,6 +140,7 @@ static void evict(struct mc_master *m, struct mc_mst_owner *o, unsigned kind, ui
 		return;
 	got = mc_index_evict(m->index, mc_mst_now_ms(m), o->id, kind, bytes - pool.freeing,
 			     VICTIMS_MAX, &m->frees, ret_retry_ms);
+	offload(o);
 	mc_counter_add(&m->tally.evictions_tried, 1);
 	if (got > 0)
 		mc_counter_add(&m->tally.evictions_done, 1);

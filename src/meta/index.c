@@ -56,6 +56,7 @@ void mc_index_close(struct mc_index *ix)
 	mc_free(ix->pools);
 	mc_free(ix->soft);
 	mc_free(ix->hashes);
+	mc_free(ix->due);
 	mc_free(ix);
 }
 

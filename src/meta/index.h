@@ -45,6 +45,10 @@ struct mc_index_conf {
 	bool has_tenants; /* quotas hold, else they are only counted */
 	uint64_t quota;	  /* of a tenant that has none of its own; UINT64_MAX: none */
 	size_t tombs_max; /* then every owner that is away comes back empty */
+	/* Places of one mc_index_evict() for mc_index_due(); 0: what is in memory goes to its
+	 * owner's disk without being asked for. */
+	uint32_t due_max;
+	bool may_skip_disk; /* beyond due_max it is evicted without having been on the disk */
 };
 
 /** @return 0; -MC_E_NOMEM */
@@ -230,6 +234,13 @@ int mc_index_drop(struct mc_index_request *q, uint32_t i, uint64_t gen,
 uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, unsigned kind,
 			uint64_t bytes, uint32_t max, struct mc_index_frees *frees,
 			uint64_t *ret_retry_ms);
+
+/** What the last mc_index_evict() found to go next, once its owner has written it to its disk. */
+struct mc_index_due {
+	uint64_t addr, gen;
+};
+/** @param ret  until the next mc_index_evict(). @return how many */
+uint32_t mc_index_due(const struct mc_index *ix, const struct mc_index_due **ret);
 
 /* ---- over all objects ---- */
 

@@ -14,7 +14,7 @@ struct press {
 	struct mc_index_frees *frees;
 	uint64_t now_ms;
 	uint16_t pool;
-	uint64_t got;
+	uint64_t got, asked;
 	uint32_t n;
 };
 
@@ -106,16 +106,35 @@ static int object_evict(struct press *p, uint32_t h, uint32_t r)
 	while (at && rc == 0) {
 		uint32_t next = mc_ix_object_member(object_at(ix, at))->next;
 
-		if (!(object_at(ix, at)->flags & (OBJECT_HARD | OBJECT_HIDDEN)) &&
-		    !is_due_on_disk(p, at))
+		if (at == h || (!(object_at(ix, at)->flags & (OBJECT_HARD | OBJECT_HIDDEN)) &&
+				!is_due_on_disk(p, at)))
 			rc = member_evict(p, at, kind);
 		at = next;
 	}
 	return rc;
 }
 
+/* Its owner is asked to write it. @return it may go without that */
+static bool is_waived(struct press *p, uint32_t h, uint32_t r)
+{
+	struct mc_index *ix = p->ix;
+	void *due = ix->due;
+
+	if (ix->conf.due_max == 0)
+		return false; /* it is written anyway */
+	if (ix->ndue >= ix->conf.due_max)
+		return ix->conf.may_skip_disk;
+	if (mc_array_grow(&due, &ix->due_cap, ix->ndue + 1, ix->conf.due_max, sizeof(*ix->due)) < 0)
+		return false;
+	ix->due = due;
+	ix->due[ix->ndue++] =
+	    (struct mc_index_due){mc_ix_replica_at(ix, r)->addr, object_at(ix, h)->gen};
+	p->asked += mc_max(object_at(ix, h)->len, (uint64_t)COST_MIN);
+	return false;
+}
+
 /* Until when nothing of the object's group may go; 0: it may. */
-static uint64_t kept_until(const struct press *p, uint32_t h)
+static uint64_t kept_until(struct press *p, uint32_t h, uint32_t r)
 {
 	struct mc_index *ix = p->ix;
 	uint64_t now_ms = p->now_ms;
@@ -124,13 +143,13 @@ static uint64_t kept_until(const struct press *p, uint32_t h)
 
 	if (o->flags & OBJECT_HIDDEN)
 		until = mc_max(until, now_ms + HIDDEN_MS);
-	if (is_due_on_disk(p, h))
+	if (is_due_on_disk(p, h) && (until || !is_waived(p, h, r)))
 		until = mc_max(until, now_ms + DISK_MS);
 	return until;
 }
 
 /* Of those that nobody but a lease keeps here. */
-static uint32_t leased_victim(const struct press *p)
+static uint32_t leased_victim(struct press *p)
 {
 	struct mc_index *ix = p->ix;
 	uint32_t r;
@@ -140,7 +159,7 @@ static uint32_t leased_victim(const struct press *p)
 
 		if (is_covered(p, h))
 			return r;
-		mc_evict_lease(ix->evict, r, mc_max(kept_until(p, h), p->now_ms + 1));
+		mc_evict_lease(ix->evict, r, mc_max(kept_until(p, h, r), p->now_ms + 1));
 	}
 	return 0;
 }
@@ -155,7 +174,7 @@ static uint32_t soft_victim(struct press *p, uint64_t *ret_retry_ms)
 		return 0;
 	for (uint32_t r = ix->pools[p->pool].soft_first; r && n < SOFT_LOOK;
 	     r = mc_ix_replica_at(ix, r)->node.next, n++) {
-		uint64_t until = kept_until(p, mc_ix_replica_object(ix, r));
+		uint64_t until = kept_until(p, mc_ix_replica_object(ix, r), r);
 
 		if (until) {
 			*ret_retry_ms = mc_min(*ret_retry_ms, until);
@@ -179,11 +198,12 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 	mc_assert(kind < MC_ST_KIND_COUNT);
 	*ret_retry_ms = UINT64_MAX;
 	ix->now_ms = now_ms;
+	ix->ndue = 0;
 	if (!who || !who->pool[kind])
 		return 0;
 	p.pool = (uint16_t)(who->pool[kind] - 1);
 	mc_ix_soft_expire(ix, now_ms, max);
-	while (p.got < bytes) {
+	while (p.got + p.asked < bytes) {
 		uint64_t retry_ms = UINT64_MAX, until = 0;
 		uint32_t r, leased = 0;
 		int rc;
@@ -202,10 +222,13 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 			break;
 		}
 		if (!leased)
-			until = kept_until(&p, mc_ix_replica_object(ix, r));
+			until = kept_until(&p, mc_ix_replica_object(ix, r), r);
 		if (until) {
 			mc_evict_lease(ix->evict, r, until);
-			continue;
+			if (ix->conf.due_max == 0 || ix->ndue < ix->conf.due_max ||
+			    ix->conf.may_skip_disk)
+				continue;
+			break; /* enough has been asked for */
 		}
 		/* Of a leased group only what is on the disk goes, and only from here. */
 		rc = leased ? replica_evict(&p, mc_ix_replica_object(ix, r), r)
@@ -215,5 +238,13 @@ uint64_t mc_index_evict(struct mc_index *ix, uint64_t now_ms, uint64_t owner, un
 			break;
 		}
 	}
+	if (p.asked > 0)
+		*ret_retry_ms = mc_min(*ret_retry_ms, now_ms + DISK_MS);
 	return p.got;
+}
+
+uint32_t mc_index_due(const struct mc_index *ix, const struct mc_index_due **ret)
+{
+	*ret = ix->due;
+	return (uint32_t)ix->ndue;
 }

@@ -163,6 +163,9 @@ struct mc_index {
 	uint64_t now_ms;	    /* of the last call that said it */
 	uint64_t lost_owner;	    /* whose replica was pruned last */
 
+	struct mc_index_due *due; /* of the last mc_index_evict() */
+	size_t ndue, due_cap;
+
 	uint32_t spare[FREES_MAX]; /* struct pend: frees cannot fail for want of memory */
 	uint32_t nspare;
 	struct mc_index_stats stats;

@@ -297,14 +297,42 @@ void mc_odisk_said_more(struct mc_owner *o, size_t n, uint64_t number)
 	pthread_mutex_unlock(&o->lock);
 }
 
+void mc_odisk_policy(struct mc_owner *o, bool is_lazy)
+{
+	pthread_mutex_lock(&o->lock);
+	o->disk.is_lazy = is_lazy;
+	mc_odisk_wake(o);
+	pthread_mutex_unlock(&o->lock);
+}
+
+void mc_odisk_ask(struct mc_owner *o, const struct mc_st_place *p)
+{
+	struct mc_odisk *d = &o->disk;
+	struct mc_oslot *s;
+	void *asked = d->asked;
+	uint32_t id;
+
+	if (!d->is_there)
+		return;
+	pthread_mutex_lock(&o->lock);
+	id = mc_opool_at(&o->pool, p->addr, p->gen);
+	s = &o->pool.slots[id];
+	/* Without memory the master asks again. */
+	if (id != MC_OWNER_NIL && s->state == MC_OSLOT_SEALED && !s->is_asked &&
+	    mc_array_grow(&asked, &d->asked_cap, d->nasked + 1, MORE_MAX, sizeof(*d->asked)) == 0) {
+		d->asked = asked;
+		d->asked[d->nasked++] = s->gen;
+		s->is_asked = true;
+		mc_odisk_wake(o);
+	}
+	pthread_mutex_unlock(&o->lock);
+}
+
 void mc_odisk_no_room(struct mc_owner *o)
 {
-	struct mc_opool *p = &o->pool;
-
 	pthread_mutex_lock(&o->lock);
-	if (o->disk.write_ns > 0 && p->offload != MC_OWNER_NIL) {
+	if (o->disk.write_ns > 0 && mc_odisk_skip(o)) {
 		/* It stays in memory alone. */
-		p->offload = p->slots[p->offload].next;
 		o->disk.write_ns = 0;
 		mc_counter_add(&o->count.disk_failures, 1);
 		mc_odisk_wake(o);
@@ -465,6 +493,7 @@ void mc_odisk_fini(struct mc_owner *o)
 	drop_all(&d->gone);
 	mc_free(d->buckets);
 	mc_free(d->more);
+	mc_free(d->asked);
 	pthread_cond_destroy(&d->cond);
 	pthread_cond_destroy(&d->flush_cond);
 }

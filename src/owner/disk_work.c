@@ -216,13 +216,59 @@ static bool write_job(struct mc_owner *o, uint32_t id, struct mc_owner_disk_job 
 	return true;
 }
 
+bool mc_odisk_skip(struct mc_owner *o)
+{
+	struct mc_opool *p = &o->pool;
+	struct mc_odisk *d = &o->disk;
+
+	if (d->asked_at < d->nasked) {
+		p->slots[mc_opool_of_gen(p, d->asked[d->asked_at++])].is_asked = false;
+		return true;
+	}
+	if (p->offload == MC_OWNER_NIL)
+		return false;
+	p->offload = p->slots[p->offload].next;
+	return true;
+}
+
+/* The next one to be written, which mc_odisk_skip() takes. @return MC_OWNER_NIL: none, before
+ * `*ret_next` at least */
+static uint32_t next_write(struct mc_owner *o, uint64_t now, uint64_t *ret_next)
+{
+	uint64_t after = atomic_load(&o->nwaiting) > 0 ? WRITE_SOON_NS : WRITE_AFTER_NS;
+	const struct mc_opool *p = &o->pool;
+	struct mc_odisk *d = &o->disk;
+	const struct mc_oslot *s;
+
+	while (d->asked_at < d->nasked) {
+		uint32_t id = mc_opool_of_gen(p, d->asked[d->asked_at]);
+
+		if (id != MC_OWNER_NIL && p->slots[id].state == MC_OSLOT_SEALED)
+			return id;
+		(void)mc_odisk_skip(o);
+	}
+	d->asked_at = d->nasked = 0;
+	if (p->offload == MC_OWNER_NIL)
+		return MC_OWNER_NIL;
+	s = &p->slots[p->offload];
+	if (s->when_ns <= d->flush_ns)
+		return p->offload;
+	if (d->is_lazy)
+		return MC_OWNER_NIL;
+	if (now - s->when_ns >= after)
+		return p->offload;
+	*ret_next = mc_min(*ret_next, s->when_ns + after);
+	return MC_OWNER_NIL;
+}
+
 static unsigned take_writes(struct mc_owner *o, struct mc_owner_disk_job *jobs, unsigned max,
 			    uint64_t bytes_max, uint64_t now, uint64_t *ret_next)
 {
-	uint64_t after = atomic_load(&o->nwaiting) > 0 ? WRITE_SOON_NS : WRITE_AFTER_NS, bytes = 0;
 	struct mc_opool *p = &o->pool;
 	struct mc_odisk *d = &o->disk;
+	uint64_t bytes = 0;
 	unsigned n = 0;
+	uint32_t id;
 
 	if (d->capacity == 0 || bytes_max == 0)
 		return 0;
@@ -230,17 +276,12 @@ static unsigned take_writes(struct mc_owner *o, struct mc_owner_disk_job *jobs, 
 		*ret_next = mc_min(*ret_next, d->write_ns);
 		return 0;
 	}
-	while (p->offload != MC_OWNER_NIL && n < max) {
-		const struct mc_oslot *s = &p->slots[p->offload];
-		uint32_t id = p->offload;
+	while (n < max && (id = next_write(o, now, ret_next)) != MC_OWNER_NIL) {
+		const struct mc_oslot *s = &p->slots[id];
 
-		if (now - s->when_ns < after && s->when_ns > d->flush_ns) {
-			*ret_next = mc_min(*ret_next, s->when_ns + after);
-			break;
-		}
 		if (n > 0 && bytes + s->len > bytes_max)
 			break;
-		p->offload = s->next;
+		(void)mc_odisk_skip(o);
 		if (s->is_fetched || s->is_writing || mc_orec_find(d, s->gen))
 			continue;
 		bytes += s->len;
@@ -336,7 +377,12 @@ static void write_failed(struct mc_owner *o, const struct mc_owner_disk_job *job
 		mc_counter_add(&o->count.disk_failures, 1);
 		return;
 	}
-	o->pool.offload = job->slot;
+	if (!d->is_lazy) {
+		o->pool.offload = job->slot;
+	} else if (d->asked_at > 0) {
+		d->asked[--d->asked_at] = job->gen;
+		s->is_asked = true;
+	} /* else the master asks for it again */
 	d->write_ns = mc_clock_now(o->env->clk) + AGAIN_NS;
 	d->want = mc_max(d->want, 2 * job->len);
 	post(o);

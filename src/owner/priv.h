@@ -71,6 +71,7 @@ struct mc_oslot {
 	bool is_fetched; /* from the disk, where it is still, too */
 	bool is_writing; /* the disk's thread pins it */
 	bool is_owed;	 /* its free is acknowledged when no record of it is left */
+	bool is_asked;	 /* the master wants it on the disk: in mc_odisk.asked */
 };
 
 /** A list of slots by their links. */
@@ -218,6 +219,9 @@ struct mc_odisk {
 	struct mc_omore *more;
 	size_t nmore, more_cap;
 	uint64_t capacity, used, want;
+	bool is_lazy;	 /* what is asked for is written, else all that is sealed */
+	uint64_t *asked; /* generations, [asked_at, nasked) */
+	size_t asked_at, nasked, asked_cap;
 	uint64_t write_ns, delete_ns; /* not before */
 	uint64_t flush_ns;	      /* what was sealed up to then is written at once */
 	bool is_flushed;
@@ -465,6 +469,12 @@ void mc_odisk_say_has(struct mc_owner *o, struct mc_wr *w, size_t max, uint64_t 
 size_t mc_odisk_say_more(struct mc_owner *o, struct mc_wr *w, size_t max);
 /** They are in the note of this number. Loop. */
 void mc_odisk_said_more(struct mc_owner *o, size_t n, uint64_t number);
+/** What its master wants: @param is_lazy  only what it asks for goes to the disk. Loop. */
+void mc_odisk_policy(struct mc_owner *o, bool is_lazy);
+/** OFFLOAD: a slot is to be written to the disk. Loop. */
+void mc_odisk_ask(struct mc_owner *o, const struct mc_st_place *p);
+/** The next one to be written is not, or is taken. Under the lock. @return false: there is none */
+bool mc_odisk_skip(struct mc_owner *o);
 /** NO_ROOM on the disk. Loop. */
 void mc_odisk_no_room(struct mc_owner *o);
 

@@ -70,6 +70,7 @@ static void on_welcome(struct mc_owner *o, struct mc_rd *rd)
 		return;
 	}
 	atomic_store(&s->epoch, v.epoch);
+	mc_odisk_policy(o, v.flags & MC_ST_OFFLOAD_ASKED);
 	s->state = MC_OSTREAM_UP;
 	s->is_space_due = true;
 	o->disk.is_space_due = o->disk.is_there;
@@ -186,6 +187,13 @@ static void on_note(struct mc_owner *o, const struct mc_st_note_head *head, cons
 			mc_st_place_decode(&rd, &place);
 			if (!rd.is_bad)
 				on_free(o, &place);
+		}
+		break;
+	case MC_ST_NOTE_OFFLOAD:
+		while (mc_rd_left(&rd) > 0 && !rd.is_bad) {
+			mc_st_place_decode(&rd, &place);
+			if (!rd.is_bad)
+				mc_odisk_ask(o, &place);
 		}
 		break;
 	case MC_ST_NOTE_ORDER:

@@ -278,12 +278,14 @@ void mc_st_welcome_encode(struct mc_wr *w, const struct mc_st_welcome *v)
 {
 	mc_wr_u64(w, v->epoch);
 	mc_wr_u64(w, v->from);
+	mc_wr_u32(w, v->flags);
 }
 
 void mc_st_welcome_decode(struct mc_rd *r, struct mc_st_welcome *ret)
 {
 	ret->epoch = mc_rd_u64(r);
 	ret->from = mc_rd_u64(r);
+	ret->flags = mc_rd_u32(r);
 }
 
 void mc_st_space_encode(struct mc_wr *w, const struct mc_st_space *v)

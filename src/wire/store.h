@@ -200,14 +200,20 @@ enum mc_st_note {
 	MC_ST_NOTE_NO_ROOM,  /* mc_st_space: nothing may be evicted for what was wanted, of all
 				that the owner has told and that was committed */
 	MC_ST_NOTE_WELCOME,  /* mc_st_welcome: first note of a stream */
+	MC_ST_NOTE_OFFLOAD,  /* mc_st_place of slots: to be written to the disk now */
 };
 #define MC_ST_NOTE_HEAD_LEN 16u
 #define MC_ST_NOTE_MAX (1u << 20) /* bytes of one note with its head */
+
+enum mc_st_welcome_flag {
+	MC_ST_OFFLOAD_ASKED = 1, /* only what OFFLOAD names goes to the disk, else all does */
+};
 
 struct mc_st_welcome {
 	uint64_t epoch; /* of the master; below one that the owner has seen: it hangs up */
 	uint64_t from;	/* owner's notes from this number on are missing; 0: it announces all that
 			   it has, and counts from 1 again */
+	uint32_t flags; /* enum mc_st_welcome_flag */
 };
 
 struct mc_st_has {

@@ -120,15 +120,20 @@ static void fix_start(struct fix *f)
 	f->node = real_node_start(f->c, client_program, f->bytes, f->dir, f->quota);
 }
 
-static void fix_open(struct fix *f, uint64_t bytes, uint64_t quota)
+static void fix_open_with(struct fix *f, uint64_t bytes, uint64_t quota, const char *const *flags)
 {
-	*f = (struct fix){.bytes = bytes, .quota = quota, .c = real_open(0, 0)};
+	*f = (struct fix){.bytes = bytes, .quota = quota, .c = real_open_with(0, 0, 300, flags)};
 	(void)snprintf(f->dir, sizeof(f->dir), "/tmp/mc-ssd-XXXXXX");
 	assert_non_null(mkdtemp(f->dir));
 	f->buf = mc_aligned_alloc(4096, LEN_MAX);
 	assert_non_null(f->buf);
 	fix_start(f);
 	f->st = real_store(f->c, 20000, 0);
+}
+
+static void fix_open(struct fix *f, uint64_t bytes, uint64_t quota)
+{
+	fix_open_with(f, bytes, quota, NULL);
 }
 
 static void fix_close(struct fix *f)
@@ -188,6 +193,41 @@ static void what_was_just_put_is_on_the_disk_after_a_stop(void **state)
 	real_owner_end(f.c, f.node);
 	fix_start(&f);
 	come_back(&f, 0, 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(get(&f, i, i), (int64_t)(512 * KIB + i));
+	fix_close(&f);
+	(void)state;
+}
+
+static unsigned count_on_disk(struct fix *f, unsigned n)
+{
+	unsigned k = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		k += is_on_disk(f, i);
+	return k;
+}
+
+static void the_disk_gets_what_leaves_memory_when_the_master_wants_that(void **state)
+{
+	static const char *const flags[] = {"--offload_on_evict=true", NULL};
+	enum { FEW = 20, N = 150 };
+	struct fix f;
+
+	fix_open_with(&f, 32 * MIB, 1024 * MIB, flags);
+	for (unsigned i = 0; i < FEW; i++)
+		assert_int_equal(put(&f, i, 512 * KIB + i, i, 0), 0);
+	nap(1000); /* several times as long as it would take */
+	assert_int_equal(count_on_disk(&f, FEW), 0);
+	for (unsigned i = FEW; i < N; i++)
+		assert_int_equal(put(&f, i, 512 * KIB + i, i, 0), 0);
+	assert_true(count_on_disk(&f, N) < N);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(get(&f, i, i), (int64_t)(512 * KIB + i));
+	real_owner_end(f.c, f.node); /* leaves memory, too */
+	fix_start(&f);
+	come_back(&f, 0, 0);
+	assert_int_equal(count_on_disk(&f, N), N);
 	for (unsigned i = 0; i < N; i++)
 		assert_int_equal(get(&f, i, i), (int64_t)(512 * KIB + i));
 	fix_close(&f);
@@ -321,6 +361,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(more_than_memory_is_read_back_also_after_a_kill),
 	    cmocka_unit_test(what_was_just_put_is_on_the_disk_after_a_stop),
+	    cmocka_unit_test(the_disk_gets_what_leaves_memory_when_the_master_wants_that),
 	    cmocka_unit_test(what_was_removed_or_replaced_stays_so_after_a_kill),
 	    cmocka_unit_test(what_was_damaged_is_a_miss),
 	    cmocka_unit_test(a_full_disk_lets_the_oldest_go),

@@ -125,13 +125,17 @@ void real_reap(struct real_proc *p, int signo)
 
 void real_master_start(struct real *c)
 {
-	char port[64], dir[128], lease[64], line[256];
-	char *argv[] = {
-	    "mooncake_master", port, "--metrics_port=0", "--client_ttl=3", lease, dir, NULL};
+	char port[64], dir[128], lease[64], line[256], more[REAL_FLAGS_MAX][64];
+	char *argv[6 + REAL_FLAGS_MAX + 1] = {"mooncake_master", port,	"--metrics_port=0",
+					      "--client_ttl=3",	 lease, dir};
 
 	(void)snprintf(port, sizeof(port), "--rpc_port=%s", strchr(c->master, ':') + 1);
 	(void)snprintf(dir, sizeof(dir), "--state_dir=%s", c->dir);
 	(void)snprintf(lease, sizeof(lease), "--default_kv_lease_ttl=%u", c->lease_ms);
+	for (unsigned i = 0; i < REAL_FLAGS_MAX && c->flags[i]; i++) {
+		(void)snprintf(more[i], sizeof(more[i]), "%s", c->flags[i]);
+		argv[6 + i] = more[i];
+	}
 	real_spawn(&c->m, program, argv, line, sizeof(line));
 }
 
@@ -220,12 +224,22 @@ struct real *real_open(unsigned nowners, uint64_t bytes)
 
 struct real *real_open_leased(unsigned nowners, uint64_t bytes, unsigned lease_ms)
 {
+	return real_open_with(nowners, bytes, lease_ms, NULL);
+}
+
+struct real *real_open_with(unsigned nowners, uint64_t bytes, unsigned lease_ms,
+			    const char *const *flags)
+{
 	struct real *c = mc_calloc(1, sizeof(*c));
 	struct mc_addr host, bound;
 	int fd;
 
 	assert_non_null(c);
 	c->lease_ms = lease_ms;
+	for (unsigned i = 0; flags && flags[i]; i++) {
+		assert_true(i < REAL_FLAGS_MAX);
+		c->flags[i] = flags[i];
+	}
 	(void)snprintf(c->dir, sizeof(c->dir), "/tmp/mc-store-XXXXXX");
 	assert_non_null(mkdtemp(c->dir));
 	/* A port that is free now: below those that the kernel gives to others meanwhile. */

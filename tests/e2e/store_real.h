@@ -13,6 +13,7 @@
 #include <mooncake/store.h>
 
 #define REAL_OWNERS_MAX 8u
+#define REAL_FLAGS_MAX 8u
 
 struct real_proc {
 	pid_t pid; /* 0: none */
@@ -26,8 +27,9 @@ struct real {
 	struct real_proc m, owners[REAL_OWNERS_MAX];
 	char segments[REAL_OWNERS_MAX][128];
 	unsigned nowners;
-	unsigned lease_ms; /* that the master grants */
-	bool has_hosts;	   /* owner i is at 127.0.0.(2 + i), not at 127.0.0.1 */
+	const char *flags[REAL_FLAGS_MAX]; /* of the master */
+	unsigned lease_ms;		   /* that the master grants */
+	bool has_hosts;			   /* owner i is at 127.0.0.(2 + i), not at 127.0.0.1 */
 };
 
 /** Start a program, and take the first line that it says; its stdin stays open. It is killed when
@@ -49,6 +51,9 @@ bool real_args(int argc, char **argv, bool *ret_is_long, uint64_t *seed, const c
 /** Leases of 300 ms. */
 struct real *real_open(unsigned nowners, uint64_t bytes);
 struct real *real_open_leased(unsigned nowners, uint64_t bytes, unsigned lease_ms);
+/** @param flags  more options of the master, up to NULL; not copied. NULL: none */
+struct real *real_open_with(unsigned nowners, uint64_t bytes, unsigned lease_ms,
+			    const char *const *flags);
 void real_close(struct real *c);
 void real_master_start(struct real *c);
 void real_master_kill(struct real *c);

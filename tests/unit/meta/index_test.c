@@ -208,6 +208,52 @@ static void a_lease_does_not_keep_in_memory_what_is_on_the_disk(void **state)
 	(void)state;
 }
 
+static uint64_t evict_many(struct fix *f, uint64_t now_ms, uint64_t bytes, uint64_t *ret_retry_ms)
+{
+	f->frees.n = 0;
+	return mc_index_evict(f->ix, now_ms, OWNER, MC_ST_MEMORY, bytes, 100, &f->frees,
+			      ret_retry_ms);
+}
+
+static void what_leaves_memory_is_asked_for_first(void **state)
+{
+	struct mc_index_conf conf = {.quota = UINT64_MAX, .due_max = 2};
+	const char *const names[] = {"a", "b", "c", "d", "e"};
+	const struct mc_index_due *due;
+	struct fix f = fix_open(&conf);
+	uint64_t retry_ms;
+
+	mc_index_owner_disk(f.ix, OWNER, true);
+	for (unsigned i = 0; i < MC_ARRAY_LEN(names); i++)
+		assert_int_equal(put_plain(&f, 10, names[i], 100), 0);
+	/* As much as is wanted, and the same ones again. */
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(evict_many(&f, 20 + 20 * i, 100, &retry_ms), 0);
+		assert_int_equal(retry_ms, 40 + 20 * i);
+		assert_int_equal(mc_index_due(f.ix, &due), 1);
+		assert_true(due[0].gen == 1 && due[0].addr == 64);
+	}
+	more_on_disk(&f, "a", 1);
+	assert_int_equal(evict_many(&f, 100, 100, &retry_ms), 100);
+	assert_int_equal(mc_index_due(f.ix, &due), 0);
+	assert_true(f.frees.v[0].gen == 1);
+	freed_all(&f);
+	/* No more than that at once. */
+	assert_int_equal(evict_many(&f, 100, 400, &retry_ms), 0);
+	assert_int_equal(retry_ms, 120);
+	assert_int_equal(mc_index_due(f.ix, &due), 2);
+	fix_close(&f);
+	conf.may_skip_disk = true;
+	f = fix_open(&conf);
+	mc_index_owner_disk(f.ix, OWNER, true);
+	for (unsigned i = 0; i < MC_ARRAY_LEN(names); i++)
+		assert_int_equal(put_plain(&f, 10, names[i], 100), 0);
+	assert_int_equal(evict_many(&f, 20, 400, &retry_ms), 200);
+	assert_int_equal(mc_index_due(f.ix, &due), 2);
+	fix_close(&f);
+	(void)state;
+}
+
 static void a_soft_pin_ends(void **state)
 {
 	struct fix f = fix_open(NULL); /* may not evict soft-pinned ones */
@@ -482,6 +528,7 @@ int main(void)
 	    cmocka_unit_test(children_leave_before_their_parents),
 	    cmocka_unit_test(leased_and_pinned_ones_wait_their_turn),
 	    cmocka_unit_test(a_lease_does_not_keep_in_memory_what_is_on_the_disk),
+	    cmocka_unit_test(what_leaves_memory_is_asked_for_first),
 	    cmocka_unit_test(a_soft_pin_ends),
 	    cmocka_unit_test(a_group_leaves_together_and_is_leased_together),
 	    cmocka_unit_test(pages_come_in_the_order_of_keys),

@@ -356,6 +356,48 @@ static void a_full_disk_asks_for_room(void **state)
 	(void)state;
 }
 
+static void what_is_not_asked_for_is_not_written(void **state)
+{
+	struct mc_owner_disk_job job;
+	struct mc_st_granted a, b;
+	struct fix f;
+
+	fix_welcome_flags = MC_ST_OFFLOAD_ASKED;
+	fix_open(&f, with_disk());
+	memset(payload, 1, sizeof(payload));
+	assert_int_equal(fix_put_one(&f, "a", 1, LEN, payload, &a), 0);
+	assert_int_equal(fix_put_one(&f, "b", 2, LEN, payload, &b), 0);
+	nothing_to_do(&f);
+	fix_say_place(f.m, MC_ST_NOTE_OFFLOAD, b.addr, 2);
+	fix_say_place(f.m, MC_ST_NOTE_OFFLOAD, b.addr, 2); /* once is enough */
+	fix_say_place(f.m, MC_ST_NOTE_OFFLOAD, a.addr, 2); /* not there */
+	job = take(&f, MC_OWNER_DISK_WRITE, 2);
+	mc_owner_disk_done(f.o, &job, -MC_E_NOSPACE);
+	fix_until(f.m, f.m->want.kind == MC_ST_DISK && f.m->want.want >= LEN);
+	job = take(&f, MC_OWNER_DISK_WRITE, 2); /* once more */
+	mc_owner_disk_done(f.o, &job, 0);
+	fix_until(f.m, f.m->nhas == 1);
+	assert_true(f.m->has[0].gen == 2 && f.m->has[0].addr == MC_ST_DISK_ADDR);
+	nothing_to_do(&f);
+	/* Of two that are asked for the one that has gone is left out. */
+	assert_int_equal(fix_put_one(&f, "c", 3, LEN, payload, &b), 0);
+	fix_say_free(f.m, a.addr, 1);
+	fix_say_place(f.m, MC_ST_NOTE_OFFLOAD, a.addr, 1);
+	fix_say_place(f.m, MC_ST_NOTE_OFFLOAD, b.addr, 3);
+	job = take(&f, MC_OWNER_DISK_WRITE, 3);
+	mc_owner_disk_done(f.o, &job, -MC_E_NOSPACE);
+	say_no_room_on_disk(&f); /* it stays in memory alone until it is asked for again */
+	until_failed(f.o);
+	nothing_to_do(&f);
+	fix_say_place(f.m, MC_ST_NOTE_OFFLOAD, b.addr, 3);
+	job = take(&f, MC_OWNER_DISK_WRITE, 3);
+	mc_owner_disk_done(f.o, &job, 0);
+	fix_until(f.m, f.m->nhas == 2);
+	fix_close(&f);
+	fix_welcome_flags = 0;
+	(void)state;
+}
+
 enum { RECORDS = 3000 };
 
 static void tell_records(struct mc_owner *o)
@@ -403,6 +445,7 @@ int main(void)
 	    cmocka_unit_test(what_is_removed_while_it_is_fetched_is_gone),
 	    cmocka_unit_test(a_fetch_that_fails_says_why),
 	    cmocka_unit_test(a_full_disk_asks_for_room),
+	    cmocka_unit_test(what_is_not_asked_for_is_not_written),
 	    cmocka_unit_test(records_of_an_earlier_life_are_announced),
 	};
 

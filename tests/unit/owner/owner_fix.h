@@ -94,7 +94,7 @@ static inline void fix_say_no_room(struct fix_master *m)
 	fix_say(m, MC_ST_NOTE_NO_ROOM, body, mc_wr_len(&w));
 }
 
-static inline void fix_say_free(struct fix_master *m, uint64_t addr, uint64_t gen)
+static inline void fix_say_place(struct fix_master *m, uint8_t type, uint64_t addr, uint64_t gen)
 {
 	const struct mc_st_place p = {.addr = addr, .gen = gen};
 	uint8_t body[16];
@@ -102,8 +102,13 @@ static inline void fix_say_free(struct fix_master *m, uint64_t addr, uint64_t ge
 
 	mc_st_place_encode(&w, &p);
 	pthread_mutex_lock(&m->lock);
-	fix_say(m, MC_ST_NOTE_FREE, body, sizeof(body));
+	fix_say(m, type, body, sizeof(body));
 	pthread_mutex_unlock(&m->lock);
+}
+
+static inline void fix_say_free(struct fix_master *m, uint64_t addr, uint64_t gen)
+{
+	fix_say_place(m, MC_ST_NOTE_FREE, addr, gen);
 }
 
 static inline void fix_note_has(struct fix_master *m, struct mc_rd *rd, bool is_check)
@@ -199,6 +204,8 @@ static inline void fix_on_chunk(struct mc_rpc_req *req, const void *data, size_t
 	pthread_mutex_unlock(&m->lock);
 }
 
+static uint32_t fix_welcome_flags; /* of masters to come */
+
 static inline void fix_on_cancel(struct mc_rpc_req *req)
 {
 	struct fix_master *m = req->user;
@@ -217,7 +224,7 @@ static inline void fix_on_owner(struct mc_rpc_req *req, const struct mc_rpc_msg 
 	struct mc_pb_arena arena;
 	ProtobufCMessage *got;
 	const Mc__St__Owner *v;
-	uint8_t body[16];
+	uint8_t body[32];
 	struct mc_wr w = mc_wr_make(body, sizeof(body));
 
 	mc_pb_arena_init(&arena, buf, sizeof(buf));
@@ -234,8 +241,10 @@ static inline void fix_on_owner(struct mc_rpc_req *req, const struct mc_rpc_msg 
 	m->nstreams++;
 	m->told_epoch = v->epoch;
 	m->told_acked = v->acked;
-	mc_st_welcome_encode(&w, &(struct mc_st_welcome){.epoch = m->epoch, .from = m->from});
-	fix_say(m, MC_ST_NOTE_WELCOME, body, sizeof(body));
+	mc_st_welcome_encode(&w, &(struct mc_st_welcome){.epoch = m->epoch,
+							 .from = m->from,
+							 .flags = fix_welcome_flags});
+	fix_say(m, MC_ST_NOTE_WELCOME, body, mc_wr_len(&w));
 	pthread_cond_broadcast(&m->cond);
 	pthread_mutex_unlock(&m->lock);
 }
