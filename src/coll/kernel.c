@@ -9,17 +9,10 @@
 #include <string.h>
 
 #include "base/bf16.h"
+#include "base/widest.h"
 #include "coll/priv.h"
 
 #define BLOCK 512u
-
-/* One build for every machine: the loader takes the widest version that the processor has. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) &&                             \
-    !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
-#define WIDEST __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define WIDEST
-#endif
 
 /* Half precision by integer arithmetic (IEEE 754-2019, binary16), as nobody promises F16C. */
 static inline float f16_load(uint16_t h)
@@ -64,8 +57,8 @@ static inline uint16_t f16_store(float f)
 
 /* Of elements [0, n), n <= BLOCK. `mem`: type in memory; `acc`: type that is computed with. */
 #define KERNEL(name, mem, acc, load, store, op)                                                    \
-	static WIDEST void name(void *out, const uint8_t *const *src, unsigned nsrc, uint64_t at,  \
-				unsigned n, const double *factors)                                 \
+	static MC_WIDEST void name(void *out, const uint8_t *const *src, unsigned nsrc,            \
+				   uint64_t at, unsigned n, const double *factors)                 \
 	{                                                                                          \
 		const mem *first = (const mem *)src[0] + at;                                       \
 		mem *to = (mem *)out + at;                                                         \
@@ -86,8 +79,8 @@ static inline uint16_t f16_store(float f)
 
 /* The same with each source times its factor (AVG: the sum times 1/n, after the last). */
 #define SCALED(name, mem, acc, real, load, store)                                                  \
-	static WIDEST void name##_scaled(void *out, const uint8_t *const *src, unsigned nsrc,      \
-					 uint64_t at, unsigned n, const double *factors)           \
+	static MC_WIDEST void name##_scaled(void *out, const uint8_t *const *src, unsigned nsrc,   \
+					    uint64_t at, unsigned n, const double *factors)        \
 	{                                                                                          \
 		mem *to = (mem *)out + at;                                                         \
 		acc sum[BLOCK];                                                                    \
@@ -102,8 +95,8 @@ static inline uint16_t f16_store(float f)
 		for (unsigned i = 0; i < n; i++)                                                   \
 			to[i] = (mem)store(sum[i]);                                                \
 	}                                                                                          \
-	static WIDEST void name##_avg(void *out, const uint8_t *const *src, unsigned nsrc,         \
-				      uint64_t at, unsigned n, const double *factors)              \
+	static MC_WIDEST void name##_avg(void *out, const uint8_t *const *src, unsigned nsrc,      \
+					 uint64_t at, unsigned n, const double *factors)           \
 	{                                                                                          \
 		mem *to = (mem *)out + at;                                                         \
 		acc sum[BLOCK];                                                                    \

@@ -8,7 +8,8 @@
  * words, so survivors need no vote.
  *
  * The memory behind a descriptor: struct mc_coll_page, MC_COLL_RINGS_LEN of rings (p2p.c), then the
- * area that large operations use, which grows on demand.
+ * area that large operations use, which grows on demand; far behind it what users of the group show
+ * beside its operations (ep).
  */
 #ifndef MC_COLL_PAGE_H
 #define MC_COLL_PAGE_H
@@ -90,6 +91,7 @@ struct mc_coll_page {
 
 #define MC_COLL_PAGE_LEN ((sizeof(struct mc_coll_page) + 4095) & ~4095ull)
 #define MC_COLL_AREA_AT (MC_COLL_PAGE_LEN + MC_COLL_RINGS_LEN)
+#define MC_COLL_SIDE_AT (1ull << 40) /* nothing is behind it until it is written to */
 
 /** The membership of the group, written by whoever has the gate. */
 struct mc_coll_change {

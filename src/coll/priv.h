@@ -80,6 +80,8 @@ struct mc_coll {
 	uint8_t *area; /* the operation's thread */
 	uint64_t area_len;
 
+	uint64_t side_next; /* of the memory beside the area (MC_COLL_SIDE_AT), under `lock` */
+
 	_Atomic uint32_t bell; /* changes when a peer is attached or gone, or by abort */
 	_Atomic bool is_aborted;
 
@@ -167,6 +169,8 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 
 enum { MC_COLL_THERE = 1, MC_COLL_GONE, MC_COLL_AGAIN };
 
+/** Wake who sleeps until this rank shows something: after the store. */
+void mc_coll_ring(struct mc_coll_page *page);
 /** Store `word` (release) and wake who sleeps on it. */
 void mc_coll_post(struct mc_coll *g, uint64_t word);
 void mc_coll_post_shares(struct mc_coll *g, uint64_t shares);
@@ -182,6 +186,14 @@ int mc_coll_wait_word(struct mc_coll *g, unsigned slot, uint64_t target, uint64_
  */
 int mc_coll_wait_share(struct mc_coll *g, unsigned slot, uint64_t seq, uint32_t chunks,
 		       uint64_t mask, uint64_t deadline_ns);
+
+/**
+ * Wait for something that `p` rings for and that its death ends.
+ * @param is_there  0: not yet; what it gives else is the answer. Does not wait
+ * @return that; MC_COLL_GONE; -MC_E_TIMEDOUT; -MC_E_CANCELED. Any thread; `spin` is the caller's
+ */
+int mc_coll_wait_on(struct mc_coll *g, struct mc_coll_peer *p, int (*is_there)(const void *what),
+		    const void *what, struct mc_spin *spin, uint64_t deadline_ns);
 
 /* ---- rest.c ---- */
 

@@ -43,6 +43,15 @@ int mc_coll_shmem_grow(int fd, uint64_t from, uint64_t len)
 	return rc < 0 ? mem_err(errno) : 0;
 }
 
+int mc_coll_shmem_stretch(int fd, uint64_t len)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return mem_err(errno);
+	return (uint64_t)st.st_size >= len || ftruncate(fd, (off_t)len) == 0 ? 0 : mem_err(errno);
+}
+
 void mc_coll_shmem_drop(int fd, uint64_t from, uint64_t len)
 {
 	/* What is not given back is used again by the next large operation. */

@@ -13,6 +13,8 @@
 int mc_coll_shmem_make(const char *name, uint64_t len, int *ret_fd);
 /** Make it longer, with its memory reserved. @return 0; -MC_E_NOMEM */
 int mc_coll_shmem_grow(int fd, uint64_t from, uint64_t len);
+/** Make it longer, with no memory behind what is new. @return 0; -MC_E_NOMEM */
+int mc_coll_shmem_stretch(int fd, uint64_t len);
 /** Give the memory of [from, len) back; it reads as zeroes. */
 void mc_coll_shmem_drop(int fd, uint64_t from, uint64_t len);
 /**

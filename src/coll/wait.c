@@ -7,7 +7,7 @@
 
 #define LOOKS 100 /* before a clock is read: about a microsecond */
 
-static void ring(struct mc_coll_page *page)
+void mc_coll_ring(struct mc_coll_page *page)
 {
 	/* Before the look at `sleepers`: pairs with the fence in doze(). */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -21,13 +21,13 @@ void mc_coll_post(struct mc_coll *g, uint64_t word)
 {
 	/* release: what was shown is there for whoever acquires the word */
 	atomic_store_explicit(&g->page->word, word, memory_order_release);
-	ring(g->page);
+	mc_coll_ring(g->page);
 }
 
 void mc_coll_post_shares(struct mc_coll *g, uint64_t shares)
 {
 	atomic_store_explicit(&g->page->shares, shares, memory_order_release);
-	ring(g->page);
+	mc_coll_ring(g->page);
 }
 
 void mc_coll_stir(struct mc_coll *g)
@@ -55,15 +55,19 @@ void mc_coll_stir(struct mc_coll *g)
 struct wait {
 	struct mc_coll *g;
 	struct mc_coll_peer *p;
-	uint64_t target; /* of the word; or of the shares, if `mask` is not 0 */
-	uint64_t mask;
 	uint64_t deadline_ns;
+	int (*is_there)(const void *what); /* not 0: the answer */
+	const void *what;
+	/* `what` of a word; or of shares, if `mask` is not 0 */
+	uint64_t target;
+	uint64_t mask;
 };
 
 /* Shares of the same operation, for the same ranks, far enough. @return THERE; AGAIN: it has found
  * somebody gone that we count; 0 */
-static int look_shares(const struct wait *w)
+static int look_shares(const void *what)
 {
+	const struct wait *w = what;
 	struct mc_coll_page *page = w->p->page;
 	uint64_t now = atomic_load_explicit(&page->shares, memory_order_acquire);
 	uint64_t mask;
@@ -85,10 +89,10 @@ static int look_shares(const struct wait *w)
 		   : 0;
 }
 
-static int look_word(const struct wait *w)
+static int look_word(const void *what)
 {
-	if (w->mask)
-		return look_shares(w);
+	const struct wait *w = what;
+
 	return atomic_load_explicit(&w->p->page->word, memory_order_acquire) >= w->target
 		   ? MC_COLL_THERE
 		   : 0;
@@ -97,12 +101,12 @@ static int look_word(const struct wait *w)
 static int look(void *user)
 {
 	const struct wait *w = user;
-	int rc = look_word(w);
+	int rc = w->is_there(w->what);
 
 	if (rc)
 		return rc;
 	if (mc_coll_peer_is_gone(w->p)) {
-		rc = look_word(w);
+		rc = w->is_there(w->what);
 		return rc ? rc : MC_COLL_GONE;
 	}
 	return atomic_load_explicit(&w->g->is_aborted, memory_order_relaxed) ? -MC_E_CANCELED : 0;
@@ -115,7 +119,7 @@ static int doze(void *user)
 	int rc = 0, slept = 0;
 
 	atomic_fetch_add_explicit(&page->sleepers, 1, memory_order_relaxed);
-	/* Counted before looking: pairs with the fence in ring(). */
+	/* Counted before looking: pairs with the fence in mc_coll_ring(). */
 	atomic_thread_fence(memory_order_seq_cst);
 	while (rc == 0) {
 		uint32_t bell = atomic_load_explicit(&page->bell, memory_order_acquire);
@@ -130,27 +134,32 @@ static int doze(void *user)
 	return rc;
 }
 
-static int wait_for(struct wait *w)
+static int wait_for(struct wait *w, struct mc_spin *spin)
 {
 	int rc;
 
 	for (int i = 0; i < LOOKS; i++) {
-		rc = look_word(w);
+		rc = w->is_there(w->what);
 		if (rc)
 			return rc;
 		mc_cpu_relax();
 	}
 	rc = look(w);
-	return rc ? rc : mc_spin_wait(&w->g->spin, look, doze, w);
+	return rc ? rc : mc_spin_wait(spin, look, doze, w);
 }
 
 int mc_coll_wait_word(struct mc_coll *g, unsigned slot, uint64_t target, uint64_t deadline_ns)
 {
-	struct wait w = {.g = g, .p = g->cur[slot], .target = target, .deadline_ns = deadline_ns};
+	struct wait w = {.g = g,
+			 .p = g->cur[slot],
+			 .deadline_ns = deadline_ns,
+			 .is_there = look_word,
+			 .what = &w,
+			 .target = target};
 
 	if (!w.p) /* never attached, or lost before it was taken into use */
 		return MC_COLL_GONE;
-	return wait_for(&w);
+	return wait_for(&w, &g->spin);
 }
 
 int mc_coll_wait_share(struct mc_coll *g, unsigned slot, uint64_t seq, uint32_t chunks,
@@ -158,9 +167,20 @@ int mc_coll_wait_share(struct mc_coll *g, unsigned slot, uint64_t seq, uint32_t 
 {
 	struct wait w = {.g = g,
 			 .p = g->cur[slot],
+			 .deadline_ns = deadline_ns,
+			 .is_there = look_shares,
+			 .what = &w,
 			 .target = mc_coll_share(seq, 0, chunks),
-			 .mask = mask,
-			 .deadline_ns = deadline_ns};
+			 .mask = mask};
 
-	return wait_for(&w);
+	return wait_for(&w, &g->spin);
+}
+
+int mc_coll_wait_on(struct mc_coll *g, struct mc_coll_peer *p, int (*is_there)(const void *what),
+		    const void *what, struct mc_spin *spin, uint64_t deadline_ns)
+{
+	struct wait w = {
+	    .g = g, .p = p, .deadline_ns = deadline_ns, .is_there = is_there, .what = what};
+
+	return wait_for(&w, spin);
 }

@@ -1,0 +1,16 @@
+/*
+ * widest.h: one build for every machine: of a function marked MC_WIDEST the loader takes the widest
+ * version that the processor has.
+ */
+#ifndef MC_BASE_WIDEST_H
+#define MC_BASE_WIDEST_H
+
+/* Sanitizers run before the loader's choice could be made; clang 14 has no such attribute. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) &&                             \
+    !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#define MC_WIDEST __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define MC_WIDEST
+#endif
+
+#endif
