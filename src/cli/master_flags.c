@@ -53,6 +53,15 @@ static const struct mc_opt table[] = {
 		  "share of them that one look for room asks for (4096 at most)"),
     MC_OPT_BOOL(FLAGS, offload_force_evict, "offload_force_evict", "0",
 		"what is beyond that share leaves memory without having been on the disk"),
+    MC_OPT_BOOL(FLAGS, promotion_on_hit, "promotion_on_hit", "0",
+		"what is often read from a disk becomes a replica in memory, else it only uses "
+		"memory that nobody else wants"),
+    MC_OPT_INT(FLAGS, promotion_threshold, "promotion_admission_threshold", "2", 1, 255,
+	       "lookups lately that make it often; 1: the first"),
+    MC_OPT_INT(FLAGS, promotion_beat_max, "promotion_max_per_heartbeat", "1", 1, 1000000,
+	       "such objects of one node each second"),
+    MC_OPT_INT(FLAGS, promotion_queue_max, "promotion_queue_limit", "50000", 1, 10000000,
+	       "such objects on their way to memory"),
     MC_OPT_INT(
 	FLAGS, repair_mib_per_s, "repair_mib_per_second", "256", 0, 1000000,
 	"replicas that an owner's end took away are made again so fast, all owners together; "
@@ -106,10 +115,6 @@ static const struct mc_args_other others[] = {
     {"snapshot_catalog_store_connstring", false, NULL},
     {"snapshot_backup_dir", false, NOT_SNAPSHOT},
     {"enable_offload", true, NULL},
-    {"promotion_on_hit", true, NULL},
-    {"promotion_admission_threshold", false, NULL},
-    {"promotion_max_per_heartbeat", false, NULL},
-    {"promotion_queue_limit", false, NULL},
     {"quota_bytes", false, NULL},
     {"enable_disk_eviction", true, NULL},
     {"root_fs_dir", false, "a directory shared by all is not in this build; give nodes a disk"},
@@ -187,6 +192,10 @@ static int flags_check(struct mc_master_flags *f, struct mc_diag *diag)
 	c->offload_queue_max = (uint32_t)f->offload_queue_max;
 	c->offload_cap_ratio = f->offload_cap_ratio;
 	c->offload_force_evict = f->offload_force_evict;
+	c->promotion_on_hit = f->promotion_on_hit;
+	c->promotion_threshold = (uint32_t)f->promotion_threshold;
+	c->promotion_beat_max = (uint32_t)f->promotion_beat_max;
+	c->promotion_queue_max = (uint32_t)f->promotion_queue_max;
 	c->repair_bytes_per_s = (uint64_t)f->repair_mib_per_s << 20;
 	if (f->rpc_port && f->port && f->rpc_port != f->port) {
 		mc_diag_set(diag, "options '--rpc_port' and '--port' are the same thing, and say "

@@ -9,11 +9,13 @@
 
 struct mc_master_flags {
 	/* as given */
-	int64_t rpc_port, port, metrics_port, metadata_port, repair_mib_per_s, offload_queue_max;
+	int64_t rpc_port, port, metrics_port, metadata_port, repair_mib_per_s, offload_queue_max,
+	    promotion_threshold, promotion_beat_max, promotion_queue_max;
 	char rpc_address[256], metrics_host[256], metadata_host[256];
 	char state_dir[1024], config_path[1024];
 	char lease_ttl[32], soft_pin_ttl[32], soft_pin_max[32], client_ttl[32];
-	bool may_evict_soft_pins, has_metadata, has_tenants, offload_on_evict, offload_force_evict;
+	bool may_evict_soft_pins, has_metadata, has_tenants, offload_on_evict, offload_force_evict,
+	    promotion_on_hit;
 	double eviction_ratio, watermark, offload_cap_ratio;
 	/* what comes of it */
 	struct mc_master_conf conf; /* without state_dir */

@@ -25,7 +25,7 @@ static bool is_on_disk(const struct mc_cli_read *r)
 /* A call of its own: one that waits for room holds up no other. @return -MC_E_NOMEM */
 static int ask(struct mc_cli_op *op, const struct mc_cli_read *r, uint32_t item)
 {
-	const struct mc_st_place place = {r->look.place.replicas[r->replica].addr,
+	const struct mc_st_place place = {r->look.place.is_kept ? MC_ST_DISK_KEEP : MC_ST_DISK_ADDR,
 					  r->look.place.gen};
 	struct mc_cli_call *c = mc_cli_call_open(op, &r->owner->end, MC_ST_FETCH);
 	struct mc_wr w;

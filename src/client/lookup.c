@@ -21,7 +21,8 @@ static void place_set(struct mc_cli_op *op, struct mc_cli_look *look,
 				       mc_time_after(mc_now_ns(), obj->lease_ms * MC_NS_PER_MS),
 				   .type = obj->type,
 				   .tlv_len = obj->tlv_len,
-				   .nreplicas = obj->nreplicas};
+				   .nreplicas = obj->nreplicas,
+				   .is_kept = obj->flags & MC_ST_OBJECT_KEEP};
 	memcpy(p->replicas, obj->replicas, obj->nreplicas * sizeof(p->replicas[0]));
 	look->status = 0;
 	look->is_wanted = false;

@@ -254,6 +254,7 @@ struct mc_cli_place {
 	uint32_t type;
 	uint16_t tlv_len;
 	uint8_t nreplicas;
+	bool is_kept; /* once it is fetched from a disk */
 	struct mc_st_replica replicas[MC_ST_REPLICAS_MAX];
 };
 

@@ -128,6 +128,8 @@ bool mc_mst_lookup(struct mc_master *m, struct mc_rpc_req *req, const struct mc_
 		failed += o.status != 0;
 		mc_tally_get(&gets, &o);
 		lives_fill(m, &o);
+		if (rc == 0)
+			mc_mst_promote_hit(m, q.hashes[i], &o);
 		w = mc_wr_make(m->buf + len, most);
 		mc_st_object_encode(&w, &o);
 		mc_assert(!w.is_bad);
@@ -158,6 +160,7 @@ static int32_t bad_one(struct mc_master *m, const struct mc_st_bad *b)
 	if (mc_index_begin(m->index, &q, mc_mst_now_ms(m), &key, 1) < 0)
 		return MC_STORE_INTERNAL_ERROR;
 	rc = mc_index_drop(&q, 0, b->gen, &b->replica, MC_GONE_DAMAGED, &m->frees);
+	mc_mst_promote_bad(m, b->gen);
 	mc_index_end(&q);
 	return rc;
 }

@@ -145,6 +145,9 @@ void mc_master_conf_defaults(struct mc_master_conf *conf)
 	    .repair_bytes_per_s = 256ull << 20,
 	    .offload_queue_max = 50000,
 	    .offload_cap_ratio = 0.5,
+	    .promotion_threshold = 2,
+	    .promotion_beat_max = 1,
+	    .promotion_queue_max = 50000,
 	};
 }
 
@@ -213,6 +216,8 @@ static void begin(void *arg)
 		m->begin_rc = mc_mst_drains_open(m);
 	if (m->begin_rc == 0)
 		m->begin_rc = mc_mst_repair_open(m);
+	if (m->begin_rc == 0)
+		m->begin_rc = mc_mst_promotions_open(m);
 }
 
 static void close_begin(void *arg)
@@ -231,6 +236,7 @@ static void close_end(void *arg)
 	mc_mst_leaving_drop(m);
 	mc_mst_drains_close(m);
 	mc_mst_repair_close(m);
+	mc_mst_promotions_close(m);
 	mc_mst_owners_fini(m);
 	mc_mst_tasks_close(m);
 	mc_state_close(m->state);

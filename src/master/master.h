@@ -29,7 +29,13 @@ struct mc_master_conf {
 	double eviction_ratio; /* evicted at once above the watermark */
 	double watermark;
 	uint64_t repair_bytes_per_s; /* of replicas made again in the background; 0: no limit */
-	bool has_tenants;	     /* quotas of tenants hold */
+	/* What is read from a disk becomes a replica in memory when it is looked up often, else it
+	 * stays there only until somebody wants its room. */
+	bool promotion_on_hit;
+	uint32_t promotion_threshold; /* lookups lately */
+	uint32_t promotion_beat_max;  /* of one owner, in MC_ST_BEAT_MS */
+	uint32_t promotion_queue_max; /* under way */
+	bool has_tenants;	      /* quotas of tenants hold */
 	/* Objects go to their owners' disks when they are about to leave memory, not at once. */
 	bool offload_on_evict;
 	uint32_t offload_queue_max; /* objects that an owner has to write at one time, about */

@@ -390,6 +390,7 @@ static void on_tick(struct mc_timer *t)
 	recover_tick(m, now);
 	mc_mst_tasks_tick(m);
 	mc_mst_repair_tick(m);
+	mc_mst_promotions_tick(m);
 	is_busy |= mc_index_step(m->index, mc_mst_now_ms(m), STEP_BUDGET);
 	mc_mst_frees_send(m);
 	if (m->nowners > 0)

@@ -14,6 +14,7 @@
  *   task.c    tasks of clients: copy, move
  *   drain.c   segments that are emptied
  *   repair.c  replicas that are missing are made again
+ *   promote.c what is read from a disk and stays in memory
  */
 #ifndef MC_MASTER_PRIV_H
 #define MC_MASTER_PRIV_H
@@ -78,6 +79,8 @@ struct mc_mst_owner {
 	struct mc_st_space want[MC_ST_KIND_COUNT]; /* room not found yet: tried again at want_ms */
 	uint64_t want_ms[MC_ST_KIND_COUNT];	   /* UINT64_MAX: nothing wanted */
 	uint64_t starved_ms, tried_ms; /* room in memory: waits for the disk since; asked last */
+	uint64_t promoted_ms;	       /* when the beat began in which were */
+	uint32_t npromoted;
 	uint64_t disk_capacity;
 	uint64_t heard_ns, lost_ns; /* lost or silent since */
 	uint64_t told_free;	    /* memory free as the view has it */
@@ -166,6 +169,7 @@ struct mc_master {
 	struct mc_mst_tasks *tasks;
 	struct mc_mst_drains *drains;
 	struct mc_mst_repair *repair;
+	struct mc_mst_promotions *promotions;
 
 	/* scratch of one call */
 	uint8_t *buf; /* for answers; grows */
@@ -383,6 +387,18 @@ struct mc_mst_repair_stats {
 	bool is_running;
 };
 void mc_mst_repair_stats(const struct mc_master *m, struct mc_mst_repair_stats *ret);
+
+/* ---- promote.c ---- */
+
+/** A key was looked up: says in `o` whether who reads it from a disk is to keep it in memory. */
+void mc_mst_promote_hit(struct mc_master *m, uint64_t key_hash, struct mc_st_object *o);
+/** An owner has it in memory, too; is_taken: the index still had it. */
+void mc_mst_promoted(struct mc_master *m, uint64_t gen, uint64_t len, bool is_taken);
+/** What was read of it did not pass its check. */
+void mc_mst_promote_bad(struct mc_master *m, uint64_t gen);
+void mc_mst_promotions_tick(struct mc_master *m);
+MC_MUST_CHECK int mc_mst_promotions_open(struct mc_master *m);
+void mc_mst_promotions_close(struct mc_master *m);
 
 /* ---- greet.c ---- */
 

@@ -263,8 +263,12 @@ static int has_one(struct mc_mst_owner *o, struct mc_index_request *q, uint32_t 
 	size_t nfrees = m->frees.n;
 	int rc;
 
-	if (type == MC_ST_NOTE_MORE)
-		return mc_index_more(q, i, o->id, h, &m->frees);
+	if (type == MC_ST_NOTE_MORE) {
+		rc = mc_index_more(q, i, o->id, h, &m->frees);
+		if (h->kind == MC_ST_MEMORY)
+			mc_mst_promoted(m, h->gen, h->len, rc == 0);
+		return rc;
+	}
 	if (type == MC_ST_NOTE_HAS && !mc_mst_is_killed(m, h->gen) && !is_replaced(m, q, i, h))
 		rc = mc_index_adopt(q, i, o->id, h, &m->frees);
 	else

@@ -107,6 +107,40 @@ static int ops_add(const struct mc_tally *t, struct mc_stat_reg *reg, unsigned o
 	return rc;
 }
 
+static int promotions_add(const struct mc_tally *t, struct mc_stat_reg *reg)
+{
+	static const struct mc_stat_desc open = {.name = "master_promotion_in_flight",
+						 .help = "admitted, not in memory yet",
+						 .kind = MC_STAT_GAUGE};
+	static const struct {
+		const char *name, *help;
+	} rows[MC_TALLY_PROMOTION_COUNT] = {
+	    [MC_TALLY_PROMOTION_ADMITTED] = {"master_promotion_admitted_total",
+					     "objects that are to stay in memory when they are "
+					     "read from a disk"},
+	    [MC_TALLY_PROMOTION_COMPLETED] = {"master_promotion_completed_total",
+					      "of those, are there"},
+	    [MC_TALLY_PROMOTION_EXPIRED] = {"master_promotion_expired_total",
+					    "nobody read it within a minute"},
+	    [MC_TALLY_PROMOTION_FAILED] = {"master_promotion_failed_total",
+					   "what was read is damaged"},
+	    [MC_TALLY_PROMOTION_CANCELLED] = {"master_promotion_cancelled_total",
+					      "removed meanwhile"},
+	    [MC_TALLY_PROMOTION_FREQUENCY] = {"master_promotion_rejected_frequency_total",
+					      "not looked up often enough"},
+	    [MC_TALLY_PROMOTION_WATERMARK] = {"master_promotion_rejected_watermark_total",
+					      "its owner's memory is too full"},
+	    [MC_TALLY_PROMOTION_CAP] = {"master_promotion_rejected_cap_total", "too many at once"},
+	};
+	int rc = mc_stat_add(reg, &open, NULL, 0, &t->promotions_open, NULL);
+
+	for (size_t i = 0; rc == 0 && i < MC_ARRAY_LEN(rows); i++)
+		rc = add(reg, rows[i].name, rows[i].help, &t->promotions[i]);
+	return rc < 0 ? rc
+		      : add(reg, "master_promotion_completed_bytes_total",
+			    "bytes of those that are in memory", &t->promoted_bytes);
+}
+
 int mc_tally_add(const struct mc_tally *t, struct mc_stat_reg *reg)
 {
 	static const struct mc_stat_desc sizes = {.name = "master_value_size_bytes",
@@ -128,6 +162,9 @@ int mc_tally_add(const struct mc_tally *t, struct mc_stat_reg *reg)
 	    {"master_successful_evictions_total", "of those, something went", &t->evictions_done},
 	};
 	int rc = mc_stat_add(reg, &sizes, NULL, 0, &t->value_bytes, NULL);
+
+	if (rc == 0)
+		rc = promotions_add(t, reg);
 
 	for (unsigned op = 0; rc == 0 && op < MC_TALLY_OP_COUNT; op++)
 		rc = ops_add(t, reg, op);

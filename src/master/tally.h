@@ -24,6 +24,19 @@ enum mc_tally_op {
 	MC_TALLY_OP_COUNT,
 };
 
+/** What became of an object that was read from a disk. */
+enum mc_tally_promotion {
+	MC_TALLY_PROMOTION_ADMITTED,
+	MC_TALLY_PROMOTION_COMPLETED,
+	MC_TALLY_PROMOTION_EXPIRED,
+	MC_TALLY_PROMOTION_FAILED,
+	MC_TALLY_PROMOTION_CANCELLED,
+	MC_TALLY_PROMOTION_FREQUENCY, /* not admitted, as the following */
+	MC_TALLY_PROMOTION_WATERMARK,
+	MC_TALLY_PROMOTION_CAP,
+	MC_TALLY_PROMOTION_COUNT,
+};
+
 /** Valid when zeroed. */
 struct mc_tally {
 	struct {
@@ -33,6 +46,8 @@ struct mc_tally {
 	} op[MC_TALLY_OP_COUNT];
 	struct mc_counter gets, valid_gets, hits[MC_ST_KIND_COUNT], hit_bytes[MC_ST_KIND_COUNT];
 	struct mc_counter evictions_tried, evictions_done;
+	struct mc_counter promotions[MC_TALLY_PROMOTION_COUNT], promoted_bytes;
+	struct mc_gauge promotions_open;
 	struct mc_hist value_bytes;
 };
 

@@ -45,6 +45,9 @@ static void disk_metrics(struct mc_node *node, const struct mc_owner_stats *s, s
 	metric(out, "mc_disk_file_bytes", "gauge", "All segment files.", d.segment_bytes);
 	metric(out, "mc_disk_quota_bytes", "gauge", "What they may take.", d.quota_bytes);
 	metric(out, "mc_disk_objects", "gauge", "Objects on the disk.", s->disk_records);
+	metric(out, "mc_disk_guest_bytes", "gauge",
+	       "Memory that holds what was read from the disk, until somebody wants room.",
+	       s->guests);
 	metric(out, "mc_disk_read_only", "gauge", "The log takes nothing more.", d.is_read_only);
 	metric(out, "mc_disk_writes_total", "counter", "Objects written.", s->disk_writes);
 	metric(out, "mc_disk_reads_total", "counter", "Objects brought back.", s->disk_reads);

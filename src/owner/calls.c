@@ -64,7 +64,9 @@ static int32_t take(struct mc_owner *o, const struct mc_st_grant *g, struct mc_o
 		return MC_STORE_NO_AVAILABLE_HANDLE;
 	if (!is_in_turn && !mc_list_is_empty(&o->waiting))
 		return NO_ROOM; /* those who came first are served first */
-	rc = mc_opool_take(&o->pool, g, &info, writer, ret_id);
+	do {
+		rc = mc_opool_take(&o->pool, g, &info, writer, ret_id);
+	} while (rc == -MC_E_NOSPACE && mc_opool_reclaim(&o->pool, mc_clock_now(o->env->clk)));
 	if (rc == -MC_E_NOSPACE)
 		return NO_ROOM;
 	if (rc < 0)
@@ -376,6 +378,8 @@ static struct mc_owait *take_late(struct mc_owner *o, uint64_t now, uint64_t *re
 			*ret_next = mc_min(*ret_next, w->deadline_ns);
 		}
 	}
+	if (!mc_list_is_empty(&o->waiting))
+		*ret_next = mc_min(*ret_next, mc_opool_reclaim_ns(&o->pool));
 	pthread_mutex_unlock(&o->lock);
 	return late;
 }
@@ -404,8 +408,9 @@ bool mc_owner_is_hopeless(struct mc_owner *o)
 	pthread_mutex_lock(&o->lock);
 	mc_list_each (w, &o->waiting, link)
 		own += w->ngranted;
-	is_quiet = p->ngranted <= own && (p->sealed.last == MC_OWNER_NIL ||
-					  now - p->slots[p->sealed.last].when_ns >= COMMIT_NS);
+	is_quiet =
+	    p->guest_bytes == 0 && p->ngranted <= own &&
+	    (p->sealed.last == MC_OWNER_NIL || now - p->slots[p->sealed.last].when_ns >= COMMIT_NS);
 	pthread_mutex_unlock(&o->lock);
 	return is_quiet;
 }
@@ -418,6 +423,7 @@ uint64_t mc_owner_need(struct mc_owner *o)
 	pthread_mutex_lock(&o->lock);
 	mc_list_each (w, &o->waiting, link)
 		need += w->need;
+	need -= mc_min(need, o->pool.guest_bytes); /* a moment later */
 	pthread_mutex_unlock(&o->lock);
 	return need;
 }

@@ -11,7 +11,26 @@
 #define GRANT_FIX 24u
 #define GRANTED_LEN 20u
 
+/* Under the lock: the loop has something to tell. */
+static void post(struct mc_owner *o)
+{
+	if (o->disk.is_posted)
+		return;
+	o->disk.is_posted = true;
+	mc_loop_post(o->loop, &o->disk.task);
+}
+
 /* ---- fetches ---- */
+
+/* A guest that is there is asked for. */
+static void again(struct mc_owner *o, uint32_t id, bool is_kept)
+{
+	mc_opool_guest(&o->pool, id, is_kept, mc_clock_now(o->env->clk));
+	if (!is_kept)
+		return;
+	mc_odisk_more(&o->disk, o->pool.slots[id].gen, MC_ST_MEMORY);
+	post(o);
+}
 
 int32_t mc_odisk_begin(struct mc_owner *o, struct mc_owait *w, uint32_t id, bool is_old)
 {
@@ -20,12 +39,19 @@ int32_t mc_odisk_begin(struct mc_owner *o, struct mc_owait *w, uint32_t id, bool
 	struct mc_orec *rec = mc_orec_find(d, s->gen);
 	struct mc_ofetch *f;
 
-	if (is_old && s->state == MC_OSLOT_SEALED)
+	if (is_old && s->state == MC_OSLOT_SEALED) {
+		if (s->is_guest)
+			again(o, id, w->is_kept);
 		return 0;
+	}
 	if (is_old) {
 		mc_list_each (f, &d->fetches, link) {
-			if (f->slot == id)
+			if (f->slot == id && f->rec->gen == s->gen)
 				w->fetch = f;
+		}
+		if (w->fetch && w->is_kept) {
+			w->fetch->is_kept = true;
+			s->is_guest = false;
 		}
 		/* A writer has it: it is not what it was when its place was asked for. */
 		return w->fetch ? 0 : MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
@@ -38,6 +64,8 @@ int32_t mc_odisk_begin(struct mc_owner *o, struct mc_owait *w, uint32_t id, bool
 	}
 	s->state = MC_OSLOT_SEALING;
 	s->is_fetched = true;
+	s->is_guest = !w->is_kept;
+	f->is_kept = w->is_kept;
 	f->rec = rec;
 	f->slot = id;
 	rec->nreads++;
@@ -99,7 +127,7 @@ static struct mc_owait *wait_new(struct mc_owner *o, struct mc_rpc_req *req,
 	return w;
 }
 
-void mc_odisk_fetch(struct mc_owner *o, struct mc_rpc_req *req, uint64_t gen)
+void mc_odisk_fetch(struct mc_owner *o, struct mc_rpc_req *req, uint64_t gen, bool is_kept)
 {
 	struct mc_owait *w = NULL;
 	struct mc_orec *rec;
@@ -117,6 +145,7 @@ void mc_odisk_fetch(struct mc_owner *o, struct mc_rpc_req *req, uint64_t gen)
 		refuse(req, rec ? MC_STORE_INTERNAL_ERROR : MC_STORE_REPLICA_NOT_FOUND);
 		return;
 	}
+	w->is_kept = is_kept;
 	o->self.nrefs++;
 	mc_owait_start(o, w);
 }
@@ -352,15 +381,6 @@ int mc_owner_disk_check(struct mc_owner *o, const struct mc_owner_disk_job *job)
 	return 0;
 }
 
-/* Under the lock: the loop has something to tell. */
-static void post(struct mc_owner *o)
-{
-	if (o->disk.is_posted)
-		return;
-	o->disk.is_posted = true;
-	mc_loop_post(o->loop, &o->disk.task);
-}
-
 static void ended(struct mc_owner *o, struct mc_orec *rec)
 {
 	rec->state = MC_OREC_GONE;
@@ -441,10 +461,10 @@ void mc_ofetch_read(struct mc_owner *o, struct mc_ofetch *f, int rc)
 		status = read_status(rc);
 	}
 	pthread_mutex_lock(&o->lock);
-	if (status == 0) {
+	if (status == 0 && f->is_kept)
 		mc_odisk_more(&o->disk, f->rec->gen, MC_ST_MEMORY);
+	if (status == 0)
 		mc_counter_add(&o->count.disk_reads, 1);
-	}
 	f->status = status;
 	f->rec->nreads--;
 	f->rec = NULL;

@@ -186,7 +186,7 @@ static bool say_space(struct mc_owner *o, uint8_t type, uint64_t want)
 
 	pthread_mutex_lock(&o->lock);
 	v.capacity = mc_extent_capacity(o->pool.extent);
-	v.used = mc_extent_used(o->pool.extent);
+	v.used = mc_opool_used(&o->pool);
 	v.largest = mc_extent_largest(o->pool.extent);
 	v.flags = o->is_retiring ? MC_ST_SPACE_RETIRING : 0;
 	pthread_mutex_unlock(&o->lock);

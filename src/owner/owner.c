@@ -32,10 +32,13 @@ static void on_tick(struct mc_timer *t)
 static void on_room(struct mc_task *t)
 {
 	struct mc_owner *o = mc_container_of(t, struct mc_owner, room_task);
+	uint64_t next;
 
 	atomic_store(&o->is_room_posted, false);
-	(void)mc_owner_serve_waiting(o, false);
+	next = mc_owner_serve_waiting(o, false);
 	mc_ostream_want(o);
+	if (o->tick.is_set && next < o->tick.node.key)
+		tick_at(o, mc_max(next, mc_clock_now(o->env->clk) + MC_NS_PER_MS));
 }
 
 static void on_start(void *arg)
@@ -336,7 +339,8 @@ void mc_owner_stats(struct mc_owner *o, struct mc_owner_stats *ret)
 				       .waiting = atomic_load(&o->nwaiting)};
 	pthread_mutex_lock(&o->lock);
 	ret->capacity = mc_extent_capacity(o->pool.extent);
-	ret->used = mc_extent_used(o->pool.extent);
+	ret->used = mc_opool_used(&o->pool);
+	ret->guests = o->pool.guest_bytes;
 	ret->largest = mc_extent_largest(o->pool.extent);
 	ret->sealed = o->pool.nsealed;
 	ret->granted = o->pool.ngranted;

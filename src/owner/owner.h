@@ -167,6 +167,7 @@ void mc_owner_disk_end(struct mc_owner *o);
 
 struct mc_owner_stats {
 	uint64_t capacity, used, largest;
+	uint64_t guests; /* bytes, not among `used`: read from the disk, until room is wanted */
 	uint64_t sealed, granted, waiting;				      /* now */
 	uint64_t puts, grants, seals, frees, drops, refused, orphans, orders; /* so far */
 	uint64_t bytes_put;

@@ -6,6 +6,7 @@
 #include "owner/priv.h"
 
 #define INDEX_MIN 1024u
+#define GUEST_NS (50 * MC_NS_PER_MS) /* whoever fetched a guest has so long to read it */
 
 static uint64_t mix(uint64_t v)
 {
@@ -213,6 +214,14 @@ int mc_opool_take(struct mc_opool *p, const struct mc_st_grant *g, const struct 
 	return 0;
 }
 
+static uint64_t slot_len(const struct mc_opool *p, uint32_t id)
+{
+	struct mc_slot_info info;
+
+	mc_opool_info(p, id, &info);
+	return info.slot_len;
+}
+
 /* Out of the list that its state says. */
 static void slot_unlink(struct mc_opool *p, uint32_t id)
 {
@@ -222,6 +231,10 @@ static void slot_unlink(struct mc_opool *p, uint32_t id)
 		slots_del(p, &s->writer->grants, id);
 		s->writer = NULL;
 		p->ngranted--;
+	} else if (s->state == MC_OSLOT_SEALED && s->is_guest) {
+		p->guest_bytes -= slot_len(p, id);
+		slots_del(p, &p->guests, id);
+		p->nsealed--;
 	} else if (s->state == MC_OSLOT_SEALED) {
 		if (p->announce == id)
 			p->announce = s->prev;
@@ -267,12 +280,48 @@ void mc_opool_sealed(struct mc_opool *p, uint32_t id, uint64_t now_ns)
 	slot_unlink(p, id);
 	s->state = MC_OSLOT_SEALED;
 	s->when_ns = now_ns;
-	slots_push(p, &p->sealed, id);
 	p->nsealed++;
+	if (s->is_guest) {
+		p->guest_bytes += slot_len(p, id);
+		slots_push(p, &p->guests, id);
+		return;
+	}
+	slots_push(p, &p->sealed, id);
 	if (p->check == MC_OWNER_NIL)
 		p->check = id;
 	if (p->offload == MC_OWNER_NIL)
 		p->offload = id;
+}
+
+void mc_opool_guest(struct mc_opool *p, uint32_t id, bool is_kept, uint64_t now_ns)
+{
+	mc_assert(p->slots[id].state == MC_OSLOT_SEALED && p->slots[id].is_guest);
+	slot_unlink(p, id);
+	p->slots[id].is_guest = !is_kept;
+	p->slots[id].state = MC_OSLOT_NONE; /* in no list */
+	mc_opool_sealed(p, id, now_ns);
+}
+
+bool mc_opool_reclaim(struct mc_opool *p, uint64_t now_ns)
+{
+	uint32_t id = p->guests.first;
+
+	while (id != MC_OWNER_NIL && p->slots[id].pins > 0)
+		id = p->slots[id].next;
+	return id != MC_OWNER_NIL && now_ns - p->slots[id].when_ns >= GUEST_NS &&
+	       mc_opool_kill(p, id);
+}
+
+uint64_t mc_opool_reclaim_ns(const struct mc_opool *p)
+{
+	uint32_t id = p->guests.first;
+
+	return id == MC_OWNER_NIL ? MC_TIME_NEVER : p->slots[id].when_ns + GUEST_NS;
+}
+
+uint64_t mc_opool_used(const struct mc_opool *p)
+{
+	return mc_extent_used(p->extent) - p->guest_bytes;
 }
 
 bool mc_opool_kill(struct mc_opool *p, uint32_t id)

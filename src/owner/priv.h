@@ -71,6 +71,7 @@ struct mc_oslot {
 	bool is_fetched; /* from the disk, where it is still, too */
 	bool is_writing; /* the disk's thread pins it */
 	bool is_owed;	 /* its free is acknowledged when no record of it is left */
+	bool is_guest;	 /* fetched, and the master does not know: see mc_opool.guests */
 	bool is_asked;	 /* the master wants it on the disk: in mc_odisk.asked */
 };
 
@@ -99,6 +100,8 @@ struct mc_opool {
 	size_t live;
 	struct mc_oindex by_off, by_gen;
 	struct mc_oslots sealed;
+	struct mc_oslots guests; /* sealed, too: they make room for others; oldest first */
+	uint64_t guest_bytes;
 	uint32_t announce; /* next to announce, newest first; NIL: all are */
 	uint32_t check;	   /* oldest that was not yet checked with the index */
 	uint32_t offload;  /* oldest that was not yet written to the disk */
@@ -129,6 +132,7 @@ struct mc_owait {
 	struct mc_rpc_req *req;
 	struct mc_owriter *writer;
 	bool has_payload, is_fetch;
+	bool is_kept;		 /* what is fetched becomes a replica */
 	struct mc_ofetch *fetch; /* the read that it waits for when there is room */
 	uint32_t n, done;
 	uint32_t ngranted; /* of those done: its writer does not know of them yet */
@@ -196,6 +200,7 @@ struct mc_ofetch {
 	struct mc_orec *rec;
 	uint32_t slot;
 	bool is_taken;
+	bool is_kept; /* the master is told that it is in memory */
 	int32_t status;
 	struct mc_list waiters; /* mc_owait.link; the loop's */
 };
@@ -341,6 +346,14 @@ void mc_opool_release(struct mc_opool *p, uint32_t id);
 void mc_opool_clear(struct mc_opool *p);
 /** Into the list of sealed ones. */
 void mc_opool_sealed(struct mc_opool *p, uint32_t id, uint64_t now_ns);
+/** A guest is asked for again: the last to go of them; @param is_kept  no guest any more. */
+void mc_opool_guest(struct mc_opool *p, uint32_t id, bool is_kept, uint64_t now_ns);
+/** The oldest guest goes, but none that came a moment ago. @return false: there is none */
+bool mc_opool_reclaim(struct mc_opool *p, uint64_t now_ns);
+/** When mc_opool_reclaim() will find one. MC_TIME_NEVER: there is none */
+uint64_t mc_opool_reclaim_ns(const struct mc_opool *p);
+/** Without guests. */
+uint64_t mc_opool_used(const struct mc_opool *p);
 /** Header cleared, its bytes free as soon as nobody pins them. A slot that is not sealed is doomed.
  * @return bytes became free */
 bool mc_opool_kill(struct mc_opool *p, uint32_t id);
@@ -453,7 +466,7 @@ bool mc_odisk_free(struct mc_owner *o, uint64_t gen);
  * @param is_freed  by the master. @return as above */
 bool mc_odisk_slot_freed(struct mc_owner *o, uint32_t id, bool is_freed);
 /** Answer FETCH. Loop. */
-void mc_odisk_fetch(struct mc_owner *o, struct mc_rpc_req *req, uint64_t gen);
+void mc_odisk_fetch(struct mc_owner *o, struct mc_rpc_req *req, uint64_t gen, bool is_kept);
 /** The bytes are in the slot; rc < 0: they are not. Any thread. */
 void mc_ofetch_read(struct mc_owner *o, struct mc_ofetch *f, int rc);
 /** Answer who waits for it. Loop. */

@@ -420,10 +420,11 @@ static void on_fetch(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void 
 
 	if (n == 1)
 		mc_st_place_decode(&rd, &p);
-	if (n != 1 || !mc_rd_is_done(&rd) || p.addr != MC_ST_DISK_ADDR)
+	if (n != 1 || !mc_rd_is_done(&rd) ||
+	    (p.addr != MC_ST_DISK_ADDR && p.addr != MC_ST_DISK_KEEP))
 		(void)mc_rpc_reply(req, -MC_E_PROTO, NULL, 0, NULL, 0);
 	else
-		mc_odisk_fetch(user, req, p.gen);
+		mc_odisk_fetch(user, req, p.gen, p.addr == MC_ST_DISK_KEEP);
 }
 
 /* @return 1: the request will be answered; 0; < 0 */

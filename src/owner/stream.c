@@ -319,7 +319,7 @@ void mc_ostream_tick(struct mc_owner *o, uint64_t now_ns)
 	uint64_t used;
 
 	pthread_mutex_lock(&o->lock);
-	used = mc_extent_used(o->pool.extent);
+	used = mc_opool_used(&o->pool);
 	o->disk.is_space_due |=
 	    o->disk.capacity != o->disk.said_capacity || o->disk.used != o->disk.said_used;
 	pthread_mutex_unlock(&o->lock);

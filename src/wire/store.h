@@ -70,6 +70,8 @@ enum mc_st_kind {
 /* The place of every disk replica: an owner's disk has a generation once, and memory ends far below
  * it. */
 #define MC_ST_DISK_ADDR (1ull << 63)
+/** FETCH of it: what comes to memory is to stay there as a replica. */
+#define MC_ST_DISK_KEEP (MC_ST_DISK_ADDR | 1)
 
 struct mc_st_key {
 	uint16_t len; /* 1 … MC_SLOT_KEY_MAX */
@@ -87,6 +89,10 @@ struct mc_st_replica {
 			  place of another life is refused. 0: not said */
 };
 
+enum mc_st_object_flag {
+	MC_ST_OBJECT_KEEP = 1, /* whoever fetches it from a disk asks for MC_ST_DISK_KEEP */
+};
+
 /** LOOKUP's answer for a key. What follows `status` is there only when that is 0; replicas, best
  * first, stand behind the fixed part. */
 struct mc_st_object {
@@ -96,7 +102,7 @@ struct mc_st_object {
 	uint32_t type; /* upstream's ObjectDataType */
 	uint16_t tlv_len;
 	uint8_t nreplicas;
-	uint8_t flags; /* 0 */
+	uint8_t flags; /* enum mc_st_object_flag */
 	struct mc_st_replica replicas[MC_ST_REPLICAS_MAX];
 };
 

@@ -88,7 +88,7 @@ static int del(struct fix *f, unsigned i)
 	return ret;
 }
 
-static bool is_on_disk(struct fix *f, unsigned i)
+static bool is_in(struct fix *f, unsigned i, unsigned kind)
 {
 	struct mc_store_replica replicas[MC_STORE_REPLICAS_MAX];
 	char text[16];
@@ -96,10 +96,15 @@ static bool is_on_disk(struct fix *f, unsigned i)
 	int n = mc_store_replicas(f->st, &key, replicas);
 
 	for (int r = 0; r < n; r++) {
-		if (replicas[r].kind == MC_STORE_DISK)
+		if (replicas[r].kind == kind)
 			return true;
 	}
 	return false;
+}
+
+static bool is_on_disk(struct fix *f, unsigned i)
+{
+	return is_in(f, i, MC_STORE_DISK);
 }
 
 /* All of [0, n) that `skip` leaves are on the disk. */
@@ -234,6 +239,43 @@ static void the_disk_gets_what_leaves_memory_when_the_master_wants_that(void **s
 	(void)state;
 }
 
+/* Objects that a node finds on its disk when it starts; read until `kept`, or some times. */
+static void read_after_a_start(const char *const *flags, bool is_kept)
+{
+	enum { N = 10 };
+	struct fix f;
+
+	fix_open_with(&f, 32 * MIB, 1024 * MIB, flags);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(put(&f, i, 512 * KIB + i, i, 0), 0);
+	settle(&f, N);
+	real_owner_kill(f.c, f.node);
+	fix_start(&f);
+	come_back(&f, N - 1, N - 1);
+	for (unsigned i = 0; i < N; i++) {
+		unsigned ms = 0;
+
+		assert_false(is_in(&f, i, MC_STORE_MEMORY) && i < N - 1);
+		for (; ms < 100 || (is_kept && !is_in(&f, i, MC_STORE_MEMORY)); ms += 20) {
+			assert_true(ms < PATIENCE_MS);
+			assert_int_equal(get(&f, i, i), (int64_t)(512 * KIB + i));
+			nap(20);
+		}
+		assert_int_equal(is_in(&f, i, MC_STORE_MEMORY), is_kept);
+	}
+	fix_close(&f);
+}
+
+static void what_is_read_often_is_promoted_when_the_master_wants_that(void **state)
+{
+	static const char *const flags[] = {"--promotion_on_hit=true",
+					    "--promotion_max_per_heartbeat=100", NULL};
+
+	read_after_a_start(flags, true);
+	read_after_a_start(NULL, false);
+	(void)state;
+}
+
 static void what_was_removed_or_replaced_stays_so_after_a_kill(void **state)
 {
 	enum { N = 60, EARLY = 200 };
@@ -362,6 +404,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(more_than_memory_is_read_back_also_after_a_kill),
 	    cmocka_unit_test(what_was_just_put_is_on_the_disk_after_a_stop),
 	    cmocka_unit_test(the_disk_gets_what_leaves_memory_when_the_master_wants_that),
+	    cmocka_unit_test(what_is_read_often_is_promoted_when_the_master_wants_that),
 	    cmocka_unit_test(what_was_removed_or_replaced_stays_so_after_a_kill),
 	    cmocka_unit_test(what_was_damaged_is_a_miss),
 	    cmocka_unit_test(a_full_disk_lets_the_oldest_go),

@@ -403,8 +403,12 @@ static inline void fo_has(struct fix_owner *o, uint8_t type, const char *key, ui
 			  uint64_t addr)
 {
 	const struct fix_key text = fix_key(key);
-	const struct mc_st_has h = {
-	    .gen = gen, .len = 100, .addr = addr, .key_len = text.len, .key = text.bytes};
+	const struct mc_st_has h = {.gen = gen,
+				    .len = 100,
+				    .addr = addr,
+				    .kind = addr == MC_ST_DISK_ADDR ? MC_ST_DISK : MC_ST_MEMORY,
+				    .key_len = text.len,
+				    .key = text.bytes};
 	uint8_t buf[256];
 	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
 

@@ -178,6 +178,7 @@ struct fetcher {
 	struct fix *f;
 	struct mc_rpc_conn *conn;
 	uint64_t gen;
+	bool is_kept;
 	struct mc_st_granted ret;
 	pthread_t thread;
 };
@@ -187,7 +188,7 @@ static void *fetch(void *arg)
 	struct fetcher *x = arg;
 	uint8_t buf[64], reply[64];
 	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
-	struct mc_st_place place = {MC_ST_DISK_ADDR, x->gen};
+	struct mc_st_place place = {x->is_kept ? MC_ST_DISK_KEEP : MC_ST_DISK_ADDR, x->gen};
 	struct mc_rd rd;
 
 	mc_wr_u32(&w, 1);
@@ -201,10 +202,16 @@ static void *fetch(void *arg)
 	return NULL;
 }
 
+static void fetch_start(struct fix *f, struct fetcher *x, uint64_t gen, bool is_kept)
+{
+	*x = (struct fetcher){
+	    .f = f, .conn = fix_connect(f->loop, f->o), .gen = gen, .is_kept = is_kept};
+	assert_int_equal(pthread_create(&x->thread, NULL, fetch, x), 0);
+}
+
 static void fetch_begin(struct fix *f, struct fetcher *x, uint64_t gen)
 {
-	*x = (struct fetcher){.f = f, .conn = fix_connect(f->loop, f->o), .gen = gen};
-	assert_int_equal(pthread_create(&x->thread, NULL, fetch, x), 0);
+	fetch_start(f, x, gen, false);
 }
 
 static int32_t fetch_end(struct fetcher *x)
@@ -227,7 +234,7 @@ static void what_is_fetched_is_in_memory_again(void **state)
 	fix_until(f.m, f.m->nfreed == 1);
 	fetch_begin(&f, &x[0], 5);
 	job = take(&f, MC_OWNER_DISK_READ, 5);
-	fetch_begin(&f, &x[1], 5);
+	fetch_start(&f, &x[1], 5, true);
 	nothing_to_do(&f); /* one read for both */
 	memset(job.payload, 5, LEN);
 	mc_owner_disk_done(f.o, &job, 0);
@@ -247,6 +254,98 @@ static void what_is_fetched_is_in_memory_again(void **state)
 	mc_owner_disk_done(f.o, &job, 0);
 	fix_until(f.m, f.m->nfreed == 2);
 	assert_true(fix_is_readable(x[1].ret.addr));
+	fix_close(&f);
+	(void)state;
+}
+
+static struct mc_owner_stats stats_of(struct fix *f)
+{
+	struct mc_owner_stats s;
+
+	mc_owner_stats(f->o, &s);
+	return s;
+}
+
+/* In memory as a guest. */
+static uint64_t visit(struct fix *f, uint64_t gen)
+{
+	struct mc_owner_disk_job job;
+	struct fetcher x;
+
+	fetch_begin(f, &x, gen);
+	job = take(f, MC_OWNER_DISK_READ, gen);
+	memset(job.payload, (int)gen, LEN);
+	mc_owner_disk_done(f->o, &job, 0);
+	assert_int_equal(fetch_end(&x), 0);
+	return x.ret.addr;
+}
+
+static void a_guest_makes_room_for_others(void **state)
+{
+	struct mc_owner_view view;
+	struct mc_st_granted a;
+	struct fetcher x;
+	struct fix f;
+	uint64_t at;
+
+	fix_open(&f, with_disk());
+	put_on_disk(&f, "a", 500, &a);
+	put_on_disk(&f, "b", 501, &a);
+	fix_say_free(f.m, a.addr, 501);
+	fix_until(f.m, f.m->nfreed == 1);
+	at = visit(&f, 501);
+	fix_check(at, "b", 501, LEN, 501 & 0xff);
+	nothing_to_do(&f);
+	assert_int_equal(f.m->nhas, 2); /* the master is told nothing */
+	assert_true(stats_of(&f).guests > LEN);
+	assert_true(stats_of(&f).used < 2 * LEN);
+	fetch_begin(&f, &x, 501); /* it is still there */
+	assert_int_equal(fetch_end(&x), 0);
+	assert_true(x.ret.addr == at);
+	assert_int_equal(mc_owner_pin(f.o, at, 501, &view), 0);
+	mc_owner_unpin(f.o, &view);
+	/* There is room for all of these once it has gone. */
+	for (uint64_t gen = 1; stats_of(&f).guests > 0; gen++) {
+		assert_true(gen <= POOL / LEN);
+		assert_int_equal(fix_put_one(&f, "k", gen, LEN, payload, &a), 0);
+	}
+	assert_int_equal(mc_owner_pin(f.o, at, 501, &view), -MC_E_NOENT);
+	fix_close(&f);
+	(void)state;
+}
+
+static void a_guest_that_is_kept_is_told(void **state)
+{
+	struct mc_owner_disk_job job;
+	struct mc_st_granted a;
+	struct fetcher x;
+	struct fix f;
+	uint64_t at;
+
+	fix_open(&f, with_disk());
+	put_on_disk(&f, "a", 5, &a);
+	fix_say_free(f.m, a.addr, 5);
+	fix_until(f.m, f.m->nfreed == 1);
+	at = visit(&f, 5);
+	nothing_to_do(&f);
+	assert_int_equal(f.m->nhas, 1);
+	fetch_start(&f, &x, 5, true);
+	assert_int_equal(fetch_end(&x), 0);
+	fix_until(f.m, f.m->nhas == 2);
+	assert_true(x.ret.addr == at && f.m->has[1].addr == at && f.m->has[1].gen == 5);
+	assert_int_equal(stats_of(&f).guests, 0);
+	assert_true(stats_of(&f).used > LEN);
+	/* A guest goes with its record. */
+	put_on_disk(&f, "b", 6, &a);
+	fix_say_free(f.m, a.addr, 6);
+	fix_until(f.m, f.m->nfreed == 2);
+	at = visit(&f, 6);
+	fix_say_free(f.m, MC_ST_DISK_ADDR, 6);
+	job = take(&f, MC_OWNER_DISK_DELETE, 6);
+	assert_false(fix_is_readable(at));
+	mc_owner_disk_done(f.o, &job, 0);
+	fix_until(f.m, f.m->nfreed == 3);
+	assert_int_equal(stats_of(&f).guests, 0);
 	fix_close(&f);
 	(void)state;
 }
@@ -442,6 +541,8 @@ int main(void)
 	    cmocka_unit_test(what_is_sealed_is_written_told_and_deleted),
 	    cmocka_unit_test(a_free_waits_for_a_record_that_nobody_knows),
 	    cmocka_unit_test(what_is_fetched_is_in_memory_again),
+	    cmocka_unit_test(a_guest_makes_room_for_others),
+	    cmocka_unit_test(a_guest_that_is_kept_is_told),
 	    cmocka_unit_test(what_is_removed_while_it_is_fetched_is_gone),
 	    cmocka_unit_test(a_fetch_that_fails_says_why),
 	    cmocka_unit_test(a_full_disk_asks_for_room),
