@@ -6,7 +6,16 @@ import enum
 from dataclasses import dataclass, field
 
 
-class ReplicaStatus(enum.Enum):
+class _Numbered(enum.Enum):
+    """int() of a member is its number, as of upstream's."""
+
+    def __int__(self) -> int:
+        return self.value
+
+    __index__ = __int__
+
+
+class ReplicaStatus(_Numbered):
     UNDEFINED = 0
     INITIALIZED = 1
     PROCESSING = 2
@@ -15,12 +24,12 @@ class ReplicaStatus(enum.Enum):
     FAILED = 5
 
 
-class TaskType(enum.Enum):
+class TaskType(_Numbered):
     REPLICA_COPY = 0
     REPLICA_MOVE = 1
 
 
-class TaskStatus(enum.Enum):
+class TaskStatus(_Numbered):
     PENDING = 0
     PROCESSING = 1
     FAILED = 2
@@ -40,7 +49,7 @@ class QueryTaskResponse:
     message: str  # why it failed
 
 
-class SoftPinAction(enum.Enum):
+class SoftPinAction(_Numbered):
     """What a write does with the time for which an object is evicted last."""
 
     PRESERVE = 0
@@ -48,7 +57,7 @@ class SoftPinAction(enum.Enum):
     DISABLE = 2
 
 
-class ObjectDataType(enum.Enum):
+class ObjectDataType(_Numbered):
     UNKNOWN = 0
     KVCACHE = 1
     TENSOR = 2

@@ -22,6 +22,8 @@ from mooncake._store_host import (
     get_alloc_func_addr,
     get_free_func_addr,
 )
+from mooncake._store_layout import ParallelAxis, ReadTarget, TensorParallelism
+from mooncake._store_parallel import Parallel
 from mooncake._store_segments import Segments
 from mooncake._store_tensors import Tensors, _deserialize_tensor, _serialize_tensor, _tensor_metadata_size  # noqa: F401
 from mooncake._store_types import (
@@ -58,7 +60,9 @@ __all__ = [
     "MooncakeDistributedStore",
     "MooncakeHostMemAllocator",
     "ObjectDataType",
+    "ParallelAxis",
     "QueryTaskResponse",
+    "ReadTarget",
     "RegisteredBufferLease",
     "RegisteredBufferLeaseView",
     "RegisteredBufferPool",
@@ -68,6 +72,7 @@ __all__ = [
     "SoftPinAction",
     "TaskStatus",
     "TaskType",
+    "TensorParallelism",
     "bind_to_numa_node",
     "get_alloc_func_addr",
     "get_free_func_addr",
@@ -110,7 +115,7 @@ CONFIG_KEYS = {
 }
 
 
-class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors):
+class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
     """A process's connection to the Store: its objects, and the memory it gives to the pool."""
 
     # ---- life ----

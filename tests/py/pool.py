@@ -11,9 +11,11 @@ from pathlib import Path
 from cluster import free_port
 
 import mooncake
+from mooncake.store import MooncakeDistributedStore
 
 PROGRAMS = Path(mooncake.__file__).parent / "bin"
 START_S = 30
+MIB = 1 << 20
 
 
 class Process:
@@ -106,3 +108,10 @@ class Pool:
     def close(self) -> None:
         for one in (*self.nodes, self.master):
             one.close()
+
+
+def connect(pool: Pool, segment: int = 0, kind: type = MooncakeDistributedStore, **options) -> MooncakeDistributedStore:
+    """A client of this pool, which gives it so much memory."""
+    store = kind()
+    assert store.setup("127.0.0.1", "P2PHANDSHAKE", segment, 16 * MIB, "tcp", "", pool.address, **options) == 0
+    return store

@@ -11,21 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pool import Pool
+from pool import MIB, Pool, connect
 from test_dropin_names import documented_arguments
 
 from mooncake.buffer_pool import BufferPool
 from mooncake.store import BufferLeaseView, MooncakeDistributedStore, RegisteredBufferPool
-
-MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MooncakeDistributedStore]:
     pool = Pool(tmp_path_factory.mktemp("pool"))
     pool.node("64 MB")
-    store = MooncakeDistributedStore()
-    assert store.setup("127.0.0.1", "P2PHANDSHAKE", 0, 16 * MIB, "tcp", "", pool.address) == 0
+    store = connect(pool)
     yield store
     store.close()
     pool.close()

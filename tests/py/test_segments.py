@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pool import Pool
+from pool import MIB, Pool, connect
 
 from mooncake.store import MooncakeDistributedStore, ReplicateConfig
-
-MIB = 1 << 20
 
 
 @pytest.fixture
@@ -24,12 +22,6 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
     pool = Pool(tmp_path, "--default_kv_lease_ttl=200", "--client_ttl=2")
     yield pool
     pool.close()
-
-
-def connect(pool: Pool, segment: int = 0) -> MooncakeDistributedStore:
-    store = MooncakeDistributedStore()
-    assert store.setup("127.0.0.1", "P2PHANDSHAKE", segment, 16 * MIB, "tcp", "", pool.address) == 0
-    return store
 
 
 @pytest.fixture

@@ -10,21 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pool import Pool
+from pool import MIB, Pool, connect
 
 from mooncake.store import MooncakeDistributedStore, ReplicateConfig
 
-MIB = 1 << 20
 NOT_FOUND = -704
 INVALID = -600
 NO_SPACE = -200
 HAS_LEASE = -706
-
-
-def connect(pool: Pool, segment: int = 0, **options) -> MooncakeDistributedStore:
-    store = MooncakeDistributedStore()
-    assert store.setup("127.0.0.1", "P2PHANDSHAKE", segment, 16 * MIB, "tcp", "", pool.address, **options) == 0
-    return store
 
 
 @pytest.fixture(scope="module")
