@@ -143,7 +143,7 @@ pid_t world_fork_dead(struct world *w, uint32_t rank)
 void world_tick(struct world *w)
 {
 	atomic_fetch_add(&w->ticks, 1);
-	mc_futex_wake_shared(&w->ticks, 1);
+	mc_futex_wake_shared(&w->ticks, WORLD_MAX);
 }
 
 void world_wait_ticks(struct world *w, uint32_t ticks)

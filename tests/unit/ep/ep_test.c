@@ -1,208 +1,124 @@
 /*
- * ep_test.c: a layer of experts across processes, of which some die, against one process that
- * computes the same sums.
+ * ep_test.c: a layer of experts across processes, of which some die, are late, or are replaced.
  */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
-#include <mooncake/ep.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "../coll/world.h"
-#include "base/bf16.h"
+#include "base/clock.h"
 #include "base/mem.h"
 #include "base/rand.h"
+#include "layer.h"
 
 #define STEPS 4
-#define LETHAL 1 /* the step in which somebody dies */
+#define LETHAL 1 /* the step in which somebody dies or is late */
 
-enum { NOTE_VICTIM, NOTE_PLACE, NOTE_TOPK, NOTE_MASKED };
+enum {
+	NOTE_VICTIM,
+	NOTE_PLACE,
+	NOTE_TOPK,
+	NOTE_MASKED,
+	NOTE_FORMAT, /* enum mc_ep_format; + PACKED, + DENSE */
+	NOTE_RANKS,
+	NOTE_STEPS, /* 0: STEPS */
+	NOTE_SEEN,  /* by half: who was in it */
+};
+#define PACKED 8
+#define DENSE 16
 /* Where in a step. */
-enum { BEFORE_DISPATCH, BEFORE_EXCHANGE, BETWEEN, BEFORE_RETURN, NOWHERE };
+enum { BEFORE_DISPATCH, BEFORE_TAKING, BETWEEN, BEFORE_RETURN, NOWHERE };
 
-struct tokens {
-	uint16_t *rows;
-	int64_t *topk;
-	float *weights;
-};
-
-struct layer {
-	struct mc_ep_shape shape;
-	struct mc_ep_arrived got;
-	uint16_t *out;
-	uint32_t le;
-	uint64_t room;
-};
-
-static struct tokens tokens_of(const struct mc_ep_shape *s, uint32_t rank, uint64_t step)
+static uint64_t note(struct rank *r, unsigned which)
 {
-	uint64_t n = (uint64_t)s->tokens * s->topk;
-	struct tokens t = {mc_calloc((size_t)s->tokens * s->hidden + 1, 2), mc_calloc(n + 1, 8),
-			   mc_calloc(n + 1, 4)};
-	struct mc_rand rng;
-
-	mc_rand_seed(&rng, step * 1000 + rank);
-	for (uint64_t i = 0; i < (uint64_t)s->tokens * s->hidden; i++)
-		t.rows[i] = mc_bf16_store((float)mc_rand_below(&rng, 2000) / 500.0f - 2.0f);
-	for (uint64_t i = 0; i < n; i++) {
-		/* Different in a token: a walk from a random one. */
-		t.topk[i] = i % s->topk ? (t.topk[i - i % s->topk] + (int64_t)(i % s->topk) * 3) %
-					      s->experts
-					: (int64_t)mc_rand_below(&rng, s->experts);
-		t.weights[i] = (float)mc_rand_below(&rng, 1000) / 1000.0f;
-	}
-	for (uint64_t i = 0; i < n; i += 5)
-		if (i % s->topk)
-			t.topk[i] = -1;
-	return t;
+	return atomic_load(&r->w->note[which]);
 }
 
-static void tokens_free(struct tokens *t)
+static struct mc_ep_shape shape_of(struct rank *r)
 {
-	mc_free(t->rows);
-	mc_free(t->topk);
-	mc_free(t->weights);
+	uint32_t ranks = (uint32_t)note(r, NOTE_RANKS);
+
+	return (struct mc_ep_shape){.ranks = ranks,
+				    .experts = 16 * ranks,
+				    .hidden = 16 * 17,
+				    .topk = (uint32_t)note(r, NOTE_TOPK),
+				    .tokens_max = 40,
+				    .align = note(r, NOTE_FORMAT) & DENSE ? 8 : 0};
 }
 
-static uint16_t expert(uint64_t e, uint16_t x)
+static void die_at(struct rank *r, uint64_t step, uint64_t place)
 {
-	return mc_bf16_store(mc_bf16_load(x) * (0.5f + (float)(e % 7)) - (float)e / 16.0f);
-}
-
-/* The same in one process, without the experts of slots that are not in `ranks`. */
-static bool is_right(const struct layer *l, const struct tokens *t, uint64_t ranks)
-{
-	const struct mc_ep_shape *s = &l->shape;
-
-	for (uint64_t i = 0; i < (uint64_t)s->tokens * s->hidden; i++) {
-		uint64_t token = i / s->hidden;
-		float sum = 0;
-
-		for (uint32_t k = 0; k < s->topk; k++) {
-			int64_t e = t->topk[token * s->topk + k];
-
-			if (e >= 0 && ranks >> e / l->le & 1)
-				sum += t->weights[token * s->topk + k] *
-				       mc_bf16_load(expert((uint64_t)e, t->rows[i]));
-		}
-		if (l->out[i] != mc_bf16_store(sum))
-			return false;
-	}
-	return true;
-}
-
-/* Rows of a source for an expert are its tokens in order, bit by bit. */
-static bool has_arrived(const struct layer *l, uint32_t rank, uint64_t ranks, uint64_t step)
-{
-	const struct mc_ep_shape *s = &l->shape;
-	bool ok = true;
-
-	for (uint32_t q = 0; q < s->ranks; q++) {
-		struct tokens t = tokens_of(s, q, step);
-
-		for (uint32_t e = 0; e < l->le; e++) {
-			int64_t range = l->got.ranges[(uint64_t)e * s->ranks + q];
-			uint64_t at = e * l->room + ((uint64_t)range >> 32);
-			uint32_t n = 0;
-
-			for (uint64_t i = 0; (ranks >> q & 1) && i < (uint64_t)s->tokens * s->topk;
-			     i++) {
-				uint64_t token = i / s->topk;
-
-				if (t.topk[i] != (int64_t)rank * l->le + e)
-					continue;
-				ok = ok && l->got.tokens[at + n] == (int32_t)token &&
-				     !memcmp(l->got.rows + (at + n) * s->hidden,
-					     t.rows + token * s->hidden, s->hidden * 2);
-				n++;
-			}
-			ok = ok && n == (uint32_t)range;
-		}
-		tokens_free(&t);
-	}
-	return ok;
-}
-
-static struct layer layer_of(const struct rank *r, uint32_t topk)
-{
-	struct layer l = {.shape = {.rank = r->rank,
-				    .ranks = r->ranks,
-				    .experts = 16 * r->ranks,
-				    .hidden = 16 * 7,
-				    .topk = topk,
-				    .tokens_max = 60,
-				    .tokens = 60}};
-	uint64_t n;
-
-	l.le = l.shape.experts / l.shape.ranks;
-	l.room = (uint64_t)l.shape.ranks * l.shape.tokens_max;
-	n = l.le * l.room;
-	l.got.rows = mc_calloc(n * l.shape.hidden, 2);
-	l.got.counts = mc_calloc(l.le, 4);
-	l.got.tokens = mc_calloc(n, 4);
-	l.got.ranges = mc_calloc(l.shape.experts, 8);
-	l.out = mc_calloc((size_t)l.shape.tokens * l.shape.hidden, 2);
-	return l;
-}
-
-static void layer_free(struct layer *l)
-{
-	mc_free(l->got.rows);
-	mc_free(l->got.counts);
-	mc_free(l->got.tokens);
-	mc_free(l->got.ranges);
-	mc_free(l->out);
-}
-
-static void die_at(const struct rank *r, uint64_t step, uint64_t place)
-{
-	if (step == LETHAL && atomic_load(&r->w->note[NOTE_VICTIM]) == r->rank &&
-	    atomic_load(&r->w->note[NOTE_PLACE]) == place)
+	if (step == LETHAL && note(r, NOTE_VICTIM) == r->rank && note(r, NOTE_PLACE) == place)
 		(void)kill(getpid(), SIGKILL);
 }
 
-static void compute(struct layer *l, uint32_t rank)
+/* Everyone who ends this half must see the same ranks in it. */
+static bool is_agreed(struct rank *r, uint64_t step, unsigned half, uint64_t ranks)
 {
-	for (uint32_t e = 0; e < l->le; e++)
-		for (uint64_t i = 0; i < (uint64_t)l->got.counts[e] * l->shape.hidden; i++) {
-			uint16_t *x = l->got.rows + e * l->room * l->shape.hidden + i;
+	uint64_t seen = 0;
 
-			*x = expert((uint64_t)rank * l->le + e, *x);
-		}
+	return atomic_compare_exchange_strong(&r->w->note[NOTE_SEEN + step * 2 + half], &seen,
+					      ranks) ||
+	       seen == ranks;
+}
+
+static int open_layer(struct rank *r, struct layer *l)
+{
+	uint64_t format = note(r, NOTE_FORMAT);
+	struct mc_ep_shape shape = shape_of(r);
+	struct mc_diag diag = {0};
+	struct mc_ep *ep;
+
+	WORLD_CHECK(!mc_ep_open(r->coll, &diag, &ep));
+	*l = layer_of(ep, &shape, r->rank, format & 3, format & PACKED);
+	return 0;
+}
+
+static void close_layer(struct layer *l)
+{
+	mc_ep_close(l->ep);
+	layer_free(l);
 }
 
 static int one_step(struct rank *r, struct layer *l, uint64_t step)
 {
 	struct tokens t = tokens_of(&l->shape, r->rank, step);
-	uint64_t masked = atomic_load(&r->w->note[NOTE_MASKED]);
+	uint64_t masked = note(r, NOTE_MASKED);
 	/* Who is masked gets and gives nothing, on either side. */
-	uint64_t others = masked >> r->rank & 1 ? 0 : ~masked;
-	struct mc_coll_result there = {0}, back = {0};
+	uint64_t others = masked >> r->rank & 1 ? 1ull << r->rank : ~masked;
 	int32_t active[WORLD_MAX];
-	struct mc_diag diag = {0};
+	struct mc_ep_patience patience = {active, MC_EP_NEVER};
+	uint16_t *own = l->rows;
 	struct mc_ep_half *h;
 
-	for (uint32_t q = 0; q < r->ranks; q++)
-		active[q] = !(masked >> q & 1);
+	l->shape.tokens = r->rank == 1 && step % 2 == 1 ? 0 : l->shape.tokens_max - r->rank;
+	for (uint32_t q = 0; q < l->shape.ranks; q++)
+		active[q] = others >> q & 1;
 	die_at(r, step, BEFORE_DISPATCH);
-	WORLD_CHECK(!mc_ep_dispatch_begin(r->coll, &l->shape, t.rows, t.topk, active, &diag, &h));
-	die_at(r, step, BEFORE_EXCHANGE);
-	WORLD_CHECK(!mc_ep_dispatch_end(h, &l->got, &there));
-	WORLD_CHECK(has_arrived(l, r->rank, there.ranks & others, step));
+	WORLD_CHECK(!layer_dispatch_begin(l, &t, &patience, &h));
+	die_at(r, step, BEFORE_TAKING);
+	WORLD_CHECK(!layer_dispatch_end(l, h));
+	WORLD_CHECK(masked || is_agreed(r, step, 0, l->there));
+	WORLD_CHECK(layer_has_arrived(l, step));
 	die_at(r, step, BETWEEN);
-	compute(l, r->rank);
-	WORLD_CHECK(!mc_ep_combine_begin(r->coll, &l->shape, l->got.rows, t.topk, active,
-					 l->got.ranges, &diag, &h));
+	/* Now and then straight to where the others read. */
+	if (step % 3 == 2 && !l->shape.align)
+		WORLD_CHECK(!mc_ep_combine_rows(l->ep, &l->shape, &patience, &l->diag, &l->rows));
+	layer_compute(l);
+	WORLD_CHECK(!layer_combine_begin(l, &t, step & 1, &patience, &h));
 	die_at(r, step, BEFORE_RETURN);
-	WORLD_CHECK(!mc_ep_combine_end(h, t.weights, l->out, &back));
-	WORLD_CHECK(is_right(l, &t, there.ranks & back.ranks & others));
-	if (step > LETHAL && atomic_load(&r->w->note[NOTE_PLACE]) < NOWHERE)
-		WORLD_CHECK(!(there.ranks >> atomic_load(&r->w->note[NOTE_VICTIM]) & 1));
+	WORLD_CHECK(!layer_combine_end(l, &t, h));
+	l->rows = own;
+	WORLD_CHECK(masked || is_agreed(r, step, 1, l->back));
+	WORLD_CHECK(layer_is_right(l, &t));
+	for (uint32_t q = 0; q < l->shape.ranks; q++)
+		WORLD_CHECK(active[q] == (int32_t)(l->back >> q & 1));
 	world_tick(r->w);
 	tokens_free(&t);
 	return 0;
@@ -210,24 +126,37 @@ static int one_step(struct rank *r, struct layer *l, uint64_t step)
 
 static int steps(struct rank *r)
 {
-	struct layer l = layer_of(r, (uint32_t)atomic_load(&r->w->note[NOTE_TOPK]));
-	int rc = 0;
+	uint64_t count = note(r, NOTE_STEPS) ? note(r, NOTE_STEPS) : STEPS;
+	struct layer l;
+	int rc = open_layer(r, &l);
 
-	for (uint64_t step = 0; step < STEPS && rc == 0; step++)
+	WORLD_CHECK(rc == 0);
+	WORLD_CHECK(!mc_ep_update(l.ep, &l.diag));
+	for (uint64_t step = 0; step < count && rc == 0; step++)
 		rc = one_step(r, &l, step);
-	layer_free(&l);
+	if (rc == 0 && note(r, NOTE_PLACE) < NOWHERE)
+		WORLD_CHECK(!(l.there >> note(r, NOTE_VICTIM) & 1));
+	close_layer(&l);
 	return rc;
 }
 
-static void trial(uint32_t ranks, uint32_t topk, uint32_t victim, uint64_t place, uint64_t masked)
+static struct world *layer_world(uint32_t ranks, uint32_t topk, uint64_t format)
 {
 	struct world *w = world_make(1);
+
+	atomic_store(&w->note[NOTE_RANKS], ranks);
+	atomic_store(&w->note[NOTE_TOPK], topk);
+	atomic_store(&w->note[NOTE_FORMAT], format);
+	atomic_store(&w->note[NOTE_PLACE], NOWHERE);
+	return w;
+}
+
+static void trial(struct world *w, uint32_t ranks, uint32_t victim, uint64_t place)
+{
 	pid_t pids[WORLD_MAX];
 
 	atomic_store(&w->note[NOTE_VICTIM], victim);
 	atomic_store(&w->note[NOTE_PLACE], place);
-	atomic_store(&w->note[NOTE_TOPK], topk);
-	atomic_store(&w->note[NOTE_MASKED], masked);
 	for (uint32_t i = 0; i < ranks; i++)
 		pids[i] = world_fork(w, i, ranks, ranks, 0, steps);
 	for (uint32_t i = 0; i < ranks; i++)
@@ -238,53 +167,302 @@ static void trial(uint32_t ranks, uint32_t topk, uint32_t victim, uint64_t place
 
 static void tokens_go_to_their_experts_and_their_sums_come_back(void **state)
 {
-	static const uint32_t topk[] = {1, 2, 5};
+	static const uint32_t topk[] = {1, 5, 16};
+	static const uint64_t format[] = {MC_EP_SAME, MC_EP_FP8, MC_EP_FP8_POW2,
+					  MC_EP_FP8_POW2 | PACKED, MC_EP_SAME | DENSE};
 
 	(void)state;
 	for (uint32_t ranks = 1; ranks <= 4; ranks++)
-		for (unsigned k = 0; k < MC_ARRAY_LEN(topk); k++)
-			trial(ranks, topk[k], 0, NOWHERE, 0);
+		for (unsigned f = 0; f < MC_ARRAY_LEN(format); f++)
+			trial(layer_world(ranks, topk[(ranks + f) % 3], format[f]), ranks, 0,
+			      NOWHERE);
+	trial(layer_world(8, 32, MC_EP_FP8), 8, 0, NOWHERE);
 }
 
 static void a_rank_that_is_masked_gets_nothing_and_adds_nothing(void **state)
 {
+	struct world *w = layer_world(3, 4, MC_EP_SAME);
+
 	(void)state;
-	trial(3, 4, 0, NOWHERE, 1u << 2);
+	atomic_store(&w->note[NOTE_MASKED], 1u << 2);
+	trial(w, 3, 0, NOWHERE);
 }
 
-static void a_rank_killed_anywhere_in_a_step_is_left_out_of_the_sums(void **state)
+static void a_rank_killed_anywhere_in_a_step_is_left_out_by_all_alike(void **state)
 {
 	(void)state;
 	for (uint32_t ranks = 2; ranks <= 4; ranks++)
 		for (uint64_t place = BEFORE_DISPATCH; place < NOWHERE; place++)
-			trial(ranks, 4, (uint32_t)(place % ranks), place, 0);
+			for (uint32_t victim = 0; victim < ranks; victim++)
+				trial(layer_world(ranks, 4, victim % 2 ? MC_EP_FP8 : MC_EP_SAME),
+				      ranks, victim, place);
 }
 
-static void what_does_not_fit_is_refused_and_named(void **state)
+/* ---- killed at any moment ---- */
+
+static void a_rank_killed_at_any_moment_is_left_out_by_all_alike(void **state)
 {
-	const struct mc_ep_shape good = {
-	    .ranks = 1, .experts = 4, .hidden = 16, .topk = 2, .tokens_max = 1, .tokens = 1};
-	struct mc_ep_shape bad[] = {good, good, good, good};
-	const uint16_t row[16] = {0};
-	const int64_t wrong[][2] = {{0, 4}, {1, 1}, {-2, 0}};
-	struct mc_ep_half *h;
-	struct mc_diag diag = {0};
+	struct mc_rand rng;
 
 	(void)state;
+	mc_rand_seed(&rng, 7);
+	for (unsigned i = 0; i < 24; i++) {
+		struct world *w = layer_world(3, 8, i % 2 ? MC_EP_FP8 : MC_EP_SAME);
+		uint32_t victim = i % 3;
+		pid_t pids[3];
+		int how;
+
+		atomic_store(&w->note[NOTE_STEPS], 24);
+		for (uint32_t q = 0; q < 3; q++)
+			pids[q] = world_fork(w, q, 3, 3, 0, steps);
+		world_wait_ticks(w, 1 + (uint32_t)mc_rand_below(&rng, 40));
+		(void)kill(pids[victim], SIGKILL);
+		for (uint32_t q = 0; q < 3; q++) {
+			how = world_reap(pids[q]);
+			assert_true(how == 0 || (q == victim && how == 1000 + SIGKILL));
+		}
+		world_free(w);
+	}
+}
+
+/* ---- late ---- */
+
+static struct mc_ep_patience none_left(int32_t *active, uint32_t ranks)
+{
+	for (uint32_t q = 0; q < ranks; q++)
+		active[q] = 1;
+	return (struct mc_ep_patience){active, 1};
+}
+
+/* Everyone but the victim has shown its half. */
+static void all_but_one_are_here(struct rank *r, uint32_t ticks)
+{
+	world_tick(r->w);
+	world_wait_ticks(r->w, ticks);
+}
+
+/* A step in which the victim comes to one half when the others have ended it. */
+static int late_step(struct rank *r, struct layer *l, bool is_victim)
+{
+	bool is_combine = note(r, NOTE_PLACE) == BETWEEN;
+	uint32_t ranks = l->shape.ranks, ticks = ranks; /* of the step before */
+	struct tokens t = tokens_of(&l->shape, r->rank, 0);
+	struct mc_ep_patience ever = {NULL, MC_EP_NEVER}, brief;
+	int32_t active[WORLD_MAX];
+	struct mc_ep_half *h;
+
+	brief = none_left(active, ranks);
+	l->shape.tokens = l->shape.tokens_max - r->rank;
+	if (is_victim && !is_combine)
+		world_wait_ticks(r->w, ticks + 2 * (ranks - 1));
+	if (is_victim && !is_combine) {
+		WORLD_CHECK(layer_dispatch_begin(l, &t, &ever, &h) == -MC_E_STALE);
+		WORLD_CHECK(strstr(l->diag.text, "left out"));
+		tokens_free(&t);
+		return 0;
+	}
+	WORLD_CHECK(!layer_dispatch_begin(l, &t, is_combine ? &ever : &brief, &h));
+	if (!is_combine)
+		all_but_one_are_here(r, ticks + ranks - 1);
+	WORLD_CHECK(!layer_dispatch_end(l, h));
+	WORLD_CHECK(is_agreed(r, LETHAL, 0, l->there));
+	WORLD_CHECK(layer_has_arrived(l, 0));
+	layer_compute(l);
+	if (is_victim) {
+		world_wait_ticks(r->w, ticks + 2 * (ranks - 1));
+		WORLD_CHECK(layer_combine_begin(l, &t, false, &ever, &h) == -MC_E_STALE);
+		tokens_free(&t);
+		return 0;
+	}
+	WORLD_CHECK(!layer_combine_begin(l, &t, false, is_combine ? &brief : &ever, &h));
+	if (is_combine)
+		all_but_one_are_here(r, ticks + ranks - 1);
+	WORLD_CHECK(!layer_combine_end(l, &t, h));
+	WORLD_CHECK(is_agreed(r, LETHAL, 1, l->back));
+	WORLD_CHECK(l->back == mc_ep_members(l->ep) - (1ull << note(r, NOTE_VICTIM)));
+	WORLD_CHECK(mc_ep_masked(l->ep) == 1ull << note(r, NOTE_VICTIM));
+	WORLD_CHECK(active[note(r, NOTE_VICTIM)] == 0 && layer_is_right(l, &t));
+	tokens_free(&t);
+	world_tick(r->w);
+	return 0;
+}
+
+static int late(struct rank *r)
+{
+	struct layer l;
+	int rc;
+
+	WORLD_CHECK(!open_layer(r, &l));
+	WORLD_CHECK(!mc_ep_update(l.ep, &l.diag));
+	rc = one_step(r, &l, 0);
+	if (rc == 0)
+		rc = late_step(r, &l, note(r, NOTE_VICTIM) == r->rank);
+	/* All meet again, and it is in. */
+	WORLD_CHECK(rc == 0 && !mc_ep_update(l.ep, &l.diag));
+	for (uint64_t step = 2; step < STEPS && rc == 0; step++)
+		rc = one_step(r, &l, step);
+	WORLD_CHECK(rc == 0 && l.back == mc_ep_members(l.ep));
+	close_layer(&l);
+	return 0;
+}
+
+static void a_late_rank_is_out_of_the_step_for_all_and_told_so(void **state)
+{
+	static const uint64_t places[] = {BEFORE_DISPATCH, BETWEEN};
+
+	(void)state;
+	for (uint32_t victim = 0; victim < 3; victim++)
+		for (unsigned i = 0; i < MC_ARRAY_LEN(places); i++) {
+			struct world *w = layer_world(3, 6, MC_EP_FP8);
+			pid_t pids[3];
+
+			atomic_store(&w->note[NOTE_VICTIM], victim);
+			atomic_store(&w->note[NOTE_PLACE], places[i]);
+			for (uint32_t q = 0; q < 3; q++)
+				pids[q] = world_fork(w, q, 3, 3, 0, late);
+			for (uint32_t q = 0; q < 3; q++)
+				assert_int_equal(world_reap(pids[q]), 0);
+			world_free(w);
+		}
+}
+
+/* ---- replaced ---- */
+
+#define TICKS_BEFORE 7 /* steps 0 to 2 of three ranks, of which one dies in step 1 */
+
+static int replaced(struct rank *r)
+{
+	bool is_joiner = r->ranks == 0;
+	struct layer l;
+	int rc = 0;
+
+	if (is_joiner) {
+		world_tick(r->w);
+		WORLD_CHECK(!mc_coll_join(r->coll, 30 * MC_NS_PER_S));
+	}
+	WORLD_CHECK(!open_layer(r, &l));
+	if (!is_joiner)
+		WORLD_CHECK(!mc_ep_update(l.ep, &l.diag));
+	for (uint64_t step = 0; step < 3 && rc == 0 && !is_joiner; step++)
+		rc = one_step(r, &l, step);
+	WORLD_CHECK(rc == 0);
+	if (r->rank == 0) {
+		world_wait_ticks(r->w, TICKS_BEFORE + 1);
+		WORLD_CHECK(!mc_coll_activate(r->coll, 2, 0, 30 * MC_NS_PER_S, NULL));
+		world_tick(r->w);
+	}
+	world_wait_ticks(r->w, TICKS_BEFORE + 2);
+	WORLD_CHECK(is_joiner || l.there == 5);
+	WORLD_CHECK(!mc_ep_update(l.ep, &l.diag));
+	for (uint64_t step = 3; step < 6 && rc == 0; step++)
+		rc = one_step(r, &l, step);
+	WORLD_CHECK(rc == 0 && l.there == 7 && l.back == 7);
+	close_layer(&l);
+	return 0;
+}
+
+static void a_replacement_is_in_after_all_have_met(void **state)
+{
+	(void)state;
+	for (uint64_t place = BEFORE_DISPATCH; place < NOWHERE; place++) {
+		struct world *w = layer_world(3, 6, MC_EP_SAME);
+		pid_t pids[3];
+
+		atomic_store(&w->note[NOTE_VICTIM], 1);
+		atomic_store(&w->note[NOTE_PLACE], place);
+		for (uint32_t q = 0; q < 3; q++)
+			pids[q] = world_fork(w, q, 3, 3, 0, replaced);
+		assert_int_equal(world_reap(pids[1]), 1000 + SIGKILL);
+		pids[1] = world_fork(w, 1, 0, 3, 0, replaced);
+		for (uint32_t q = 0; q < 3; q++)
+			assert_int_equal(world_reap(pids[q]), 0);
+		world_free(w);
+	}
+}
+
+/* ---- wrong use ---- */
+
+static const struct mc_ep_shape small = {
+    .ranks = 1, .experts = 4, .hidden = 16, .topk = 2, .tokens_max = 1, .tokens = 1};
+
+static int wrong(struct rank *r)
+{
+	struct mc_ep_shape bad[] = {small, small, small, small, small};
+	const uint16_t row[16] = {0};
+	const int64_t wrong[][2] = {{0, 4}, {1, 1}, {-2, 0}}, right[2] = {0, -1};
+	const struct mc_ep_rows rows = {.elem_bytes = 2, .rows = row};
+	const struct mc_ep_patience ever = {NULL, MC_EP_NEVER};
+	struct mc_ep_half *h[3];
+	struct mc_diag diag = {0};
+	struct mc_ep *ep;
+
 	bad[0].hidden = 24;
 	bad[1].topk = 33;
 	bad[2].tokens = 2;
 	bad[3].experts = 0;
+	bad[4].ranks = 2;
+	WORLD_CHECK(!mc_ep_open(r->coll, &diag, &ep));
+	/* Nobody has met. */
+	WORLD_CHECK(mc_ep_dispatch_begin(ep, &small, &rows, right, &ever, &diag, &h[0]) ==
+		    -MC_E_STALE);
+	WORLD_CHECK(!mc_ep_update(ep, &diag));
 	for (unsigned i = 0; i < MC_ARRAY_LEN(bad); i++)
-		assert_int_equal(
-		    mc_ep_dispatch_begin(NULL, &bad[i], row, (int64_t[2]){0, 1}, NULL, &diag, &h),
-		    -MC_E_INVAL);
+		WORLD_CHECK(mc_ep_dispatch_begin(ep, &bad[i], &rows, right, &ever, &diag, &h[0]) ==
+			    -MC_E_INVAL);
 	for (unsigned i = 0; i < MC_ARRAY_LEN(wrong); i++) {
 		diag.text[0] = 0;
-		assert_int_equal(mc_ep_dispatch_begin(NULL, &good, row, wrong[i], NULL, &diag, &h),
-				 -MC_E_INVAL);
-		assert_non_null(strstr(diag.text, "token 0"));
+		WORLD_CHECK(mc_ep_dispatch_begin(ep, &small, &rows, wrong[i], &ever, &diag,
+						 &h[0]) == -MC_E_INVAL);
+		WORLD_CHECK(strstr(diag.text, "token 0"));
 	}
+	/* Two are under way; an end makes room, also by giving up. */
+	for (unsigned i = 0; i < 2; i++)
+		WORLD_CHECK(!mc_ep_dispatch_begin(ep, &small, &rows, right, &ever, &diag, &h[i]));
+	WORLD_CHECK(mc_ep_dispatch_begin(ep, &small, &rows, right, &ever, &diag, &h[2]) ==
+		    -MC_E_BUSY);
+	mc_ep_half_free(h[0]);
+	WORLD_CHECK(!mc_ep_dispatch_begin(ep, &small, &rows, right, &ever, &diag, &h[2]));
+	/* What had begun before all met is void. */
+	WORLD_CHECK(!mc_ep_update(ep, &diag));
+	WORLD_CHECK(mc_ep_dispatch_end(h[1], NULL, &diag, NULL) == -MC_E_STALE);
+	mc_ep_half_free(h[2]);
+	mc_ep_close(ep);
+	return 0;
+}
+
+static void what_does_not_fit_is_refused_and_named(void **state)
+{
+	(void)state;
+	world_run(1, 0, wrong);
+}
+
+static int differ(struct rank *r)
+{
+	const uint16_t row[32] = {0};
+	const int64_t topk[2] = {0, 1};
+	const struct mc_ep_rows rows = {.elem_bytes = 2, .rows = row};
+	const struct mc_ep_patience ever = {NULL, MC_EP_NEVER};
+	struct mc_ep_shape shape = small;
+	struct mc_ep_arrived out = {0};
+	struct mc_ep_half *h;
+	struct mc_diag diag = {0};
+	struct mc_ep *ep;
+
+	shape.ranks = 2;
+	shape.hidden = 16 + 16 * r->rank;
+	WORLD_CHECK(!mc_ep_open(r->coll, &diag, &ep));
+	WORLD_CHECK(!mc_ep_update(ep, &diag));
+	WORLD_CHECK(!mc_ep_dispatch_begin(ep, &shape, &rows, topk, &ever, &diag, &h));
+	WORLD_CHECK(mc_ep_dispatch_end(h, &out, &diag, NULL) == -MC_E_INVAL);
+	WORLD_CHECK(strstr(diag.text, "rows of 16") && strstr(diag.text, "rows of 32"));
+	mc_ep_close(ep);
+	return 0;
+}
+
+static void ranks_that_call_different_things_are_told_so(void **state)
+{
+	(void)state;
+	world_run(2, 0, differ);
 }
 
 int main(void)
@@ -292,8 +470,12 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(tokens_go_to_their_experts_and_their_sums_come_back),
 	    cmocka_unit_test(a_rank_that_is_masked_gets_nothing_and_adds_nothing),
-	    cmocka_unit_test(a_rank_killed_anywhere_in_a_step_is_left_out_of_the_sums),
+	    cmocka_unit_test(a_rank_killed_anywhere_in_a_step_is_left_out_by_all_alike),
+	    cmocka_unit_test(a_rank_killed_at_any_moment_is_left_out_by_all_alike),
+	    cmocka_unit_test(a_late_rank_is_out_of_the_step_for_all_and_told_so),
+	    cmocka_unit_test(a_replacement_is_in_after_all_have_met),
 	    cmocka_unit_test(what_does_not_fit_is_refused_and_named),
+	    cmocka_unit_test(ranks_that_call_different_things_are_told_so),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

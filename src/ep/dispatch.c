@@ -1,0 +1,291 @@
+/*
+ * dispatch.c: tokens to their experts: a row is shown once, and taken once for each expert.
+ */
+#include <mooncake/ep.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "ep/priv.h"
+#include "ep/rows.h"
+
+#define ALIGN 64u
+
+/* Where things are in a slot; the same on both sides. */
+struct layout {
+	uint64_t first, token, rows;  /* offsets */
+	uint64_t data, scales, extra; /* inside a row */
+	uint64_t stride, end;
+};
+
+static uint64_t row_bytes(const struct mc_ep_call *c)
+{
+	return (uint64_t)c->hidden * (c->format == MC_EP_SAME ? c->elem_bytes : 1);
+}
+
+static struct layout layout_of(const struct mc_ep_call *c, uint64_t tokens, uint64_t entries)
+{
+	uint64_t nscales = c->format == MC_EP_SAME ? 0 : mc_ep_groups(c->hidden);
+	struct layout l;
+
+	l.first = mc_ep_align(sizeof(struct mc_ep_head), ALIGN);
+	l.token = l.first + ((uint64_t)c->experts + 1) * sizeof(uint32_t);
+	l.rows = mc_ep_align(l.token + entries * sizeof(uint32_t), ALIGN);
+	l.data = 0;
+	l.scales = mc_ep_align(row_bytes(c), sizeof(float));
+	l.extra = l.scales + nscales * sizeof(float);
+	l.stride = mc_ep_align(l.extra + c->extra_bytes, ALIGN);
+	l.end = l.rows + tokens * l.stride;
+	return l;
+}
+
+/* ---- showing ---- */
+
+static void show_row(const struct mc_ep_half *h, const struct mc_ep_rows *in, uint32_t t,
+		     const struct layout *l, uint8_t *to)
+{
+	const struct mc_ep_call *c = &h->call;
+	const uint8_t *row = (const uint8_t *)in->rows + (uint64_t)t * c->hidden * c->elem_bytes;
+
+	if (c->format == MC_EP_SAME)
+		memcpy(to, row, row_bytes(c));
+	else
+		mc_ep_quantize((const void *)row, c->hidden, c->format == MC_EP_FP8_POW2, to,
+			       (void *)(to + l->scales));
+	if (c->extra_bytes)
+		memcpy(to + l->extra, (const uint8_t *)in->extra + (uint64_t)t * c->extra_bytes,
+		       c->extra_bytes);
+}
+
+static void show(const struct mc_ep_half *h, const struct mc_ep_rows *in, const struct layout *l)
+{
+	const struct mc_ep_shape *s = &h->shape;
+	uint8_t *slot = mc_ep_slot_at(h->ep->memory, h->slot);
+	uint32_t *token = (void *)(slot + l->token);
+
+	*(struct mc_ep_head *)(void *)slot =
+	    (struct mc_ep_head){.call = h->call, .tokens = s->tokens};
+	memcpy(slot + l->first, h->first, ((size_t)s->experts + 1) * sizeof(*h->first));
+	for (uint32_t t = 0; t < s->tokens; t++) {
+		bool is_sent = false;
+
+		for (uint32_t k = 0; k < s->topk; k++) {
+			uint32_t place = h->place[(uint64_t)t * s->topk + k];
+
+			if (place == MC_EP_NONE)
+				continue;
+			token[place] = t;
+			is_sent = true;
+		}
+		if (is_sent)
+			show_row(h, in, t, l, slot + l->rows + t * l->stride);
+	}
+}
+
+static int check_rows(const struct mc_ep_rows *in, struct mc_diag *diag)
+{
+	bool is_same = in->format == MC_EP_SAME;
+
+	if ((unsigned)in->format >= MC_EP_FORMAT_COUNT || in->extra_bytes > MC_EP_EXTRA_MAX ||
+	    in->elem_bytes == 0 || in->elem_bytes > 8 || (!is_same && in->elem_bytes != 2)) {
+		mc_diag_set(diag, "format %d of elements of %u bytes with %u more (at most %u)",
+			    in->format, in->elem_bytes, in->extra_bytes, MC_EP_EXTRA_MAX);
+		return -MC_E_INVAL;
+	}
+	return 0;
+}
+
+int mc_ep_dispatch_begin(struct mc_ep *ep, const struct mc_ep_shape *shape,
+			 const struct mc_ep_rows *rows, const int64_t *topk,
+			 const struct mc_ep_patience *patience, struct mc_diag *diag,
+			 struct mc_ep_half **ret_half)
+{
+	struct mc_ep_call call = {.kind = MC_EP_DISPATCH,
+				  .format = rows->format,
+				  .elem_bytes = rows->elem_bytes,
+				  .extra_bytes = rows->extra_bytes};
+	struct mc_ep_half *h;
+	struct layout l;
+	int rc = check_rows(rows, diag);
+
+	if (rc == 0)
+		rc = mc_ep_half_make(ep, shape, call, patience, diag, &h);
+	if (rc < 0)
+		return rc;
+	rc = mc_ep_route(h, topk, diag);
+	if (rc == 0) {
+		l = layout_of(&h->call, shape->tokens, h->first[shape->experts]);
+		pthread_mutex_lock(&ep->lock);
+		rc = mc_ep_take_slot(h, l.end, diag);
+		if (rc == 0) {
+			show(h, rows, &l);
+			rc = mc_ep_show(h, diag);
+		}
+		pthread_mutex_unlock(&ep->lock);
+	}
+	if (rc < 0)
+		mc_ep_half_drop(h);
+	else
+		*ret_half = h;
+	return rc;
+}
+
+/* ---- taking ---- */
+
+/* What a source shows for this rank. */
+struct source {
+	const uint8_t *slot;
+	const uint32_t *first, *token; /* first: of this rank's experts */
+	uint32_t tokens;
+	struct layout l;
+};
+
+static int source_of(const struct mc_ep_half *h, unsigned q, struct source *ret,
+		     struct mc_diag *diag)
+{
+	struct mc_ep *ep = h->ep;
+	const uint8_t *slot =
+	    mc_ep_slot_at(q == ep->coll->rank ? ep->memory : ep->peer[q].memory, h->slot);
+	const struct mc_ep_head *head = (const void *)slot;
+	const uint32_t *all;
+	uint64_t most = (uint64_t)head->tokens * h->shape.topk;
+
+	ret->slot = slot;
+	ret->tokens = mc_min(head->tokens, h->shape.tokens_max);
+	ret->l = layout_of(&h->call, ret->tokens, 0);
+	all = (const void *)(slot + ret->l.first);
+	ret->l = layout_of(&h->call, ret->tokens, mc_min((uint64_t)all[h->shape.experts], most));
+	ret->first = all + (uint64_t)ep->coll->rank * h->le;
+	ret->token = (const void *)(slot + ret->l.token);
+	for (uint32_t e = 0; e < h->le; e++) {
+		if (ret->first[e] > ret->first[e + 1] || ret->first[e + 1] > most ||
+		    ret->first[e + 1] - ret->first[e] > ret->tokens) {
+			mc_diag_set(diag, "rank %u shows entries %u to %u of expert %u", q,
+				    ret->first[e], ret->first[e + 1], e);
+			return -MC_E_INVAL;
+		}
+	}
+	return ret->l.end > MC_EP_SPAN ? -MC_E_INVAL : 0;
+}
+
+/* Numbers: of each expert and source. */
+static void count(const struct mc_ep_half *h, const struct source *from, uint64_t taken,
+		  const struct mc_ep_arrived *out)
+{
+	for (uint32_t e = 0; e < h->le; e++) {
+		uint32_t at = 0;
+
+		for (uint32_t q = 0; q < h->shape.ranks; q++) {
+			uint32_t n = taken >> q & 1 ? from[q].first[e + 1] - from[q].first[e] : 0;
+
+			out->ranges[(uint64_t)e * h->shape.ranks + q] = (int64_t)at << 32 | n;
+			at += n;
+		}
+		out->counts[e] = (int32_t)at;
+	}
+}
+
+static void put_scales(const struct mc_ep_half *h, const struct mc_ep_arrived *out, uint32_t expert,
+		       uint64_t at, const float *from)
+{
+	uint32_t groups = mc_ep_groups(h->shape.hidden);
+
+	if (!out->is_packed) {
+		float *to = (float *)out->scales + (uint64_t)expert * groups * h->room + at;
+
+		for (uint32_t g = 0; g < groups; g++)
+			to[g * h->room] = from[g];
+		return;
+	}
+	for (uint32_t g = 0; g < groups; g += 4) {
+		uint32_t word = 0;
+
+		for (uint32_t i = 0; i < 4 && g + i < groups; i++) {
+			uint32_t bits;
+
+			memcpy(&bits, &from[g + i], sizeof(bits));
+			word |= (bits >> 23 & 0xff) << 8 * i;
+		}
+		((uint32_t *)
+		     out->scales)[((uint64_t)expert * ((groups + 3) / 4) + g / 4) * h->room + at] =
+		    word;
+	}
+}
+
+/* Rows of one source for one expert, from row `at` of the expert, which begins at row `base`. */
+static int put(const struct mc_ep_half *h, const struct source *from, uint32_t expert,
+	       uint64_t base, uint64_t at, const struct mc_ep_arrived *out)
+{
+	const struct mc_ep_call *c = &h->call;
+	uint64_t bytes = row_bytes(c);
+
+	for (uint32_t i = from->first[expert]; i < from->first[expert + 1]; i++, at++) {
+		uint32_t t = from->token[i];
+		const uint8_t *row = from->slot + from->l.rows + t * from->l.stride;
+
+		if (t >= from->tokens)
+			return -MC_E_INVAL;
+		memcpy((uint8_t *)out->rows + (base + at) * bytes, row, bytes);
+		if (out->tokens)
+			out->tokens[base + at] = (int32_t)t;
+		if (c->format != MC_EP_SAME && out->scales)
+			put_scales(h, out, expert, at, (const void *)(row + from->l.scales));
+		if (c->extra_bytes && out->extra)
+			memcpy((uint8_t *)out->extra + (base + at) * c->extra_bytes,
+			       row + from->l.extra, c->extra_bytes);
+	}
+	return 0;
+}
+
+static int take(struct mc_ep_half *h, uint64_t taken, const struct mc_ep_arrived *out,
+		struct mc_diag *diag)
+{
+	struct source from[MC_COLL_RANKS_MAX];
+	uint64_t base = 0;
+	unsigned q;
+	int rc = 0;
+
+	mc_coll_each(q, taken)
+	{
+		rc = source_of(h, q, &from[q], diag);
+		if (rc < 0)
+			return rc;
+	}
+	count(h, from, taken, out);
+	for (uint32_t e = 0; e < h->le && rc == 0; e++) {
+		base = h->shape.align ? mc_ep_align(base, h->shape.align) : e * h->room;
+		mc_coll_each(q, taken)
+		{
+			int64_t range = out->ranges[(uint64_t)e * h->shape.ranks + q];
+
+			rc = put(h, &from[q], e, base, (uint64_t)range >> 32, out);
+			if (rc < 0) {
+				mc_diag_set(diag, "rank %u shows a token that it has not", q);
+				break;
+			}
+		}
+		base += (uint64_t)out->counts[e];
+	}
+	return rc;
+}
+
+int mc_ep_dispatch_end(struct mc_ep_half *h, const struct mc_ep_arrived *out, struct mc_diag *diag,
+		       struct mc_coll_result *ret_result)
+{
+	struct mc_ep *ep = h->ep;
+	uint64_t taken = 0;
+	int rc;
+
+	atomic_fetch_add_explicit(&ep->ninside, 1, memory_order_acquire);
+	rc = mc_ep_wait_all(h, &taken, diag);
+	if (rc == 0)
+		rc = take(h, taken, out, diag);
+	/* What was read may be nonsense if we were overtaken. */
+	if (rc == 0 || rc == -MC_E_INVAL) {
+		int tags = mc_ep_check_tags(h, taken, diag);
+
+		rc = tags < 0 ? tags : rc;
+	}
+	rc = mc_ep_finish(h, taken, rc, ret_result);
+	atomic_fetch_sub_explicit(&ep->ninside, 1, memory_order_release);
+	return rc;
+}

@@ -1,0 +1,144 @@
+/*
+ * priv.h: what the files of ep share: the memory that a rank shows, and a half that is under way.
+ *
+ * Beside its group's memory a rank shows a page of words and four slots, two for dispatches and two
+ * for combines, which take turns. A word is epoch:24 | half:39 | frozen:1; epochs are counted by
+ * mc_ep_update(), so words of different epochs differ, and an older one is smaller. What a half
+ * shows is in its slot before the rank's word says so, and stays until everyone has said that it is
+ * done with it. Whoever reads a slot looks at its tag afterwards: a reader that was left out may
+ * have been overtaken.
+ */
+#ifndef MC_EP_PRIV_H
+#define MC_EP_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include <mooncake/ep.h>
+
+#include "coll/priv.h"
+
+#define MC_EP_MAGIC 0x31505043434dull /* "MCCEP1" */
+#define MC_EP_SLOTS 4
+#define MC_EP_SPAN (1ull << 35) /* bytes that a slot may have; memory is behind what was needed */
+#define MC_EP_PAGE_LEN 4096ull
+#define MC_EP_REGION (1ull << 38) /* page and slots */
+#define MC_EP_EPOCH_BITS 40	  /* those below it */
+#define MC_EP_FROZEN 1ull
+
+enum mc_ep_kind { MC_EP_DISPATCH, MC_EP_COMBINE };
+
+struct mc_ep_page {
+	uint64_t magic;
+	_Alignas(MC_CACHELINE) _Atomic uint64_t word;
+	/* Of others' bytes: this rank reads no half up to this one in the slot any more. */
+	_Alignas(MC_CACHELINE) _Atomic uint64_t done[MC_EP_SLOTS];
+	_Atomic uint64_t tag[MC_EP_SLOTS]; /* whose bytes are in this rank's slot */
+};
+
+/** What all ranks of a half must agree on. */
+struct mc_ep_call {
+	uint32_t kind, format, elem_bytes, extra_bytes;
+	uint32_t ranks, experts, hidden, topk, tokens_max;
+};
+
+/** At the beginning of a slot. Then, of a dispatch: experts + 1 numbers of entries before each
+ * expert, the entries' tokens, rows; of a combine: struct mc_ep_range by expert and slot, rows. */
+struct mc_ep_head {
+	struct mc_ep_call call;
+	uint32_t tokens;
+};
+
+struct mc_ep_range {
+	uint64_t first, rows;
+};
+
+struct mc_ep {
+	struct mc_coll *coll;
+	uint64_t fork_gen, side_at;
+	uint8_t *memory; /* MC_EP_REGION, mapped once */
+	struct mc_ep_page *page;
+	_Atomic uint64_t members, masked;
+	_Atomic uint32_t ninside; /* halves that are being ended */
+
+	pthread_mutex_t lock; /* one begins at a time; guards the rest, but for ends of halves */
+	uint64_t epoch, half, count[2];
+	struct mc_spin spin;
+	struct mc_ep_peer {
+		struct mc_coll_peer *p; /* NULL: no member */
+		uint64_t side_at;
+		uint8_t *memory;
+		struct mc_ep_page *page;
+	} peer[MC_COLL_RANKS_MAX];
+	struct mc_ep_slot {
+		uint64_t word;	/* of the half that used it last; 0: none in this epoch */
+		uint64_t ranks; /* who may read it */
+		uint64_t kept;	/* bytes with memory behind */
+		bool is_lent;	/* mc_ep_combine_rows() */
+		_Atomic bool is_open;
+		struct mc_spin spin; /* of the half that ends */
+	} slot[MC_EP_SLOTS];
+};
+
+struct mc_ep_half {
+	struct mc_ep *ep;
+	struct mc_ep_shape shape;
+	struct mc_ep_call call;
+	int32_t *active;
+	uint64_t timeout_ns;
+	unsigned slot;
+	uint64_t word;	 /* of this half */
+	uint64_t wanted; /* bits of slots, this rank's included */
+	uint32_t le;	 /* experts of a slot */
+	uint64_t room;	 /* rows of an expert */
+	/* of this rank's tokens; all NULL until routed */
+	uint32_t *first; /* by expert, one more than there are: entries before it */
+	uint32_t *place; /* by token and k: its entry; MC_EP_NONE */
+	/* combine */
+	const uint16_t *own; /* rows for this rank that were not copied; NULL */
+	uint64_t *start;     /* by own expert: first row for this rank */
+};
+
+#define MC_EP_NONE UINT32_MAX
+
+static inline uint8_t *mc_ep_slot_at(uint8_t *memory, unsigned slot)
+{
+	return memory + MC_EP_PAGE_LEN + slot * MC_EP_SPAN;
+}
+
+static inline uint64_t mc_ep_align(uint64_t n, uint64_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+/* ---- step.c ---- */
+
+/** This rank is in the epoch: its word is that of no half. @return 0; -MC_E_STALE */
+int mc_ep_enter(struct mc_ep *ep, uint64_t epoch);
+/** Make `h` the next half of its kind, with `len` bytes of its slot to write to; the lock is held.
+ * @return 0; as mc_ep_dispatch_begin() */
+int mc_ep_take_slot(struct mc_ep_half *h, uint64_t len, struct mc_diag *diag);
+/** The slot is written. The lock is held. @return 0; -MC_E_STALE */
+int mc_ep_show(struct mc_ep_half *h, struct mc_diag *diag);
+/** Wait for everybody's slot. @return 0, *ret_taken has who has shown it; as mc_ep_dispatch_end()
+ */
+int mc_ep_wait_all(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag);
+/** What was read of `taken` was theirs. @return 0; -MC_E_STALE */
+int mc_ep_check_tags(struct mc_ep_half *h, uint64_t taken, struct mc_diag *diag);
+/** Tell the others and the caller; the half is gone. @return rc */
+int mc_ep_finish(struct mc_ep_half *h, uint64_t taken, int rc, struct mc_coll_result *ret_result);
+
+/* ---- route.c ---- */
+
+/** @return 0; -MC_E_INVAL */
+int mc_ep_check_shape(const struct mc_ep *ep, const struct mc_ep_shape *s, struct mc_diag *diag);
+/** A half with its call and who is wanted in it. @return 0; -MC_E_INVAL; -MC_E_NOMEM */
+int mc_ep_half_make(struct mc_ep *ep, const struct mc_ep_shape *s, struct mc_ep_call call,
+		    const struct mc_ep_patience *patience, struct mc_diag *diag,
+		    struct mc_ep_half **ret_half);
+/** Fill in first and place. @return as above */
+int mc_ep_route(struct mc_ep_half *h, const int64_t *topk, struct mc_diag *diag);
+/** Not begun, or finished. */
+void mc_ep_half_drop(struct mc_ep_half *h);
+
+#endif
