@@ -45,6 +45,8 @@ struct mc_engine_opts {
 	const char
 	    *devices; /* comma list: HCA filter, or local addresses to use as further rails */
 	uint16_t metrics_port; /* serve /metrics there on loopback; 0: MC_METRICS_PORT or none */
+	bool is_one_of_many;   /* with a metadata service a name without a port gets the control
+				  port's, as with P2P: several processes of a host have one each */
 };
 
 /**
@@ -65,8 +67,8 @@ MC_API struct mc_engine *mc_engine_ref(struct mc_engine *eng);
  * frees all. A completion queue holds a reference until it is closed. NULL is allowed.
  */
 MC_API void mc_engine_close(struct mc_engine *eng);
-/** Segment name that peers open: "ip:port" with P2P metadata, else opts.name. Lives as long as the
- * engine. */
+/** Segment name that peers open: "ip:port" with P2P metadata, else opts.name (is_one_of_many).
+ * Lives as long as the engine. */
 MC_API const char *mc_engine_name(const struct mc_engine *eng);
 /** "ip:port" of the control port. */
 MC_API const char *mc_engine_address(const struct mc_engine *eng);

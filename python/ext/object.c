@@ -246,7 +246,14 @@ static void inner_dealloc(PyObject *obj)
 	Py_DECREF(type);
 }
 
+static PyObject *inner_ptr(PyObject *obj, PyObject *none)
+{
+	(void)none;
+	return PyLong_FromVoidPtr(((struct inner *)obj)->eng);
+}
+
 static PyMethodDef inner_methods[] = {
+    {"get_engine_ptr", inner_ptr, METH_NOARGS, "Address of the engine, while this object lives."},
     {"_capsule", inner_capsule, METH_NOARGS,
      "PyCapsule \"mooncake.engine\" of a struct mc_engine * with a reference of its own."},
     {NULL, NULL, 0, NULL},

@@ -98,13 +98,21 @@ static PyObject *py_is_open(PyObject *obj, PyObject *none)
 
 /* ---- memory ---- */
 
+/* "O&": an address or a length, of whatever has __index__. */
+static int number(PyObject *obj, void *ret)
+{
+	static const struct mc_py_sig sig = {.func = "Store", .name = {"address or size"}};
+
+	return mc_py_u64(&sig, 0, obj, ret) == 0;
+}
+
 static PyObject *py_reg(PyObject *obj, PyObject *args)
 {
 	struct mc_py_store_uses *uses;
-	unsigned long long addr, len;
+	uint64_t addr, len;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "KK", &addr, &len))
+	if (!PyArg_ParseTuple(args, "O&O&", number, &addr, number, &len))
 		return NULL;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)
@@ -119,10 +127,10 @@ static PyObject *py_reg(PyObject *obj, PyObject *args)
 static PyObject *py_unreg(PyObject *obj, PyObject *args)
 {
 	struct mc_py_store_uses *uses;
-	unsigned long long addr;
+	uint64_t addr;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "K", &addr))
+	if (!PyArg_ParseTuple(args, "O&", number, &addr))
 		return NULL;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)
@@ -137,10 +145,10 @@ static PyObject *py_unreg(PyObject *obj, PyObject *args)
 static PyObject *py_alloc(PyObject *obj, PyObject *args)
 {
 	struct mc_py_store_uses *uses;
-	unsigned long long len;
+	uint64_t len;
 	void *mem;
 
-	if (!PyArg_ParseTuple(args, "K", &len))
+	if (!PyArg_ParseTuple(args, "O&", number, &len))
 		return NULL;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)
@@ -155,10 +163,10 @@ static PyObject *py_alloc(PyObject *obj, PyObject *args)
 static PyObject *py_release(PyObject *obj, PyObject *args)
 {
 	struct mc_py_store_uses *uses;
-	unsigned long long addr;
+	uint64_t addr;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "K", &addr))
+	if (!PyArg_ParseTuple(args, "O&", number, &addr))
 		return NULL;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)

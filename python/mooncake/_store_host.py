@@ -15,11 +15,10 @@ _NODES_MAX = 1024
 
 
 class MooncakeHostMemAllocator:
-    """Page-aligned memory by address, for buffers that outlive no allocator."""
+    """Page-aligned memory by address, until free(): engines keep the address, and let the allocator go."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[int, mmap.mmap] = {}
+    _lock = threading.Lock()
+    _held: dict[int, mmap.mmap] = {}  # of the process
 
     def alloc(self, arg0: int) -> int:
         """Address of `arg0` bytes of zeros; 0 when there is no such memory."""

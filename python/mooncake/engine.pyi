@@ -28,7 +28,8 @@ class TransferNotify:
     name: str = ""
     msg: str = ""
 
-class InnerTransferEngine: ...
+class InnerTransferEngine:
+    def get_engine_ptr(self) -> int: ...
 
 _Ints = Sequence[SupportsIndex]
 

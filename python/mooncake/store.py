@@ -203,7 +203,10 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
         if protocol == "rpc_only":
             protocol, segment, buffer = "tcp", 0, 0
         timeout_ms = int(os.environ.get("MC_RPC_TIMEOUT_MS", "30000"))
-        address = engine.get_engine_ptr() if engine is not None else 0
+        address = _engine_address(engine)
+        if engine is not None and not address:
+            _log.warning("setup(): the engine that was given is not initialized")
+            return INVALID_PARAMS
         code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, timeout_ms, address, node)
         if code != OK:
             _log.warning("setup(): %s", why or f"code {code}")
@@ -360,9 +363,11 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
         return self.sizes((arg0,))[0]
 
     def remove(self, key: str, force: bool = False) -> int:
+        """0; -704 it is not there; -706 it was read lately, unless `force`."""
         return self.remove_keys((key,), force)[0]
 
     def batch_remove(self, keys: list[str], force: bool = False) -> list[int]:
+        """remove() of each. (Clients look for the word force here.)"""
         return self.remove_keys(keys, force)
 
     def remove_by_regex(self, regex_pattern: str, force: bool = False) -> int:
@@ -395,6 +400,15 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
             return None, code
         kind, status, *rest = found
         return QueryTaskResponse(tuple(task_id), TaskType(kind), TaskStatus(status), *rest), code
+
+
+def _engine_address(engine: object) -> int:
+    """Of a TransferEngine, or of what its get_engine() gives."""
+    if engine is None:
+        return 0
+    if not hasattr(engine, "get_engine_ptr"):
+        raise TypeError(f"setup(): argument 'engine' must be a TransferEngine or its get_engine(), not {type(engine).__name__}")
+    return engine.get_engine_ptr()
 
 
 def _first(codes: list[int]) -> int:

@@ -44,7 +44,8 @@ static int engine_set(struct mc_store *st, const struct mc_store_opts *o, struct
 				      .name = o->name,
 				      .metadata = o->metadata,
 				      .protocol = o->protocol,
-				      .devices = o->devices};
+				      .devices = o->devices,
+				      .is_one_of_many = true};
 	int rc;
 
 	if (o->engine) {

@@ -21,6 +21,7 @@
 struct mc_control_place {
 	char host[MC_CONTROL_HOST_MAX]; /* what peers are told; an IPv6 address without brackets */
 	struct mc_addr bind;		/* port 0: one of the range */
+	char name_host[MC_CONTROL_HOST_MAX]; /* the name's, when it has no port; else "" */
 };
 
 /**

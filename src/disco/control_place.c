@@ -128,6 +128,8 @@ int mc_control_place(const struct mc_hs_conf *conf, const char *name, bool is_p2
 
 	if (rc < 0)
 		return rc;
+	if (n.port == 0)
+		memcpy(place.name_host, n.host, sizeof(place.name_host));
 	if (name[0] && (is_p2p || conf->is_legacy_port)) {
 		memcpy(place.host, n.host, sizeof(place.host));
 		rc = bind_host(conf, &n, &place.bind, diag);

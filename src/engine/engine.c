@@ -171,15 +171,20 @@ static int open_transports(struct mc_engine *eng, struct mc_diag *diag)
 	return rc;
 }
 
-static int set_names(struct mc_engine *eng, const char *opt_name, const char *host)
+static int set_names(struct mc_engine *eng, const struct mc_engine_opts *opts,
+		     const struct mc_control_place *place)
 {
-	char text[NAME_MAX_BYTES + 16];
-	int rc = mc_control_name(host, eng->port, text, sizeof(text));
+	bool has_name = eng->meta && opts->name && opts->name[0];
+	bool is_made = has_name && opts->is_one_of_many && place->name_host[0];
+	char address[NAME_MAX_BYTES + 16], name[NAME_MAX_BYTES + 16];
+	int rc = mc_control_name(place->host, eng->port, address, sizeof(address));
 
+	if (rc == 0 && is_made)
+		rc = mc_control_name(place->name_host, eng->port, name, sizeof(name));
 	if (rc < 0)
 		return rc;
-	eng->address = mc_strdup(text);
-	eng->name = mc_strdup(eng->meta && opt_name && opt_name[0] ? opt_name : text);
+	eng->address = mc_strdup(address);
+	eng->name = mc_strdup(is_made ? name : has_name ? opts->name : address);
 	return eng->address && eng->name ? 0 : -MC_E_NOMEM;
 }
 
@@ -198,7 +203,7 @@ static int open_identity(struct mc_engine *eng)
 
 struct publicity {
 	struct mc_engine *eng;
-	const char *opt_name;
+	const struct mc_engine_opts *opts;
 	const struct mc_control_place *place;
 	struct mc_diag *diag;
 	int rc;
@@ -210,15 +215,15 @@ static void publish(void *arg)
 
 	p->rc = mc_serve_open(p->eng, &p->place->bind, p->diag);
 	if (p->rc == 0)
-		p->rc = set_names(p->eng, p->opt_name, p->place->host);
+		p->rc = set_names(p->eng, p->opts, p->place);
 }
 
 /* On the loop that serves, so that no peer, which may be waiting for this port to come back, is
  * answered before the name is known. */
-static int go_public(struct mc_engine *eng, const char *opt_name,
+static int go_public(struct mc_engine *eng, const struct mc_engine_opts *opts,
 		     const struct mc_control_place *place, struct mc_diag *diag)
 {
-	struct publicity p = {.eng = eng, .opt_name = opt_name, .place = place, .diag = diag};
+	struct publicity p = {.eng = eng, .opts = opts, .place = place, .diag = diag};
 
 	mc_loop_call(eng->loops[0], publish, &p);
 	return p.rc;
@@ -270,7 +275,7 @@ static int engine_open(struct mc_engine *eng, const struct mc_engine_opts *opts,
 	if (rc == 0)
 		rc = mc_initiators_open(eng);
 	if (rc == 0)
-		rc = go_public(eng, opts->name, &place, diag);
+		rc = go_public(eng, opts, &place, diag);
 	if (rc == 0)
 		rc = mc_peers_open(eng);
 	if (rc == 0)

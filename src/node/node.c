@@ -240,7 +240,8 @@ int mc_node_open(const struct mc_node_conf *conf, struct mc_diag *diag, struct m
 					      .name = conf->name,
 					      .metadata = conf->metadata,
 					      .protocol = conf->protocol,
-					      .devices = conf->devices};
+					      .devices = conf->devices,
+					      .is_one_of_many = true};
 	int rc;
 
 	if (!node)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from memory import Memory
 from pool import MIB, Pool, connect
 
 from mooncake.store import MooncakeDistributedStore, ReplicateConfig
@@ -36,19 +37,6 @@ def store(pool: Pool) -> Iterator[MooncakeDistributedStore]:
     yield store
     store.remove_all(force=True)
     store.close()
-
-
-class Memory:
-    """Bytes with an address."""
-
-    def __init__(self, size: int, seed: int | None = None) -> None:
-        data = random.Random(seed).randbytes(size) if seed is not None else bytes(size)
-        self.array = (ctypes.c_char * size).from_buffer_copy(data)
-        self.address = ctypes.addressof(self.array)
-
-    @property
-    def raw(self) -> bytes:
-        return self.array.raw
 
 
 @pytest.mark.parametrize("size", [1, 63, 4096, 65535, 65536, 65537, 262144, 262145, MIB + 13, 16 * MIB])
