@@ -1,6 +1,7 @@
 /*
  * group.c: a group's life: its memory, meeting the others, leaving, and what it says of itself.
  */
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -27,6 +28,8 @@ static void on_death(struct mc_watch *w, uint32_t events)
 	(void)events;
 	mc_loop_unwatch(p->coll->hub->loop, w);
 	p->is_watched = false;
+	/* Before another incarnation can have the slot. */
+	mc_coll_forget_sleepers(p->coll->page, p->slot);
 	/* release: pairs with the acquire in mc_coll_peer_is_gone() */
 	atomic_store_explicit(&p->is_dead, true, memory_order_release);
 	mc_coll_stir(p->coll);
@@ -185,6 +188,8 @@ static int memory_make(struct mc_coll *g)
 	g->page->inc = g->inc;
 	g->page->slot = g->rank;
 	g->page->ranks_max = g->ranks_max;
+	/* Where that fails no core is known, and ranks count as if each had its own. */
+	(void)sched_getaffinity(0, sizeof(g->page->cpus), (cpu_set_t *)(void *)g->page->cpus);
 	rc = mc_coll_shmem_map(g->fd, MC_COLL_PAGE_LEN, MC_COLL_RINGS_LEN, &at);
 	if (rc < 0)
 		return rc;

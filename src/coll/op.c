@@ -198,6 +198,8 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 	if (rc == -MC_E_STALE)
 		return rc;
 	active = ranks = atomic_load_explicit(&g->active, memory_order_relaxed);
+	if (active != g->crowd_of)
+		mc_coll_count_cores(g, g->crowd_of = active);
 	if (rc == 0)
 		rc = pass(&r, &round, elems, &ranks);
 	if (rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED || rc == -MC_E_NOMEM)

@@ -32,6 +32,7 @@
 #define MC_COLL_RING_LEN 65536u /* bytes from one rank to another; a power of two */
 #define MC_COLL_RINGS_LEN ((uint64_t)MC_COLL_RING_LEN * MC_COLL_RANKS_MAX)
 #define MC_COLL_AREA_MIN (1u << 20)
+#define MC_COLL_CPU_WORDS 16
 
 enum mc_coll_state {
 	MC_COLL_ATTACHED = 0, /* may become active */
@@ -60,12 +61,14 @@ struct mc_coll_page {
 	uint64_t magic;
 	uint64_t inc; /* incarnation: random, never 0 */
 	uint32_t slot, ranks_max;
+	uint64_t cpus[MC_COLL_CPU_WORDS]; /* bits of those it may run on */
 
 	_Alignas(MC_CACHELINE) _Atomic uint64_t word;
 
-	/* Whoever waits for `word` counts itself, reads `bell`, looks again and sleeps on it. */
-	_Alignas(MC_CACHELINE) _Atomic uint32_t sleepers;
-	_Atomic uint32_t bell;
+	/* Whoever waits for `word` counts itself in the byte of its slot, reads `bell`, looks again
+	 * and sleeps on it. What a rank that died asleep has left there, the owner takes away. */
+	_Alignas(MC_CACHELINE) _Atomic uint64_t sleepers[MC_COLL_RANKS_MAX / 8];
+	_Alignas(MC_CACHELINE) _Atomic uint32_t bell;
 
 	/* Reduced shares (mc_coll_share()), of the ranks in the mask of that restart's parity. */
 	_Alignas(MC_CACHELINE) _Atomic uint64_t shares;

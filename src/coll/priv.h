@@ -103,7 +103,9 @@ struct mc_coll {
 	uint64_t rest_seq;		 /* area_seq when the loop looked last */
 	struct mc_timer rest;		 /* the loop's; set while there is an area */
 	struct mc_spin spin;
-	int broken; /* why no operation can run any more */
+	uint64_t crowd_of;	 /* the ranks that is_crowded was found for */
+	_Atomic bool is_crowded; /* more ranks than cores that they may use */
+	int broken;		 /* why no operation can run any more */
 	_Atomic uint64_t active;
 
 	struct mc_coll_queue *queue; /* queue.c; NULL until the first asynchronous operation */
@@ -171,6 +173,10 @@ enum { MC_COLL_THERE = 1, MC_COLL_GONE, MC_COLL_AGAIN };
 
 /** Wake who sleeps until this rank shows something: after the store. */
 void mc_coll_ring(struct mc_coll_page *page);
+/** `slot` died, perhaps asleep on our bell: nobody of it is there any more. */
+void mc_coll_forget_sleepers(struct mc_coll_page *page, uint32_t slot);
+/** Find out whether these ranks have a core each. The operation's thread. */
+void mc_coll_count_cores(struct mc_coll *g, uint64_t ranks);
 /** Store `word` (release) and wake who sleeps on it. */
 void mc_coll_post(struct mc_coll *g, uint64_t word);
 void mc_coll_post_shares(struct mc_coll *g, uint64_t shares);

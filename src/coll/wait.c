@@ -1,20 +1,61 @@
 /*
  * wait.c: progress words: telling and waiting. A waiter polls for a moment, then sleeps on the
  * bell of the rank it waits for; whoever changes what waiters look at rings it if anybody sleeps.
+ * With more ranks than cores it yields the core while it polls: to those it waits for, perhaps.
  */
+#include <sched.h>
+
+#include "base/clock.h"
 #include "base/sync.h"
 #include "coll/priv.h"
 
-#define LOOKS 100 /* before a clock is read: about a microsecond */
+#define LOOKS 64	 /* before a clock is read: about a microsecond */
+#define ALONE_NS 20000u	 /* polled for with the core kept, where every rank has its own */
+#define POLL_NS 100000u	 /* polled for, at most: some times what a wake-up costs */
+#define FUTILE_EVERY 16u /* waits between two that poll, where polling has not been enough */
 
 void mc_coll_ring(struct mc_coll_page *page)
 {
+	uint32_t nwords = (page->ranks_max + 7) / 8;
+	uint64_t any = 0;
+
 	/* Before the look at `sleepers`: pairs with the fence in doze(). */
 	atomic_thread_fence(memory_order_seq_cst);
-	if (atomic_load_explicit(&page->sleepers, memory_order_relaxed) == 0)
+	for (uint32_t i = 0; i < nwords && i < MC_COLL_RANKS_MAX / 8; i++)
+		any |= atomic_load_explicit(&page->sleepers[i], memory_order_relaxed);
+	if (any == 0)
 		return;
 	atomic_fetch_add_explicit(&page->bell, 1, memory_order_release);
 	mc_futex_wake_shared(&page->bell, UINT32_MAX >> 1);
+}
+
+void mc_coll_forget_sleepers(struct mc_coll_page *page, uint32_t slot)
+{
+	atomic_fetch_and_explicit(&page->sleepers[slot / 8], ~(0xffull << slot % 8 * 8),
+				  memory_order_relaxed);
+}
+
+void mc_coll_count_cores(struct mc_coll *g, uint64_t ranks)
+{
+	uint64_t all[MC_COLL_CPU_WORDS] = {0};
+	unsigned nranks = 0, ncores = 0, q;
+
+	mc_coll_each(q, ranks)
+	{
+		const struct mc_coll_page *page = g->page;
+		uint64_t any = 0;
+
+		if (q != g->rank)
+			page = g->cur[q] ? g->cur[q]->page : NULL;
+		for (int i = 0; page && i < MC_COLL_CPU_WORDS; i++) {
+			any |= page->cpus[i];
+			all[i] |= page->cpus[i];
+		}
+		nranks += any != 0; /* 0: of another host */
+	}
+	for (int i = 0; i < MC_COLL_CPU_WORDS; i++)
+		ncores += (unsigned)__builtin_popcountll(all[i]);
+	atomic_store_explicit(&g->is_crowded, nranks > ncores, memory_order_relaxed);
 }
 
 void mc_coll_post(struct mc_coll *g, uint64_t word)
@@ -98,9 +139,8 @@ static int look_word(const void *what)
 		   : 0;
 }
 
-static int look(void *user)
+static int look(const struct wait *w)
 {
-	const struct wait *w = user;
 	int rc = w->is_there(w->what);
 
 	if (rc)
@@ -112,13 +152,14 @@ static int look(void *user)
 	return atomic_load_explicit(&w->g->is_aborted, memory_order_relaxed) ? -MC_E_CANCELED : 0;
 }
 
-static int doze(void *user)
+static int doze(struct wait *w)
 {
-	struct wait *w = user;
 	struct mc_coll_page *page = w->p->page;
+	_Atomic uint64_t *sleepers = &page->sleepers[w->g->rank / 8];
+	uint64_t one = 1ull << w->g->rank % 8 * 8;
 	int rc = 0, slept = 0;
 
-	atomic_fetch_add_explicit(&page->sleepers, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(sleepers, one, memory_order_relaxed);
 	/* Counted before looking: pairs with the fence in mc_coll_ring(). */
 	atomic_thread_fence(memory_order_seq_cst);
 	while (rc == 0) {
@@ -130,22 +171,61 @@ static int doze(void *user)
 		if (rc == 0)
 			slept = mc_futex_wait_shared(&page->bell, bell, w->deadline_ns);
 	}
-	atomic_fetch_sub_explicit(&page->sleepers, 1, memory_order_relaxed);
+	atomic_fetch_sub_explicit(sleepers, one, memory_order_relaxed);
+	return rc;
+}
+
+/* Does polling pay? Not after several waits in a row that it was too short for. */
+static bool may_poll(struct mc_spin *spin)
+{
+	if (spin->polled_ns < POLL_NS || ++spin->since >= FUTILE_EVERY) {
+		spin->since = 0;
+		return true;
+	}
+	return false;
+}
+
+/* Poll, and let others have the core: at once where it is theirs, too, else after a while. */
+static int poll(struct wait *w, struct mc_spin *spin)
+{
+	bool is_crowded = atomic_load_explicit(&w->g->is_crowded, memory_order_relaxed);
+	uint64_t from_ns = mc_now_ns(), yield_ns = is_crowded ? 0 : ALONE_NS, past_ns;
+	int rc;
+
+	do {
+		for (int i = 0; i < (is_crowded ? 1 : LOOKS / 4); i++) {
+			rc = w->is_there(w->what);
+			if (rc)
+				break;
+			mc_cpu_relax();
+		}
+		if (rc == 0)
+			rc = look(w);
+		past_ns = mc_now_ns() - from_ns;
+		if (rc == 0 && past_ns >= yield_ns)
+			(void)sched_yield();
+	} while (rc == 0 && past_ns < POLL_NS);
+	/* However long the rest takes, it was too short by that much at least. */
+	mc_spin_note(spin, 0, rc ? past_ns : 2 * POLL_NS, true);
 	return rc;
 }
 
 static int wait_for(struct wait *w, struct mc_spin *spin)
 {
-	int rc;
+	int rc = 0;
 
-	for (int i = 0; i < LOOKS; i++) {
-		rc = w->is_there(w->what);
-		if (rc)
-			return rc;
-		mc_cpu_relax();
+	if (!atomic_load_explicit(&w->g->is_crowded, memory_order_relaxed)) {
+		for (int i = 0; i < LOOKS; i++) {
+			rc = w->is_there(w->what);
+			if (rc)
+				return rc;
+			mc_cpu_relax();
+		}
 	}
 	rc = look(w);
-	return rc ? rc : mc_spin_wait(spin, look, doze, w);
+	if (rc == 0 && may_poll(spin))
+		rc = poll(w, spin);
+	return rc ? rc : doze(w);
 }
 
 int mc_coll_wait_word(struct mc_coll *g, unsigned slot, uint64_t target, uint64_t deadline_ns)
