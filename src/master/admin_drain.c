@@ -226,7 +226,7 @@ static int job_query(struct ask *q, struct mc_str *out)
 	return done(
 	    out,
 	    json_pack("{s:b, s:s, s:i, s:s, s:i, s:s, s:I, s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:I, "
-		      "s:I, s:s}",
+		      "s:s}",
 		      "success", 1, "job_id", id_text(q->id, id), "type", 0, "type_name", "DRAIN",
 		      "status", (int)v->state, "status_name", job_state_text(v->state),
 		      "created_at_ms_epoch", (json_int_t)v->created_ms, "last_updated_at_ms_epoch",
@@ -234,8 +234,7 @@ static int job_query(struct ask *q, struct mc_str *out)
 		      (json_int_t)v->moved, "failed_units", (json_int_t)v->failed, "blocked_units",
 		      (json_int_t)v->blocked, "active_units", (json_int_t)v->active,
 		      "migrated_bytes", (json_int_t)v->moved_bytes, "remaining_units",
-		      (json_int_t)v->left, "disk_only_units", (json_int_t)v->only_disk, "message",
-		      v->message));
+		      (json_int_t)v->left, "message", v->message));
 }
 
 static int job_cancel(struct ask *q, struct mc_http_answer *a, struct mc_str *out)

@@ -14,7 +14,8 @@
 
 #define ORDERS_MAX 16u /* of one owner; it hangs up at 64 */
 #define ORDER_COPY 1u
-#define ORDER_BYTES (MC_STORE_KEY_MAX + MC_MST_TEXT_MAX + 128u)
+#define ORDER_BYTES (MC_STORE_KEY_MAX + 2 * MC_MST_TEXT_MAX + 128u)
+#define TARGETS_LOOK 8u /* owners looked at for one with room */
 
 struct mc_mst_owner *mc_mst_owner_named(struct mc_master *m, const char *segment)
 {
@@ -35,6 +36,14 @@ uint64_t mc_mst_copy_room(const struct mc_master *m, const struct mc_mst_owner *
 	uint64_t most = (uint64_t)((double)s->capacity * m->conf.watermark);
 
 	return most > s->used ? most - s->used : 0;
+}
+
+/* What goes there by way of memory lets only go what is on that disk, too. */
+static uint64_t disk_room(const struct mc_mst_owner *o)
+{
+	const struct mc_st_space *s = &o->space[MC_ST_DISK];
+
+	return s->capacity - s->used;
 }
 
 static bool is_wanted(const struct mc_mst_owner *o, char (*targets)[MC_MST_TEXT_MAX], size_t n)
@@ -75,9 +84,9 @@ uint64_t mc_mst_copy_target(struct mc_master *m, struct mc_place *place,
 {
 	struct mc_slot_info info = {
 	    .len = object->len, .key_len = key_len, .tlv_len = object->tlv_len};
-	uint64_t holders[MC_ST_REPLICAS_MAX], target;
+	uint64_t holders[MC_ST_REPLICAS_MAX], targets[TARGETS_LOOK];
 	struct mc_place_want want = {.holders = holders};
-	const struct mc_mst_owner *o;
+	uint32_t n;
 
 	if (mc_slot_layout(&info) < 0)
 		return 0;
@@ -86,11 +95,16 @@ uint64_t mc_mst_copy_target(struct mc_master *m, struct mc_place *place,
 			holders[want.nholders++] = object->replicas[i].owner;
 	}
 	want.bytes = info.slot_len;
-	if (mc_place_choose(place, mc_mst_now_ms(m), &want, 1, &target) == 0)
-		return 0;
+	n = mc_place_choose(place, mc_mst_now_ms(m), &want, TARGETS_LOOK, targets);
 	/* The last of its choices are those that would have to evict. */
-	o = mc_mst_owner_find(m, target);
-	return o && mc_mst_copy_room(m, o) >= info.slot_len ? target : 0;
+	for (uint32_t i = 0; i < n; i++) {
+		const struct mc_mst_owner *o = mc_mst_owner_find(m, targets[i]);
+
+		if (o && (mc_mst_copy_room(m, o) >= info.slot_len ||
+			  (want.nholders == 0 && disk_room(o) >= info.slot_len)))
+			return targets[i];
+	}
+	return 0;
 }
 
 /* ---- an order's life ---- */
@@ -102,9 +116,9 @@ static void over(struct mc_master *m, struct mc_mst_copy *c, int32_t status)
 	mc_list_push_back(&m->copies_over, &c->link);
 }
 
-/* Where it is read. @return NULL: in no memory that can be read */
+/* Where it is read: in memory, else on a disk. @return NULL: nowhere that can be read */
 static const struct mc_st_replica *source_of(struct mc_master *m, const struct mc_mst_copy *c,
-					     const struct mc_st_object *object)
+					     const struct mc_st_object *object, uint8_t kind)
 {
 	const struct mc_st_replica *found = NULL;
 
@@ -112,15 +126,14 @@ static const struct mc_st_replica *source_of(struct mc_master *m, const struct m
 		const struct mc_st_replica *r = &object->replicas[i];
 		const struct mc_mst_owner *o = mc_mst_owner_find(m, r->owner);
 
-		if (r->kind != MC_ST_MEMORY || !o || !o->is_joined ||
-		    (c->source && c->source != r->owner))
+		if (r->kind != kind || !o || !o->is_joined || (c->source && c->source != r->owner))
 			continue;
 		if (!found || o->state == MC_MST_OK)
 			found = r;
 		if (o->state == MC_MST_OK)
 			break;
 	}
-	return found;
+	return found || kind == MC_ST_DISK ? found : source_of(m, c, object, MC_ST_DISK);
 }
 
 static bool has_at(const struct mc_st_object *object, uint64_t owner)
@@ -145,6 +158,7 @@ static void order_send(struct mc_mst_owner *target, struct mc_mst_copy *c,
 	c->len = object->len;
 	c->source = from->owner;
 	c->addr = from->addr;
+	c->kind = from->kind;
 	v.id = c->id;
 	v.what = ORDER_COPY;
 	v.key = (ProtobufCBinaryData){.data = (uint8_t *)c->key, .len = c->key_len};
@@ -153,6 +167,8 @@ static void order_send(struct mc_mst_owner *target, struct mc_mst_copy *c,
 	v.tlv_len = object->tlv_len;
 	v.segment = mc_mst_owner_find(m, from->owner)->segment;
 	v.addr = from->addr;
+	if (from->kind == MC_ST_DISK)
+		v.address = mc_mst_owner_find(m, from->owner)->address;
 	if (mc_pb_pack(&v.base, buf, sizeof(buf), &len) < 0) {
 		over(m, c, MC_STORE_INVALID_PARAMS);
 		return;
@@ -178,7 +194,7 @@ static int32_t look(struct mc_master *m, struct mc_mst_copy *c, struct mc_index_
 	mc_index_end(&q);
 	if (status != 0)
 		return status;
-	*ret_from = source_of(m, c, &ret->object);
+	*ret_from = source_of(m, c, &ret->object, MC_ST_MEMORY);
 	if (!*ret_from)
 		return MC_STORE_REPLICA_NOT_FOUND;
 	return has_at(&ret->object, c->target) ? MC_STORE_REPLICA_ALREADY_EXISTS : 0;
@@ -233,8 +249,7 @@ static int32_t replica_take(struct mc_mst_owner *target, const struct mc_mst_cop
 				      .key_len = c->key_len,
 				      .kind = MC_ST_MEMORY,
 				      .key = c->key};
-	const struct mc_st_replica old = {
-	    .owner = c->source, .addr = c->addr, .kind = MC_ST_MEMORY};
+	const struct mc_st_replica old = {.owner = c->source, .addr = c->addr, .kind = c->kind};
 	struct mc_index_request q;
 	int rc;
 
@@ -243,6 +258,8 @@ static int32_t replica_take(struct mc_mst_owner *target, const struct mc_mst_cop
 	rc = mc_index_more(&q, 0, target->id, &has, &m->frees);
 	/* Gone already is as good: it was evicted, or found damaged. */
 	if (rc == 0 && c->is_move)
+		mc_index_unwritten(&q, 0); /* at the target */
+	if (rc == 0 && c->is_move && !(c->kind == MC_ST_DISK && c->keeps_disk))
 		(void)mc_index_drop(&q, 0, c->gen, &old, MC_GONE_REMOVED, &m->frees);
 	mc_index_end(&q);
 	return rc == 1 ? MC_STORE_OBJECT_NOT_FOUND : rc;

@@ -15,6 +15,7 @@
 #define PAUSE_NS (50 * MC_NS_PER_MS)
 #define AWAY_NS (100 * MC_NS_PER_MS)
 #define WATCH_NS MC_NS_PER_S
+#define DISK_WAIT_MS 10000u
 #define SETTLE_MS 2000u /* clients ask for a new view every second */
 
 struct part {
@@ -29,8 +30,8 @@ struct job {
 	struct mc_mst_drain_view view;
 	struct part parts[MC_DRAIN_SEGMENTS_MAX];
 	size_t nparts;
-	uint64_t begun_ms, only_disk;
-	bool was_away; /* a segment was, in this pass: what failed is tried again */
+	uint64_t begun_ms, moved_ms; /* moved_ms: something was moved or freed last */
+	bool was_away;		     /* a segment was, in this pass: what failed is tried again */
 };
 
 struct mc_mst_drains {
@@ -61,7 +62,7 @@ static bool is_part(const struct job *j, uint64_t owner)
 	return false;
 }
 
-/* In memory of the segments that are there. */
+/* In memory and on the disks of the segments that are there. */
 static uint64_t left_of(const struct job *j)
 {
 	struct mc_index_pool pool;
@@ -70,8 +71,10 @@ static uint64_t left_of(const struct job *j)
 	for (size_t i = 0; i < j->nparts; i++) {
 		if (!part_owner(j, i))
 			continue;
-		mc_index_pool(j->mover.m->index, j->parts[i].owner, MC_ST_MEMORY, &pool);
-		left += pool.objects;
+		for (unsigned kind = 0; kind < MC_ST_KIND_COUNT; kind++) {
+			mc_index_pool(j->mover.m->index, j->parts[i].owner, kind, &pool);
+			left += pool.objects;
+		}
 	}
 	return left;
 }
@@ -111,15 +114,18 @@ static struct job *job_of(struct mc_mst_mover *mv)
 	return mc_container_of(mv, struct job, mover);
 }
 
-static bool has_memory(const struct mc_st_object *o)
+/* This owner's replica. NULL: it has none of this kind */
+static const struct mc_st_replica *replica_at(const struct mc_st_object *o, uint64_t owner,
+					      uint8_t kind)
 {
 	for (uint32_t i = 0; i < o->nreplicas; i++) {
-		if (o->replicas[i].kind == MC_ST_MEMORY)
-			return true;
+		if (o->replicas[i].owner == owner && o->replicas[i].kind == kind)
+			return &o->replicas[i];
 	}
-	return false;
+	return NULL;
 }
 
+/* What a segment has in memory moves first; a pass that finds what is on its disk alone follows. */
 static void each(struct mc_mst_mover *mv, const struct mc_index_view *v)
 {
 	struct job *j = job_of(mv);
@@ -127,41 +133,84 @@ static void each(struct mc_mst_mover *mv, const struct mc_index_view *v)
 	for (uint32_t i = 0; i < v->object.nreplicas; i++) {
 		const struct mc_st_replica *r = &v->object.replicas[i];
 
-		if (!is_part(j, r->owner))
-			continue;
-		if (r->kind == MC_ST_MEMORY)
+		if (is_part(j, r->owner) &&
+		    (r->kind == MC_ST_MEMORY || !replica_at(&v->object, r->owner, MC_ST_MEMORY)))
 			mc_mst_mover_add(mv, v, r->owner, true);
-		else
-			j->only_disk += !has_memory(&v->object) && v->object.nreplicas == 1;
 	}
 }
 
-/* It has no place elsewhere, but it is elsewhere already: this replica goes. */
-static int32_t no_room(struct mc_mst_mover *mv, struct mc_mst_copy *c,
-		       const struct mc_st_object *object)
+static int32_t drop(struct mc_mst_mover *mv, const struct mc_mst_copy *c,
+		    const struct mc_st_object *object, const struct mc_st_replica *mine)
 {
 	const struct mc_st_key key = {c->key_len, c->key};
-	const struct mc_st_replica *mine = NULL;
 	struct mc_index_request q;
-	bool has_other = false;
 	int32_t status;
 
-	for (uint32_t i = 0; i < object->nreplicas; i++) {
-		const struct mc_st_replica *r = &object->replicas[i];
-		const struct mc_mst_owner *at = mc_mst_owner_find(mv->m, r->owner);
-
-		if (r->kind == MC_ST_MEMORY && r->owner == c->source)
-			mine = r;
-		else if (r->kind == MC_ST_MEMORY)
-			has_other |= at && mc_mst_owner_stays(at);
-	}
-	if (!mine || !has_other)
-		return MC_STORE_NO_AVAILABLE_HANDLE;
 	if (mc_index_begin(mv->m->index, &q, mc_mst_now_ms(mv->m), &key, 1) < 0)
 		return MC_STORE_INTERNAL_ERROR;
 	status = mc_index_drop(&q, 0, object->gen, mine, MC_GONE_REMOVED, &mv->m->frees);
 	mc_index_end(&q);
+	job_of(mv)->moved_ms = mc_mst_now_ms(mv->m);
 	return status;
+}
+
+/* In memory there, it will be on the disk there, too. */
+static bool goes_to_disk(const struct mc_master *m, const struct mc_mst_owner *o, uint64_t len)
+{
+	const struct mc_st_space *s = &o->space[MC_ST_DISK];
+
+	return !m->conf.offload_on_evict && s->capacity - s->used >= len;
+}
+
+/* What is on the disk here is freed when it is as safe elsewhere, which may take a moment. */
+static int32_t on_start(struct mc_mst_mover *mv, struct mc_mst_copy *c,
+			const struct mc_st_object *object)
+{
+	const struct mc_st_replica *mine = replica_at(object, c->source, MC_ST_DISK);
+	bool is_coming = false, is_there = false;
+	int32_t status;
+
+	if (!mine || replica_at(object, c->source, MC_ST_MEMORY))
+		return 0;
+	for (uint32_t i = 0; i < object->nreplicas; i++) {
+		const struct mc_st_replica *r = &object->replicas[i];
+		const struct mc_mst_owner *at = mc_mst_owner_find(mv->m, r->owner);
+
+		if (!at || !mc_mst_owner_stays(at))
+			continue;
+		is_coming = true;
+		is_there |= r->kind == MC_ST_DISK || !goes_to_disk(mv->m, at, object->len);
+	}
+	if (!is_coming)
+		return 0;
+	/* A disk that takes nothing holds up no drain for ever. */
+	is_there |= mc_mst_now_ms(mv->m) - job_of(mv)->moved_ms >= DISK_WAIT_MS;
+	status = is_there ? drop(mv, c, object, mine) : 0;
+	return status == 0 ? MC_STORE_REPLICA_ALREADY_EXISTS : status;
+}
+
+/* It has no place elsewhere, but it is elsewhere already, or on the disk here, which is next: this
+ * replica in memory goes. */
+static int32_t no_room(struct mc_mst_mover *mv, struct mc_mst_copy *c,
+		       const struct mc_st_object *object)
+{
+	const struct mc_st_replica *mine = replica_at(object, c->source, MC_ST_MEMORY);
+	bool has_other = replica_at(object, c->source, MC_ST_DISK) != NULL;
+	int32_t status;
+
+	for (uint32_t i = 0; mine && i < object->nreplicas; i++) {
+		const struct mc_st_replica *r = &object->replicas[i];
+		const struct mc_mst_owner *at = mc_mst_owner_find(mv->m, r->owner);
+
+		if (r->kind == MC_ST_MEMORY && r->owner != c->source)
+			has_other |= at && mc_mst_owner_stays(at);
+	}
+	if (!mine || !has_other)
+		return MC_STORE_NO_AVAILABLE_HANDLE;
+	status = drop(mv, c, object, mine);
+	return status == 0 && replica_at(object, c->source, MC_ST_DISK)
+		   ? MC_STORE_REPLICA_ALREADY_EXISTS
+		   : status;
 }
 
 static void on_one(struct mc_mst_mover *mv, uint64_t bytes, int32_t status)
@@ -170,6 +219,7 @@ static void on_one(struct mc_mst_mover *mv, uint64_t bytes, int32_t status)
 
 	touch(j);
 	if (status == 0) {
+		j->moved_ms = mc_mst_now_ms(mv->m);
 		j->view.moved++;
 		j->view.moved_bytes += bytes;
 	} else {
@@ -179,7 +229,7 @@ static void on_one(struct mc_mst_mover *mv, uint64_t bytes, int32_t status)
 
 static void pass_begin(struct job *j)
 {
-	j->view.failed = j->only_disk = 0;
+	j->view.failed = 0;
 	j->was_away = false;
 	mc_mst_mover_pass(&j->mover);
 }
@@ -252,7 +302,6 @@ static void on_pass(struct mc_mst_mover *mv)
 	bool is_settled = mc_mst_now_ms(mv->m) - j->begun_ms >= SETTLE_MS;
 	char why[256];
 
-	j->view.only_disk = j->only_disk;
 	if (mv->failed > 0 && !j->was_away) {
 		(void)snprintf(why, sizeof(why),
 			       "%llu objects remain: there is no room for them elsewhere, or they "
@@ -266,12 +315,7 @@ static void on_pass(struct mc_mst_mover *mv)
 		mc_mst_mover_go(mv, PAUSE_NS);
 		return;
 	}
-	if (j->only_disk > 0)
-		(void)snprintf(why, sizeof(why),
-			       "memory is empty; %llu objects are on the disk alone, served while "
-			       "the node is up, and by its next life",
-			       (unsigned long long)j->only_disk);
-	end(j, MC_MST_JOB_SUCCEEDED, j->only_disk ? why : "Drain job finished successfully");
+	end(j, MC_MST_JOB_SUCCEEDED, "Drain job finished successfully");
 	mc_mst_mover_go(mv, WATCH_NS);
 }
 
@@ -372,11 +416,12 @@ static struct job *job_new(struct mc_master *m, const struct mc_mst_drain_want *
 					 .ntargets = want->ntargets,
 					 .each = each,
 					 .may_go = may_go,
+					 .on_start = on_start,
 					 .on_no_room = no_room,
 					 .on_one = on_one,
 					 .on_pass = on_pass};
 	j->id = (struct mc_mst_job_id){mc_mst_id_hi(m), ++m->drains->next};
-	j->begun_ms = mc_mst_now_ms(m);
+	j->begun_ms = j->moved_ms = mc_mst_now_ms(m);
 	j->view.state = MC_MST_JOB_CREATED;
 	j->view.created_ms = mc_wall_ns() / MC_NS_PER_MS;
 	touch(j);

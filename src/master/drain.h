@@ -34,8 +34,8 @@ struct mc_mst_drain_view {
 	enum mc_mst_job_state state;
 	uint64_t created_ms, updated_ms; /* wall clock */
 	uint64_t moved, moved_bytes, failed, active;
-	uint64_t blocked;	  /* tried again later */
-	uint64_t left, only_disk; /* in memory of these segments; on their disks and nowhere else */
+	uint64_t blocked; /* tried again later */
+	uint64_t left;	  /* replicas of these segments, in memory and on disk */
 	char segments[MC_DRAIN_SEGMENTS_MAX][MC_MST_TEXT_MAX];
 	size_t nsegments;
 	char message[256];

@@ -76,6 +76,7 @@ void mc_mst_mover_add(struct mc_mst_mover *mv, const struct mc_index_view *v, ui
 	it->copy = (struct mc_mst_copy){.key = it->key,
 					.key_len = v->key.len,
 					.is_move = is_move,
+					.keeps_disk = true,
 					.source = source,
 					.on_done = item_done};
 	ready_add(it);
@@ -125,6 +126,8 @@ static void item_start(struct mc_mst_mover *mv, struct item *it)
 		status = mc_index_view(&q, 0, &v);
 		mc_index_end(&q);
 	}
+	if (status == 0 && mv->on_start)
+		status = mv->on_start(mv, &it->copy, &v.object);
 	if (status != 0) {
 		item_end(it, 0, status);
 		return;

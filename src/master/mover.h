@@ -23,6 +23,9 @@ struct mc_mst_mover {
 	void (*each)(struct mc_mst_mover *mv, const struct mc_index_view *v);
 	/** May it go on? Before each step; false: it stops until mc_mst_mover_go(). */
 	bool (*may_go)(struct mc_mst_mover *mv);
+	/** It is its turn. @return 0: it is copied; else it is over, as a copy's end. NULL: 0 */
+	int32_t (*on_start)(struct mc_mst_mover *mv, struct mc_mst_copy *c,
+			    const struct mc_st_object *object);
 	/** No owner has room for this object. @return as a copy's end: 0 when it is well anyway.
 	 * NULL: MC_STORE_NO_AVAILABLE_HANDLE */
 	int32_t (*on_no_room)(struct mc_mst_mover *mv, struct mc_mst_copy *c,

@@ -318,6 +318,7 @@ struct mc_mst_copy {
 	const uint8_t *key; /* the asker's, as long as the copy is under way */
 	uint16_t key_len;
 	bool is_move;	 /* the source's replica is freed when the target has one */
+	bool keeps_disk; /* but not one on its disk: the asker frees that */
 	uint64_t source; /* owner; 0: any that has it */
 	uint64_t target;
 	/** Once, from mc_mst_copies_end(). `status`: 0 or MC_STORE_*. May start it again. */
@@ -326,13 +327,14 @@ struct mc_mst_copy {
 	struct mc_list link;
 	uint64_t id, gen, len, addr;
 	int32_t status;
+	uint8_t kind; /* of the source's replica: its memory's if it has both */
 	bool is_sent;
 };
 
 /**
  * Order it, now or when the target has less to do.
  * @return 0: on_done() is called, later; MC_STORE_OBJECT_NOT_FOUND; MC_STORE_REPLICA_NOT_FOUND (the
- * source has none in memory); MC_STORE_REPLICA_ALREADY_EXISTS (the target has one);
+ * source has none); MC_STORE_REPLICA_ALREADY_EXISTS (the target has one);
  * MC_STORE_SEGMENT_NOT_FOUND (the target is not there); MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS
  */
 MC_MUST_CHECK int32_t mc_mst_copy_start(struct mc_master *m, struct mc_mst_copy *c);
@@ -355,7 +357,8 @@ struct mc_place;
  * @return 0; < 0 */
 MC_MUST_CHECK int mc_mst_copy_targets(struct mc_master *m, struct mc_place *place,
 				      char (*targets)[MC_MST_TEXT_MAX], size_t ntargets);
-/** A target for an object, which has room for it. @return 0: none */
+/** A target for an object, which has room for it; of what is on disks alone, on its disk at least.
+ * @return 0: none */
 uint64_t mc_mst_copy_target(struct mc_master *m, struct mc_place *place,
 			    const struct mc_st_object *object, uint16_t key_len);
 

@@ -218,6 +218,10 @@ int mc_index_drop(struct mc_index_request *q, uint32_t i, uint64_t gen,
 		  const struct mc_st_replica *replica, enum mc_gone_why why,
 		  struct mc_index_frees *frees);
 
+/** The disk that keys[i] is on does not count: an owner with a disk of its own has it in memory
+ * until it has written it, as if it had just been put. */
+void mc_index_unwritten(struct mc_index_request *q, uint32_t i);
+
 /* ---- a full pool ---- */
 
 /**

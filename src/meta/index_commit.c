@@ -480,3 +480,11 @@ int mc_index_drop(struct mc_index_request *q, uint32_t i, uint64_t gen,
 	mc_ix_free_replica_only(ix, frees, h, r);
 	return 0;
 }
+
+void mc_index_unwritten(struct mc_index_request *q, uint32_t i)
+{
+	uint32_t h = mc_ix_object_find(q->ix, q->hashes[i], &q->keys[i]);
+
+	if (h)
+		object_at(q->ix, h)->flags &= (uint8_t)~OBJECT_DISK;
+}

@@ -7,7 +7,8 @@
 #include "base/log.h"
 #include "owner/priv.h"
 
-#define COPY_NS (30 * MC_NS_PER_S) /* of an order, room included */
+#define COPY_NS (30 * MC_NS_PER_S)  /* of an order, room included */
+#define FETCH_NS (10 * MC_NS_PER_S) /* of what it has to fetch from a disk before */
 
 static void job_end(struct mc_task *t)
 {
@@ -97,7 +98,8 @@ struct copy_job {
 	struct mc_st_grant grant;
 	uint64_t addr; /* of the source's slot */
 	char segment[MC_OWNER_NAME_MAX];
-	uint8_t texts[]; /* key, and room for the TLV */
+	char address[MC_OWNER_NAME_MAX]; /* "" or of the source, which has it on its disk */
+	uint8_t texts[];		 /* key, and room for the TLV */
 };
 
 static int read_from(struct mc_owner *o, int32_t segment, uint64_t addr, uint64_t len, void *to)
@@ -200,6 +202,45 @@ static int32_t copy_here(struct copy_job *j, int32_t segment, uint8_t *head, siz
 	return mc_owner_finish(o, id, table);
 }
 
+/* The source brings it to its memory. */
+static int32_t fetch(struct copy_job *j)
+{
+	const struct mc_rpc_conn_opts opts = {.user_timeout_ms = FETCH_NS / MC_NS_PER_MS};
+	const struct mc_st_place place = {j->addr, j->grant.gen};
+	struct mc_owner *o = j->job.owner;
+	uint8_t req[4 + 16], reply[64];
+	struct mc_wr w = mc_wr_make(req, sizeof(req));
+	struct mc_rpc_call call = {.method = MC_ST_FETCH,
+				   .req = req,
+				   .deadline_ns = mc_now_ns() + FETCH_NS,
+				   .reply_buf = reply,
+				   .reply_cap = sizeof(reply)};
+	struct mc_rpc_conn *conn = NULL;
+	struct mc_st_granted g;
+	struct mc_addr at;
+	struct mc_rd rd;
+	int rc = mc_addr_parse(j->address, 0, &at);
+
+	mc_wr_u32(&w, 1);
+	mc_st_place_encode(&w, &place);
+	call.req_len = mc_wr_len(&w);
+	if (rc == 0)
+		rc = mc_rpc_conn_open(o->env, o->loop, &at, &opts, &conn);
+	if (rc == 0)
+		rc = mc_rpc_sync(conn, &call);
+	mc_rpc_conn_close(conn);
+	if (rc < 0)
+		return MC_STORE_TRANSFER_FAIL;
+	rd = mc_rd_make(reply, mc_min(call.reply_len, sizeof(reply)));
+	if (mc_st_count_decode(&rd) != 1)
+		return MC_STORE_TRANSFER_FAIL;
+	mc_st_granted_decode(&rd, &g);
+	if (rd.is_bad)
+		return MC_STORE_TRANSFER_FAIL;
+	j->addr = g.addr;
+	return g.status;
+}
+
 static void copy_run(struct mc_ojob *job)
 {
 	struct copy_job *j = mc_container_of(job, struct copy_job, job);
@@ -210,10 +251,9 @@ static void copy_run(struct mc_ojob *job)
 	int32_t segment;
 	int rc = mc_slot_layout(&info);
 
-	if (rc < 0) {
-		j->done.status = MC_STORE_INVALID_PARAMS;
+	j->done.status = rc < 0 ? MC_STORE_INVALID_PARAMS : j->address[0] ? fetch(j) : 0;
+	if (j->done.status != 0)
 		return;
-	}
 	head = mc_calloc(1, mc_slot_head_len(&info));
 	table = mc_calloc((size_t)info.nchunks + 1, sizeof(*table));
 	rc = head && table ? 0 : -MC_E_NOMEM;
@@ -238,13 +278,16 @@ int mc_oorder_copy(struct mc_owner *o, const Mc__St__Order *order)
 	struct copy_job *j;
 
 	if (order->key.len == 0 || order->key.len > MC_SLOT_KEY_MAX ||
-	    order->tlv_len > MC_SLOT_TLV_MAX || strlen(order->segment) >= MC_OWNER_NAME_MAX)
+	    order->tlv_len > MC_SLOT_TLV_MAX || strlen(order->segment) >= MC_OWNER_NAME_MAX ||
+	    strlen(order->address) >= MC_OWNER_NAME_MAX ||
+	    (order->addr == MC_ST_DISK_ADDR) != (order->address[0] != 0))
 		return -MC_E_INVAL;
 	j = mc_calloc(1, sizeof(*j) + order->key.len);
 	if (!j)
 		return -MC_E_NOMEM;
 	memcpy(j->texts, order->key.data, order->key.len);
 	(void)mc_strlcpy(j->segment, sizeof(j->segment), order->segment);
+	(void)mc_strlcpy(j->address, sizeof(j->address), order->address);
 	j->grant = (struct mc_st_grant){.gen = order->gen,
 					.len = order->len,
 					.key = j->texts,

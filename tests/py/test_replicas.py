@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -257,3 +258,59 @@ def objects(pool: Pool, segment: str) -> int:
 def named(pool: Pool, segment: str) -> Process:
     """The node whose segment it is: its log says the name."""
     return next(node for node in pool.nodes if segment in node.log.read_text(errors="replace"))
+
+
+def disk_node(pool: Pool, tmp_path: Path, size: str) -> tuple[Process, str]:
+    """A node with a disk behind its memory, and its segment's name."""
+    before = set(pool.segments())
+    path = tmp_path / f"disk{len(before)}"
+    node = pool.node(size, "--enable_offload=true", f"--ssd_offload_path={path}")
+    return node, (set(pool.segments()) - before).pop()
+
+
+def counts(pool: Pool) -> tuple[int, int]:
+    """Replicas in memory and on disk."""
+    text = pool.get("/metrics") or ""
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return int(float(found["mem_cache_nums_"])), int(float(found["file_cache_nums_"]))
+
+
+@pytest.mark.parametrize("target", ["32 MB", "disk"])
+def test_what_is_on_a_disk_alone_is_drained_too(pool: Pool, tmp_path: Path, target: str) -> None:
+    """40 MB behind 16 MB of memory; to memory with room for it, and to a node like this one."""
+    node, segment = disk_node(pool, tmp_path, "16 MB")
+    with closing(connect(pool)) as store:
+        keys = [f"k{i}" for i in range(100)]
+        for key in keys:
+            assert store.put(key, value(key, 400_000)) == 0
+        pool.wait(lambda: counts(pool)[1] == len(keys), "not all is on the disk")
+        assert counts(pool)[0] < len(keys) / 2
+        if target == "disk":
+            disk_node(pool, tmp_path, "16 MB")
+        else:
+            pool.node("64 MB")
+        it = drain(pool, segment, "--json")
+        out, err = it.communicate(timeout=40)
+        assert it.returncode == 0, err
+        told = json.loads(out)
+        assert (told["status_name"], told["failed_units"], told["remaining_units"]) == ("SUCCEEDED", 0, 0)
+        assert told["succeeded_units"] >= len(keys)
+        node.kill()
+        for key in keys:
+            assert store.get(key) == value(key, 400_000), key
+        assert counts(pool)[1] == (len(keys) if target == "disk" else 0)
+
+
+def test_a_move_of_what_is_on_a_disk_alone(pool: Pool, tmp_path: Path) -> None:
+    _, a = disk_node(pool, tmp_path, "16 MB")
+    with closing(connect(pool)) as store:
+        for i in range(100):
+            assert store.put(f"k{i}", value(f"k{i}", 400_000)) == 0
+        pool.wait(lambda: counts(pool)[1] == 100, "not all is on the disk")
+        alone = next(k for k in (f"k{i}" for i in range(100)) if len(store.get_replica_desc(k)) == 1)
+        pool.node("16 MB")
+        b = (set(pool.segments()) - {a}).pop()
+        task, code = store.create_copy_task(alone, [b])
+        assert code == 0 and ended(store, task).status == TaskStatus.SUCCESS
+        assert len(store.get_replica_desc(alone)) == 2
+        assert store.get(alone) == value(alone, 400_000)

@@ -219,8 +219,11 @@ static void what_leaves_memory_is_asked_for_first(void **state)
 {
 	struct mc_index_conf conf = {.quota = UINT64_MAX, .due_max = 2};
 	const char *const names[] = {"a", "b", "c", "d", "e"};
+	const struct mc_st_replica disk = {
+	    .owner = OWNER, .addr = MC_ST_DISK_ADDR, .kind = MC_ST_DISK};
 	const struct mc_index_due *due;
 	struct fix f = fix_open(&conf);
+	struct mc_index_request q;
 	uint64_t retry_ms;
 
 	mc_index_owner_disk(f.ix, OWNER, true);
@@ -234,13 +237,24 @@ static void what_leaves_memory_is_asked_for_first(void **state)
 		assert_true(due[0].gen == 1 && due[0].addr == 64);
 	}
 	more_on_disk(&f, "a", 1);
-	assert_int_equal(evict_many(&f, 100, 100, &retry_ms), 100);
+	assert_int_equal(mc_index_begin(f.ix, &q, 99, key_of(&f, "a"), 1), 0);
+	mc_index_unwritten(&q, 0);
+	mc_index_end(&q);
+	assert_int_equal(evict_many(&f, 99, 100, &retry_ms), 0);
+	assert_int_equal(mc_index_due(f.ix, &due), 1);
+	assert_true(due[0].gen == 1);
+	assert_int_equal(mc_index_begin(f.ix, &q, 99, key_of(&f, "a"), 1), 0);
+	assert_int_equal(mc_index_drop(&q, 0, 1, &disk, MC_GONE_REMOVED, &f.frees), 0);
+	mc_index_end(&q);
+	freed_all(&f);
+	more_on_disk(&f, "a", 1);
+	assert_int_equal(evict_many(&f, 140, 100, &retry_ms), 100);
 	assert_int_equal(mc_index_due(f.ix, &due), 0);
 	assert_true(f.frees.v[0].gen == 1);
 	freed_all(&f);
 	/* No more than that at once. */
-	assert_int_equal(evict_many(&f, 100, 400, &retry_ms), 0);
-	assert_int_equal(retry_ms, 120);
+	assert_int_equal(evict_many(&f, 200, 400, &retry_ms), 0);
+	assert_int_equal(retry_ms, 220);
 	assert_int_equal(mc_index_due(f.ix, &due), 2);
 	fix_close(&f);
 	conf.may_skip_disk = true;
