@@ -42,6 +42,10 @@ def parse_size(value: int | float | str) -> int:
     number, unit = re.fullmatch(r"(.*?)\s*([kmgt]?b?)", text).groups()
     if not number:
         raise ValueError(f"Invalid segment size: missing number before '{unit}'")
+    try:
+        float(number)
+    except ValueError:
+        raise ValueError(f"Invalid segment size: '{value}' is no number with a unit, as 67108864 or '64MB'") from None
     return int(float(number) * 1024 ** _UNITS[unit]) if unit or not number.lstrip("-").isdigit() else int(number)
 
 
@@ -91,7 +95,13 @@ class MooncakeConfig:
     def from_file(file_path: str) -> MooncakeConfig:
         """Of a JSON file with members of these names; local_hostname, metadata_server and master_server_address must be there."""
         with open(file_path, encoding="utf-8") as file:
-            return MooncakeConfig._from(json.load(file))
+            try:
+                given = json.load(file)
+            except ValueError as why:
+                raise ValueError(f"Config file {file_path} is not JSON: {why}") from why
+        if not isinstance(given, dict):
+            raise ValueError(f"Config file {file_path} holds no JSON object")
+        return MooncakeConfig._from(given)
 
     @staticmethod
     def load_from_env() -> MooncakeConfig:

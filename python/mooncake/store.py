@@ -12,9 +12,8 @@ argument of a wrong type is an exception. Every method may be called from any th
 from __future__ import annotations
 
 import logging
-import os
 
-from mooncake import _mooncake
+from mooncake import _mooncake, _store_setup
 from mooncake._mooncake import BufferHandle
 from mooncake._store_host import (
     MooncakeHostMemAllocator,
@@ -25,6 +24,7 @@ from mooncake._store_host import (
 from mooncake._store_layout import ParallelAxis, ReadTarget, TensorParallelism
 from mooncake._store_parallel import Parallel
 from mooncake._store_segments import Segments
+from mooncake._store_setup import INVALID_PARAMS, NOT_SUPPORTED, Refused, answered, size, text
 from mooncake._store_tensors import Tensors, _deserialize_tensor, _serialize_tensor, _tensor_metadata_size  # noqa: F401
 from mooncake._store_types import (
     Descriptor,
@@ -47,7 +47,6 @@ from mooncake.buffer_pool import (
     RegisteredBufferLeaseView,
     RegisteredBufferPool,
 )
-from mooncake.mooncake_config import parse_size
 
 __all__ = [
     "BufferHandle",
@@ -88,31 +87,10 @@ _log = logging.getLogger("mooncake")
 
 OK = 0
 INTERNAL_ERROR = -1
-INVALID_PARAMS = -600
-NOT_SUPPORTED = -1012
 UPSERT = 1
 DEFAULT_BYTES = 16 << 20
 DEFAULT_MASTER = "127.0.0.1:50051"
 DEFAULT = ReplicateConfig()
-
-# What setup(dict) takes, with the other spellings that clients use.
-CONFIG_KEYS = {
-    "local_hostname": "local_hostname",
-    "metadata_server": "metadata_server",
-    "global_segment_size": "global_segment_size",
-    "local_buffer_size": "local_buffer_size",
-    "protocol": "protocol",
-    "rdma_devices": "rdma_devices",
-    "device_name": "rdma_devices",
-    "master_server_addr": "master_server_addr",
-    "master_server_address": "master_server_addr",
-    "ipc_socket_path": "ipc_socket_path",
-    "enable_ssd_offload": "enable_ssd_offload",
-    "ssd_offload_path": "ssd_offload_path",
-    "tenant_id": "tenant_id",
-    "enable_client_http_server": "enable_client_http_server",
-    "client_http_port": "client_http_port",
-}
 
 
 class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
@@ -120,6 +98,7 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
 
     # ---- life ----
 
+    @answered
     def setup(
         self,
         local_hostname: str | dict = None,
@@ -141,73 +120,48 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
 
         `enable_ssd_offload`, `ssd_offload_path` and `enable_client_http_server` belong to a node (mooncake_client).
         """
-        if isinstance(local_hostname, dict):
-            config, local_hostname = local_hostname, None
-        if config is not None:
-            return self._setup_dict(config)
+        if isinstance(local_hostname, dict) or config is not None:
+            return self.setup(**_store_setup.from_dict(local_hostname if config is None else config))
         if local_hostname is None or metadata_server is None:
             raise TypeError("setup() needs local_hostname and metadata_server, or one dict")
         for name, value in (
             ("enable_ssd_offload", enable_ssd_offload), ("enable_client_http_server", enable_client_http_server),
         ):  # fmt: skip
             if value:
-                _log.warning("setup(): %s is not supported in an embedded client; start mooncake_client with it", name)
-                return NOT_SUPPORTED
+                raise Refused(f"{name} is not supported in an embedded client; start mooncake_client with it", NOT_SUPPORTED)
+        _store_setup.port("client_http_port", client_http_port)
         return self._open(
-            local_hostname, metadata_server, protocol, rdma_devices, master_server_addr, tenant_id, int(global_segment_size),
-            int(local_buffer_size), engine,
+            text("local_hostname", local_hostname), text("metadata_server", metadata_server), text("protocol", protocol),
+            text("rdma_devices", rdma_devices), text("master_server_addr", master_server_addr), text("tenant_id", tenant_id),
+            size("global_segment_size", global_segment_size), size("local_buffer_size", local_buffer_size), engine,
         )  # fmt: skip
 
-    def _setup_dict(self, config: dict) -> int:
-        known = {}
-        for key, value in config.items():
-            if key in CONFIG_KEYS:
-                known[CONFIG_KEYS[key]] = value
-            else:
-                _log.warning("setup(): %r is not an option; those there are: %s", key, ", ".join(CONFIG_KEYS))
-        for key in ("local_hostname", "metadata_server"):
-            if not known.get(key):
-                _log.warning("setup(): %r is missing", key)
-                return INVALID_PARAMS
-        if known.pop("ipc_socket_path", ""):
-            _log.warning("setup(): ipc_socket_path is not supported: only mooncake_client serves dummy clients")
-            return NOT_SUPPORTED
-        try:
-            for key in ("global_segment_size", "local_buffer_size"):
-                known[key] = parse_size(known.get(key, DEFAULT_BYTES))
-            for key in ("enable_ssd_offload", "enable_client_http_server"):
-                known[key] = str(known.get(key, False)).lower() in ("1", "true", "yes", "on")
-            known["client_http_port"] = int(known.get("client_http_port", 9300))
-        except (TypeError, ValueError) as why:
-            _log.warning("setup(): %s", why)
-            return INVALID_PARAMS
-        return self.setup(**known)
-
+    @answered
     def setup_dummy(self, mem_pool_size: int, local_buffer_size: int, server_address: str) -> int:
         """Connect as the node (mooncake_client) of this host at `server_address` does, with no memory in the pool.
 
         `mem_pool_size` is what alloc_from_mem_pool() may give; staging needs no buffer, so `local_buffer_size` is not taken.
         """
-        if mem_pool_size < 0 or local_buffer_size < 0:
-            _log.warning("setup_dummy(): sizes are not negative: %d, %d", mem_pool_size, local_buffer_size)
-            return INVALID_PARAMS
-        return self._open("", "", "", "", "", "", 0, int(mem_pool_size), None, node=str(server_address))
+        size("local_buffer_size", local_buffer_size)
+        pool, server = size("mem_pool_size", mem_pool_size), text("server_address", server_address)
+        return self._open("", "", "", "", "", "", 0, pool, None, node=server)
 
+    @answered
     def init_all(self, arg0: str, arg1: str, arg2: int) -> int:
         """Protocol, devices, bytes for the pool: a store at the default master, for tests."""
-        return self._open("", "", arg0, arg1, DEFAULT_MASTER, "default", int(arg2), DEFAULT_BYTES, None)
+        return self._open(
+            "", "", text("arg0", arg0), text("arg1", arg1), DEFAULT_MASTER, "default", size("arg2", arg2), DEFAULT_BYTES, None
+        )
 
     def _open(self, name, metadata, protocol, devices, master, tenant, segment, buffer, engine, node=None) -> int:
         if self.is_open():
             return OK
         if protocol == "rpc_only":
             protocol, segment, buffer = "tcp", 0, 0
-        timeout_ms = int(os.environ.get("MC_RPC_TIMEOUT_MS", "30000"))
         address = _engine_address(engine)
         if engine is not None and not address:
-            _log.warning("setup(): the engine that was given is not initialized")
-            return INVALID_PARAMS
-        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, timeout_ms, address, node)
+            raise Refused("the engine that was given is not initialized")
+        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, address, node)
         if code != OK:
             _log.warning("setup(): %s", why or f"code {code}")
         return code

@@ -475,6 +475,11 @@ struct mc_store {
 
 /** Another cluster from now on: what is known of the old one is forgotten. */
 void mc_cli_follow(struct mc_store *st, const char *master);
+/** The master to use; NULL, "": the default one. @return 0; MC_STORE_INVALID_PARAMS */
+int mc_cli_master_set(struct mc_store *st, const char *master, struct mc_diag *diag);
+/** A first word with it, within seconds: one that just starts is waited for. @return 0;
+ * MC_STORE_RPC_FAIL, …: diag says what is wrong there */
+int mc_cli_master_meet(struct mc_store *st, struct mc_diag *diag);
 struct mc_diag;
 /** Whoever is told that an owner is there may put into it. @return 0; MC_STORE_RPC_FAIL with a diag
  */

@@ -8,7 +8,7 @@
 #include <time.h>
 
 #include "base/fork.h"
-#include "base/log.h"
+#include "base/opt.h"
 #include "base/rand.h"
 #include "base/str.h"
 #include "base/upstream.h"
@@ -16,11 +16,18 @@
 #include "client/tether.h"
 #include "owner/owner.h"
 
-#define MASTER_DEFAULT "127.0.0.1:50051"
 #define ADOPT_NS (10 * MC_NS_PER_S)
-#define TIMEOUT_MS 30000u
 #define OPEN_NS (3 * MC_NS_PER_S)
 #define HEALTH_NS MC_NS_PER_S
+
+struct env {
+	int64_t timeout_ms;
+};
+
+static const struct mc_opt env_table[] = {
+    MC_OPT_INT(struct env, timeout_ms, "MC_RPC_TIMEOUT_MS", "30000", 1, INT32_MAX,
+	       "milliseconds that a call of a Store's client may take"),
+};
 
 static int tenant_set(struct mc_store *st, const char *tenant, struct mc_diag *diag)
 {
@@ -55,30 +62,15 @@ static int engine_set(struct mc_store *st, const struct mc_store_opts *o, struct
 	rc = mc_engine_open(&opts, diag, &st->eng);
 	if (rc == 0)
 		return 0;
-	mc_diag_wrap(diag, "transfer engine");
+	if (rc == -MC_E_METADATA)
+		mc_diag_wrap(diag,
+			     "metadata service \"%s\" (does it run there? P2PHANDSHAKE needs none)",
+			     o->metadata);
+	else
+		mc_diag_wrap(diag, "transfer engine");
 	return rc == -MC_E_NOMEM || rc == -MC_E_LIMIT || rc == -MC_E_FORKED
 		   ? MC_STORE_INTERNAL_ERROR
 		   : MC_STORE_INVALID_PARAMS;
-}
-
-/* "host:port" with the port said. */
-static int master_set(struct mc_store *st, const char *master, struct mc_diag *diag)
-{
-	struct mc_addr addr;
-	char text[MC_CLI_TEXT_MAX];
-	int rc;
-
-	if (!master || !*master)
-		master = MASTER_DEFAULT;
-	rc = mc_addr_resolve(master, MC_ST_MASTER_PORT, &addr, diag);
-	if (rc == 0)
-		rc = mc_addr_text_full(master, MC_ST_MASTER_PORT, text, sizeof(text));
-	if (rc < 0) {
-		mc_diag_set(diag, "master \"%s\": %s", master, mc_err_text(rc));
-		return MC_STORE_INVALID_PARAMS;
-	}
-	mc_cli_end_set(&st->master, text);
-	return 0;
 }
 
 void mc_cli_follow(struct mc_store *st, const char *master)
@@ -91,36 +83,6 @@ void mc_cli_follow(struct mc_store *st, const char *master)
 	pthread_mutex_unlock(&st->gens_mu);
 	mc_cli_cache_clear(st->cache);
 	mc_cli_view_reset(&st->view);
-}
-
-/* A master that just starts is waited for; one that nobody hears of is named. */
-static int master_meet(struct mc_store *st, struct mc_diag *diag)
-{
-	struct mc_cli_link *link;
-	struct mc_cli_op *op;
-	int rc = mc_cli_op_begin(st, &op), code = 0;
-
-	if (rc < 0)
-		return rc;
-	op->deadline_ns = mc_time_after(mc_now_ns(), OPEN_NS);
-	do {
-		rc = mc_cli_link_get(&st->master, op->deadline_ns, &link);
-	} while (rc < 0 && rc != -MC_E_VERSION && rc != -MC_E_STALE && rc != -MC_E_INVAL &&
-		 mc_cli_backoff(op));
-	if (rc == 0) {
-		mc_cli_link_put(link);
-		rc = mc_cli_view_refresh(op, 0);
-	}
-	if (rc < 0) {
-		code = mc_cli_code_rpc(rc);
-		code = code == MC_STORE_RPC_TIMEOUT ? MC_STORE_RPC_FAIL : code;
-		mc_diag_set(diag,
-			    "master %s: %s. Is mooncake_master running there, and is it the "
-			    "address that this process was given?",
-			    st->master.text, mc_err_text(rc));
-	}
-	mc_cli_op_end(op);
-	return code;
 }
 
 int mc_cli_adopt_await(struct mc_store *st, struct mc_owner *owner, struct mc_diag *diag)
@@ -151,7 +113,8 @@ static int segment_give(struct mc_store *st, const struct mc_store_opts *o, stru
 		return 0;
 	rc = mc_owner_open(&opts, diag, &st->owner);
 	if (rc < 0) {
-		mc_diag_wrap(diag, "segment of %llu bytes", (unsigned long long)o->segment_bytes);
+		mc_diag_wrap(diag, "global_segment_size of %llu bytes",
+			     (unsigned long long)o->segment_bytes);
 		return rc == -MC_E_INVAL ? MC_STORE_INVALID_PARAMS : MC_STORE_INTERNAL_ERROR;
 	}
 	st->owner_id = mc_owner_id(st->owner);
@@ -230,7 +193,7 @@ static int store_open(struct mc_store *st, struct mc_store_opts *o, struct mc_di
 	if (rc == 0)
 		rc = tenant_set(st, o->tenant, diag);
 	if (rc == 0)
-		rc = master_set(st, o->master, diag);
+		rc = mc_cli_master_set(st, o->master, diag);
 	if (rc == 0)
 		rc = engine_set(st, o, diag);
 	if (rc < 0)
@@ -241,7 +204,7 @@ static int store_open(struct mc_store *st, struct mc_store_opts *o, struct mc_di
 		mc_diag_set(diag, "opening: %s", mc_err_text(rc));
 		return MC_STORE_INTERNAL_ERROR;
 	}
-	rc = master_meet(st, diag);
+	rc = mc_cli_master_meet(st, diag);
 	return rc < 0 ? rc : segment_give(st, o, diag);
 }
 
@@ -249,6 +212,7 @@ int mc_store_open(const struct mc_store_opts *opts, struct mc_diag *diag,
 		  struct mc_store **ret_store)
 {
 	struct mc_store_opts o = {0};
+	struct env env;
 	struct mc_store *st = mc_calloc(1, sizeof(*st));
 	int rc;
 
@@ -259,7 +223,8 @@ int mc_store_open(const struct mc_store_opts *opts, struct mc_diag *diag,
 	if (opts)
 		memcpy(&o, opts, mc_min((size_t)opts->size, sizeof(o)));
 	st->fork_gen = mc_fork_gen();
-	st->timeout_ms = o.timeout_ms ? o.timeout_ms : TIMEOUT_MS;
+	(void)mc_opt_load_env(env_table, MC_ARRAY_LEN(env_table), &env, NULL); /* it has warned */
+	st->timeout_ms = o.timeout_ms ? o.timeout_ms : (uint32_t)env.timeout_ms;
 	pthread_mutex_init(&st->gens_mu, NULL);
 	pthread_mutex_init(&st->ops_mu, NULL);
 	mc_list_init(&st->ops_idle);
