@@ -53,6 +53,18 @@ static const struct mc_opt table[] = {
 		  "share of them that one look for room asks for (4096 at most)"),
     MC_OPT_BOOL(FLAGS, offload_force_evict, "offload_force_evict", "0",
 		"what is beyond that share leaves memory without having been on the disk"),
+    MC_OPT_INT(FLAGS, tasks_finished_max, "max_total_finished_tasks", "10000", 1, 10000000,
+	       "copy and move tasks that are remembered when they have ended"),
+    MC_OPT_INT(FLAGS, tasks_pending_max, "max_total_pending_tasks", "10000", 1, 10000000,
+	       "tasks that wait to begin: more are refused"),
+    MC_OPT_INT(FLAGS, tasks_processing_max, "max_total_processing_tasks", "10000", 1, 10000000,
+	       "tasks under way: more wait"),
+    MC_OPT_INT(FLAGS, task_pending_s, "pending_task_timeout_sec", "300", 0, 31536000,
+	       "a task that waits so long has failed; 0: never"),
+    MC_OPT_INT(FLAGS, task_processing_s, "processing_task_timeout_sec", "300", 0, 31536000,
+	       "a task under way for so long has failed; 0: never"),
+    MC_OPT_INT(FLAGS, task_retries_max, "max_retry_attempts", "10", 0, 1000000,
+	       "a copy that has no room, or whose owner is away, is tried again so often"),
     MC_OPT_BOOL(FLAGS, promotion_on_hit, "promotion_on_hit", "0",
 		"what is often read from a disk becomes a replica in memory, else it only uses "
 		"memory that nobody else wants"),
@@ -119,12 +131,6 @@ static const struct mc_args_other others[] = {
     {"enable_disk_eviction", true, NULL},
     {"root_fs_dir", false, "a directory shared by all is not in this build; give nodes a disk"},
     {"global_file_segment_size", false, NULL},
-    {"max_total_finished_tasks", false, NULL},
-    {"max_total_pending_tasks", false, NULL},
-    {"max_total_processing_tasks", false, NULL},
-    {"pending_task_timeout_sec", false, NULL},
-    {"processing_task_timeout_sec", false, NULL},
-    {"max_retry_attempts", false, NULL},
     {"dynamic_replication_mode", false, NULL},
     {"dynamic_replication_heat_window_seconds", false, NULL},
     {"dynamic_replication_admission_qps_threshold", false, NULL},
@@ -192,6 +198,12 @@ static int flags_check(struct mc_master_flags *f, struct mc_diag *diag)
 	c->offload_queue_max = (uint32_t)f->offload_queue_max;
 	c->offload_cap_ratio = f->offload_cap_ratio;
 	c->offload_force_evict = f->offload_force_evict;
+	c->tasks_finished_max = (uint32_t)f->tasks_finished_max;
+	c->tasks_pending_max = (uint32_t)f->tasks_pending_max;
+	c->tasks_processing_max = (uint32_t)f->tasks_processing_max;
+	c->task_pending_ms = (uint64_t)f->task_pending_s * 1000;
+	c->task_processing_ms = (uint64_t)f->task_processing_s * 1000;
+	c->task_retries_max = (uint32_t)f->task_retries_max;
 	c->promotion_on_hit = f->promotion_on_hit;
 	c->promotion_threshold = (uint32_t)f->promotion_threshold;
 	c->promotion_beat_max = (uint32_t)f->promotion_beat_max;

@@ -10,7 +10,9 @@
 struct mc_master_flags {
 	/* as given */
 	int64_t rpc_port, port, metrics_port, metadata_port, repair_mib_per_s, offload_queue_max,
-	    promotion_threshold, promotion_beat_max, promotion_queue_max;
+	    promotion_threshold, promotion_beat_max, promotion_queue_max, tasks_finished_max,
+	    tasks_pending_max, tasks_processing_max, task_pending_s, task_processing_s,
+	    task_retries_max;
 	char rpc_address[256], metrics_host[256], metadata_host[256];
 	char state_dir[1024], config_path[1024];
 	char lease_ttl[32], soft_pin_ttl[32], soft_pin_max[32], client_ttl[32];

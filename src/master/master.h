@@ -35,7 +35,11 @@ struct mc_master_conf {
 	uint32_t promotion_threshold; /* lookups lately */
 	uint32_t promotion_beat_max;  /* of one owner, in MC_ST_BEAT_MS */
 	uint32_t promotion_queue_max; /* under way */
-	bool has_tenants;	      /* quotas of tenants hold */
+	/* Tasks of clients: remembered when they have ended; not begun; under way. */
+	uint32_t tasks_finished_max, tasks_pending_max, tasks_processing_max;
+	uint64_t task_pending_ms, task_processing_ms; /* then they have failed; 0: never */
+	uint32_t task_retries_max;		      /* of one copy */
+	bool has_tenants;			      /* quotas of tenants hold */
 	/* Objects go to their owners' disks when they are about to leave memory, not at once. */
 	bool offload_on_evict;
 	uint32_t offload_queue_max; /* objects that an owner has to write at one time, about */

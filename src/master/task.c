@@ -1,8 +1,9 @@
 /*
- * task.c: copies and moves that clients ask for, one object each. A task is tried again while its
- * targets have no room or are away for a moment, within a deadline; what it came to is remembered
- * for the latest of them. Tasks are this life's of the master: their ids begin with the epoch, so
- * that one of an earlier life is told to be lost, not to be unknown.
+ * task.c: copies and moves that clients ask for, one object each. A task is pending until there is
+ * room among those under way; a copy is tried again, ever more slowly, while its target has no room
+ * or is away for a moment. What a task came to is remembered for the latest of them. Tasks are this
+ * life's of the master: their ids begin with the epoch, so that one of an earlier life is told to
+ * be lost, not to be unknown.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,11 +13,9 @@
 #include "base/log.h"
 #include "master/priv.h"
 
-#define TASKS_MAX 10000u    /* under way */
-#define FINISHED_MAX 10000u /* remembered */
 #define TARGETS_MAX MC_ST_REPLICAS_MAX
-#define DEADLINE_MS 300000u
-#define AGAIN_MS 500u
+#define AGAIN_MS 500u /* doubles with each try, up to */
+#define AGAIN_MAX_MS 60000u
 #define MESSAGE_MAX 128u
 #define BUCKETS 4096u
 
@@ -34,6 +33,7 @@ struct part {
 	struct mc_mst_copy copy;
 	struct task *task;
 	bool is_under_way, is_done;
+	uint32_t nretries;
 };
 
 struct task {
@@ -43,7 +43,10 @@ struct task {
 	bool is_move;
 	enum task_state state;
 	int32_t status; /* of the part that failed first */
-	uint64_t created_ms, updated_ms, deadline_ms, again_ms;
+	uint64_t created_ms, updated_ms;
+	uint64_t since_ms;		/* pending, or under way; of the master's clock */
+	uint64_t again_ms;		/* 0: nothing is to be tried again */
+	bool has_timed_out;		/* it has failed; copies of it may be under way */
 	char assigned[MC_MST_TEXT_MAX]; /* the first target */
 	char message[MESSAGE_MAX];
 	uint32_t nparts;
@@ -54,7 +57,7 @@ struct task {
 
 struct mc_mst_tasks {
 	struct mc_list open, finished;
-	uint32_t nopen, nfinished;
+	uint32_t npending, nprocessing, nfinished; /* open: pending or processing */
 	uint64_t id_hi, next;
 	struct task *buckets[BUCKETS];
 };
@@ -82,13 +85,19 @@ static uint64_t wall_ms(void)
 	return mc_wall_ns() / MC_NS_PER_MS;
 }
 
+static uint32_t *counter_of(struct mc_mst_tasks *all, enum task_state state)
+{
+	return state == TASK_PENDING ? &all->npending : &all->nprocessing;
+}
+
 static void task_end(struct mc_master *m, struct task *t)
 {
 	struct mc_mst_tasks *all = m->tasks;
 
+	*counter_of(all, t->state) -= t->has_timed_out ? 0 : 1;
 	t->state = t->status == 0 ? TASK_SUCCESS : TASK_FAILED;
 	t->updated_ms = wall_ms();
-	if (t->status != 0)
+	if (t->status != 0 && !t->has_timed_out)
 		(void)snprintf(t->message, sizeof(t->message), "%s", mc_store_err_name(t->status));
 	mc_free(t->parts);
 	mc_free(t->key);
@@ -96,8 +105,7 @@ static void task_end(struct mc_master *m, struct task *t)
 	t->key = NULL;
 	mc_list_del(&t->link);
 	mc_list_push_back(&all->finished, &t->link);
-	all->nopen--;
-	if (++all->nfinished > FINISHED_MAX) {
+	if (++all->nfinished > m->conf.tasks_finished_max) {
 		all->nfinished--;
 		task_free(all, mc_list_first(&all->finished, struct task, link));
 	}
@@ -120,12 +128,16 @@ static void part_settle(struct mc_master *m, struct part *p, int32_t status)
 	/* A copy is there, or the move made its own in an earlier try. */
 	if (status == MC_STORE_REPLICA_ALREADY_EXISTS && !t->is_move)
 		status = 0;
-	if (status == 0 || !is_passing(status) || mc_mst_now_ms(m) >= t->deadline_ms) {
+	if (status == 0 || !is_passing(status) || t->has_timed_out ||
+	    p->nretries >= m->conf.task_retries_max) {
 		p->is_done = true;
 		if (status != 0 && t->status == 0)
 			t->status = status;
 	} else {
-		t->again_ms = mc_mst_now_ms(m) + AGAIN_MS;
+		uint64_t pause = (uint64_t)AGAIN_MS << mc_min(p->nretries, 10u);
+
+		p->nretries++;
+		t->again_ms = mc_mst_now_ms(m) + mc_min(pause, (uint64_t)AGAIN_MAX_MS);
 	}
 }
 
@@ -152,6 +164,18 @@ static void part_done(struct mc_master *m, struct mc_mst_copy *c, int32_t status
 /* Start what is neither over nor under way. @return it has ended */
 static bool task_start(struct mc_master *m, struct task *t)
 {
+	struct mc_mst_tasks *all = m->tasks;
+
+	if (t->state == TASK_PENDING && all->nprocessing >= m->conf.tasks_processing_max) {
+		t->again_ms = mc_mst_now_ms(m) + 1;
+		return false;
+	}
+	if (t->state == TASK_PENDING) {
+		all->npending--;
+		all->nprocessing++;
+		t->state = TASK_PROCESSING;
+		t->since_ms = mc_mst_now_ms(m);
+	}
 	for (uint32_t i = 0; i < t->nparts; i++) {
 		struct part *p = &t->parts[i];
 		int32_t status;
@@ -162,13 +186,37 @@ static bool task_start(struct mc_master *m, struct task *t)
 		status = mc_mst_copy_start(m, &p->copy);
 		if (status != 0)
 			part_settle(m, p, status);
-		else
-			t->state = TASK_PROCESSING;
 	}
 	if (!is_over(t))
 		return false;
 	task_end(m, t);
 	return true;
+}
+
+static bool is_late(const struct mc_master *m, const struct task *t, uint64_t now)
+{
+	uint64_t most =
+	    t->state == TASK_PENDING ? m->conf.task_pending_ms : m->conf.task_processing_ms;
+
+	return most > 0 && !t->has_timed_out && now - t->since_ms >= most;
+}
+
+/* It has failed as of now; what is under way of it comes to its own end. */
+static void time_out(struct mc_master *m, struct task *t)
+{
+	(void)snprintf(t->message, sizeof(t->message), "timed out while %s",
+		       t->state == TASK_PENDING ? "pending" : "processing");
+	*counter_of(m->tasks, t->state) -= 1;
+	t->has_timed_out = true;
+	t->state = TASK_FAILED;
+	t->updated_ms = wall_ms();
+	t->again_ms = 0;
+	if (t->status == 0)
+		t->status = MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
+	for (uint32_t i = 0; i < t->nparts; i++)
+		t->parts[i].is_done |= !t->parts[i].is_under_way;
+	if (is_over(t))
+		task_end(m, t);
 }
 
 void mc_mst_tasks_tick(struct mc_master *m)
@@ -177,6 +225,10 @@ void mc_mst_tasks_tick(struct mc_master *m)
 	struct task *t;
 
 	mc_list_each (t, &m->tasks->open, link) {
+		if (is_late(m, t, now)) {
+			time_out(m, t);
+			continue;
+		}
 		if (t->again_ms == 0 || t->again_ms > now)
 			continue;
 		t->again_ms = 0;
@@ -263,7 +315,7 @@ static int32_t object_check(struct mc_master *m, const struct task *t)
 	for (uint32_t r = 0; status == 0 && r < v.object.nreplicas; r++) {
 		bool is_memory = v.object.replicas[r].kind == MC_ST_MEMORY;
 
-		is_at_source |= is_memory && v.object.replicas[r].owner == t->parts[0].copy.source;
+		is_at_source |= v.object.replicas[r].owner == t->parts[0].copy.source;
 		for (uint32_t i = 0; i < t->nparts; i++) {
 			if (is_memory && v.object.replicas[r].owner == t->parts[i].copy.target)
 				status = MC_STORE_INVALID_PARAMS; /* as upstream says it */
@@ -282,7 +334,7 @@ static int32_t task_make(struct mc_master *m, const Mc__St__TaskCreate *said, st
 		return MC_STORE_INVALID_PARAMS;
 	if (m->is_recovering)
 		return MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
-	if (all->nopen >= TASKS_MAX)
+	if (all->npending >= m->conf.tasks_pending_max)
 		return MC_STORE_TASK_PENDING_LIMIT_EXCEEDED;
 	t = mc_calloc(1, sizeof(*t));
 	if (!t)
@@ -304,13 +356,13 @@ static int32_t task_make(struct mc_master *m, const Mc__St__TaskCreate *said, st
 		return status;
 	}
 	t->created_ms = t->updated_ms = wall_ms();
-	t->deadline_ms = mc_mst_now_ms(m) + DEADLINE_MS;
+	t->since_ms = mc_mst_now_ms(m);
 	t->id_lo = ++all->next;
 	at = bucket_of(all, t->id_lo);
 	t->chain = *at;
 	*at = t;
 	mc_list_push_back(&all->open, &t->link);
-	all->nopen++;
+	all->npending++;
 	*ret = t;
 	return 0;
 }

@@ -110,15 +110,22 @@ struct scene {
 	struct fix_owner a, b; /* 5 and 6 */
 };
 
-/* A master with two owners; "k" is at the first one. */
-static void scene_open(struct scene *s)
+/* A master with two owners; "k" is at the first one. @param conf  NULL: the defaults */
+static void scene_open_with(struct scene *s, void (*conf)(struct mc_master_conf *conf))
 {
 	mc_pb_arena_init(&s->arena, s->mem, sizeof(s->mem));
 	fix_open(&s->f);
+	if (conf)
+		conf(&s->f.conf);
 	fix_start(&s->f);
 	fo_open(&s->a, &s->f, 5);
 	fo_open(&s->b, &s->f, 6);
 	assert_int_equal(fix_commit(&s->f, "k", 11, 5, 4096, 0).status, 0);
+}
+
+static void scene_open(struct scene *s)
+{
+	scene_open_with(s, NULL);
 }
 
 static void scene_close(struct scene *s)
@@ -178,6 +185,124 @@ static void move_frees_the_source_when_the_target_has_it(void **state)
 	assert_int_equal(obj.nreplicas, 1);
 	assert_int_equal(obj.replicas[0].owner, 6);
 	assert_int_equal(obj.replicas[0].addr, 8192);
+	scene_close(&s);
+	(void)state;
+}
+
+static void one_at_a_time(struct mc_master_conf *conf)
+{
+	conf->tasks_processing_max = conf->tasks_pending_max = 1;
+}
+
+static void tasks_wait_for_each_other_and_are_refused(void **state)
+{
+	const Mc__St__TaskReply *r;
+	struct order order;
+	struct scene s;
+	uint64_t hi, lo;
+
+	scene_open_with(&s, one_at_a_time);
+	for (unsigned i = 0; i < 2; i++) {
+		const char *key = i == 0 ? "k1" : "k2";
+
+		assert_int_equal(fix_commit(&s.f, key, 21 + i, 5, 65536 * (i + 1), 0).status, 0);
+	}
+	assert_int_equal(task_create(&s.f, &s.arena, "k", NULL, "host-6:1")->state,
+			 MC_STORE_TASK_PROCESSING);
+	order = expect_order(&s.b);
+	assert_int_equal(order.gen, 11);
+	r = task_create(&s.f, &s.arena, "k1", NULL, "host-6:1");
+	assert_int_equal(r->status, 0);
+	assert_int_equal(r->state, MC_STORE_TASK_PENDING);
+	hi = r->id_hi;
+	lo = r->id_lo;
+	assert_int_equal(task_create(&s.f, &s.arena, "k2", NULL, "host-6:1")->status,
+			 MC_STORE_TASK_PENDING_LIMIT_EXCEEDED);
+	done(&s.b, &order, 8192, 0);
+	order = expect_order(&s.b); /* its turn */
+	assert_int_equal(order.gen, 21);
+	assert_int_equal(task_create(&s.f, &s.arena, "k2", NULL, "host-6:1")->state,
+			 MC_STORE_TASK_PENDING);
+	done(&s.b, &order, 16384, 0);
+	assert_int_equal(task_end(&s.f, &s.arena, hi, lo)->state, MC_STORE_TASK_SUCCESS);
+	assert_int_equal(expect_order(&s.b).gen, 22);
+	scene_close(&s);
+	(void)state;
+}
+
+static void soon_too_late(struct mc_master_conf *conf)
+{
+	conf->tasks_processing_max = 1;
+	conf->task_pending_ms = 100;
+	conf->task_processing_ms = 300;
+}
+
+static void tasks_time_out(void **state)
+{
+	const Mc__St__TaskReply *r;
+	uint64_t hi, lo, late;
+	struct mc_st_object obj;
+	struct order order;
+	struct scene s;
+
+	scene_open_with(&s, soon_too_late);
+	r = task_create(&s.f, &s.arena, "k", NULL, "host-6:1");
+	hi = r->id_hi;
+	lo = r->id_lo;
+	order = expect_order(&s.b);
+	assert_int_equal(fix_commit(&s.f, "k1", 21, 5, 65536, 0).status, 0);
+	late = task_create(&s.f, &s.arena, "k1", NULL, "host-6:1")->id_lo;
+	r = task_end(&s.f, &s.arena, hi, late);
+	assert_int_equal(r->state, MC_STORE_TASK_FAILED);
+	assert_string_equal(r->message, "timed out while pending");
+	r = task_end(&s.f, &s.arena, hi, lo);
+	assert_int_equal(r->state, MC_STORE_TASK_FAILED);
+	assert_string_equal(r->message, "timed out while processing");
+	/* What it had begun comes to its end all the same. */
+	done(&s.b, &order, 8192, 0);
+	while (fix_lookup(&s.f, "k", &obj) == 0 && obj.nreplicas == 1)
+		(void)poll(NULL, 0, 2);
+	assert_string_equal(task_query(&s.f, &s.arena, hi, lo)->message,
+			    "timed out while processing");
+	/* Its place is free. */
+	assert_int_equal(task_create(&s.f, &s.arena, "k1", NULL, "host-6:1")->state,
+			 MC_STORE_TASK_PROCESSING);
+	scene_close(&s);
+	(void)state;
+}
+
+static void once_more(struct mc_master_conf *conf)
+{
+	conf->task_retries_max = 1;
+	conf->tasks_finished_max = 1;
+}
+
+static void tasks_are_tried_again_so_often(void **state)
+{
+	const Mc__St__TaskReply *r;
+	struct order order;
+	uint64_t hi, lo;
+	struct scene s;
+
+	scene_open_with(&s, once_more);
+	r = task_create(&s.f, &s.arena, "k", NULL, "host-6:1");
+	hi = r->id_hi;
+	lo = r->id_lo;
+	for (unsigned i = 0; i < 2; i++) {
+		order = expect_order(&s.b);
+		assert_int_equal(task_query(&s.f, &s.arena, hi, lo)->state,
+				 MC_STORE_TASK_PROCESSING);
+		done(&s.b, &order, 0, MC_STORE_NO_AVAILABLE_HANDLE);
+	}
+	r = task_end(&s.f, &s.arena, hi, lo);
+	assert_int_equal(r->state, MC_STORE_TASK_FAILED);
+	assert_string_equal(r->message, "NO_AVAILABLE_HANDLE");
+	/* One is remembered: the latest. */
+	r = task_create(&s.f, &s.arena, "k", NULL, "host-6:1");
+	order = expect_order(&s.b);
+	done(&s.b, &order, 8192, 0);
+	assert_int_equal(task_end(&s.f, &s.arena, hi, r->id_lo)->state, MC_STORE_TASK_SUCCESS);
+	assert_int_equal(task_query(&s.f, &s.arena, hi, lo)->status, MC_STORE_TASK_NOT_FOUND);
 	scene_close(&s);
 	(void)state;
 }
@@ -514,6 +639,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(copy_is_ordered_and_makes_a_replica),
 	    cmocka_unit_test(move_frees_the_source_when_the_target_has_it),
+	    cmocka_unit_test(tasks_wait_for_each_other_and_are_refused),
+	    cmocka_unit_test(tasks_time_out),
+	    cmocka_unit_test(tasks_are_tried_again_so_often),
 	    cmocka_unit_test(copy_of_what_was_replaced_meanwhile_is_freed),
 	    cmocka_unit_test(copy_is_ordered_again_after_a_passing_failure),
 	    cmocka_unit_test(tasks_that_cannot_be_are_refused),
