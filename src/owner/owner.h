@@ -45,7 +45,8 @@ struct mc_owner_opts {
 	uint64_t waiting_bytes_max; /* of their messages; 0: 64 MiB */
 	uint64_t grant_timeout_ms;  /* of a grant whose writer is away; 0: 600 s */
 	uint64_t disk_bytes;	    /* of a disk behind the pool, see below; 0: none */
-	uint64_t check_after_ms;    /* a slot is checked with the index then; 0: 30 s */
+	uint64_t check_after_ms; /* a slot is checked with the index then; 0: 25 s, so that what a
+				  * dead writer left comes back within 30 */
 };
 
 /**

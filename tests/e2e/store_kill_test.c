@@ -32,7 +32,7 @@
 #define WRITERS (ACTORS + CHILDREN) /* each has every WRITERS-th key */
 #define ROUNDS_MAX 200u
 #define BACK_NS (2 * MC_NS_PER_S)   /* until service is back */
-#define SPACE_NS (35 * MC_NS_PER_S) /* until the space of the dead is: 30 s, and a look at it */
+#define SPACE_NS (30 * MC_NS_PER_S) /* until the space of the dead is */
 
 static uint64_t seed;
 static bool is_long;
