@@ -33,16 +33,17 @@ class _Put:
         self.what, self.holds_whole, self.out = what, holds_whole, Outgoing(requests)
 
     def add(self, i: int, key: str, tensor: torch.Tensor | None, parallelism: object, partition: object) -> None:
-        if parallelism is not None and partition is not None:
-            refuse(f"{self.what}: a writer_partition and a parallelism exclude each other")
-        elif tensor is not None and parallelism is None and partition is None:
+        if tensor is None:
+            is_added = False
+        elif partition is not None:
+            is_added = self._add_written(i, key, tensor, partition)
+        elif parallelism is not None:
+            is_added = self._add_placed(i, key, tensor, parallelism)
+        else:
             self.out.add(i, key, tensor, tuple(tensor.shape))
-            return
-        elif tensor is not None and (partition is not None and self._add_written(i, key, tensor, partition)):
-            return
-        elif tensor is not None and parallelism is not None and self._add_placed(i, key, tensor, parallelism):
-            return
-        self.out.refuse(i)
+            is_added = True
+        if not is_added:
+            self.out.refuse(i)
 
     def _is_even(self, key: str, whole: tuple[int, ...], cut: Axis) -> bool:
         if shard_shape(whole, cut) is None:
@@ -102,12 +103,11 @@ class Parallel:
         holds_whole: bool = False,
     ) -> list[int]:  # fmt: skip
         n = len(keys)
-        parallelisms, is_split = _column(what, "parallelisms", parallelisms, n), partitions is not None
-        partitions = _column(what, "writer_partitions", partitions, n)
-        if len(tensors) != n or parallelisms is None or partitions is None:
+        if parallelisms is not None and partitions is not None:
+            refuse(f"{what}: a writer_partition and a parallelism exclude each other")
             return [INVALID_PARAMS] * n
-        if is_split and any(one is not None for one in parallelisms):
-            refuse(f"{what}: writer_partitions and parallelisms exclude each other")
+        parallelisms, partitions = _column(what, "parallelisms", parallelisms, n), _column(what, "writer_partitions", partitions, n)
+        if len(tensors) != n or parallelisms is None or partitions is None:
             return [INVALID_PARAMS] * n
         put = _Put(what, n, holds_whole)
         for i, (key, tensor) in enumerate(zip(keys, map(_in_memory, tensors))):

@@ -2,7 +2,7 @@
 
 Small reads of headers and manifests tell how a tensor is cut: first of the very shard that is asked for, then, if it is not
 there, of all that may tell. Then one call reads from each shard that has a part of it the header and the runs of bytes that
-are together in both. Runs that lie closer than STRIDE_MIN are read with what is between them, and put in place here.
+are together in both. Where many short runs would cost more than what is between them, all of it is read, and put in place here.
 A header that is not the one expected (another cut was written meanwhile) makes the read fail: pieces are never mixed.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CALL_MAX = 1 << 15  # objects of one call
 RUNS_MAX = 1 << 15  # pieces of one of them
-STRIDE_MIN = 4096  # bytes from run to run
+RUN_COST = 1024  # bytes that take as long to read as one more run does (0.5 to 1 us on loopback)
 
 
 class Want(NamedTuple):
@@ -117,7 +117,7 @@ def _from_first(buffer, name: Callable[[Axis], str]) -> _Source | None:
     """Shards without a manifest, of which this is the first."""
     header = parse_header(buffer, 1 << 62)
     cut = header.cut if header else None
-    if cut is None or cut.rank != 0:
+    if cut is None:
         return None
     return _from_shards(Manifest(header.dtype, header.whole, cut.dim, cut.size), name)
 
@@ -241,7 +241,8 @@ class _Job:
         """Sizes, addresses and places in the object of what is read of it."""
         item, base = DTYPES[self.header.dtype], self.tensor.data_ptr()
         runs = layout.runs_of(part, piece.box, self.box)
-        if runs.count > 1 and runs.span * item < runs.count * STRIDE_MIN:
+        wanted = runs.count * runs.length * item
+        if runs.count > 1 and runs.count * RUN_COST > runs.span * item - wanted // 2:  # to copy a byte is half as dear
             return self._span(piece, part, runs.span)
         starts = layout.run_starts(part, piece.box, self.box, runs.dims)
         return (
@@ -265,8 +266,6 @@ class _Job:
             head = (ctypes.c_char * HEADER_LEN).from_buffer(self.heads, i * HEADER_LEN)
             header = parse_header(head, 1 << 62)
             if header is None or (header.dtype, header.shape, header.cut) != (self.source.dtype, piece.box.shape, piece.cut):
-                return None
-            if piece.cut is not None and header.whole != self.source.whole:
                 return None
         if not all(came[self.first : self.last]):
             return None

@@ -46,14 +46,14 @@ def _in_memory(tensor: object) -> torch.Tensor | None:
     """The tensor, its elements one after the other in this host's memory; None for what is no tensor or cannot be stored."""
     if not hasattr(tensor, "data_ptr") or not hasattr(tensor, "element_size"):
         return None
-    if _dtype_of(tensor) not in DTYPES or tensor.dim() > DIMS_MAX:
+    if _dtype_of(tensor) not in DTYPES or tensor.dim() > DIMS_MAX or tensor.is_nested:
         return None
     try:
         tensor = tensor.detach().cpu().resolve_neg().contiguous()
         has_elements = tensor.numel() == 0 or tensor.data_ptr() != 0
-    except (RuntimeError, NotImplementedError):  # no storage: meta, fake, sparse
+    except (RuntimeError, NotImplementedError):  # no memory of its own: meta, sparse
         return None
-    return tensor if has_elements else None
+    return tensor if has_elements else None  # fake, DTensor
 
 
 def _tensor_of(buffer: object, length: int) -> torch.Tensor | None:

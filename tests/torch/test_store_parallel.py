@@ -120,12 +120,20 @@ def test_only_what_is_asked_for_is_read(store) -> None:
 
 
 def test_a_shard_of_more_pieces_than_one_object_may_have_is_read(store) -> None:
-    """150,000 pieces, each of 16 bytes at a distance of 4 KiB: more than one item of a call takes."""
-    whole = form.pack_header(form.Header("uint8", (40_000, 4096), (40_000, 4096)))
-    x = torch.arange(40_000, dtype=torch.int32).reshape(-1, 1).expand(-1, 1024).contiguous().view(torch.uint8)
+    """70,000 pieces of 16 bytes, 2 KiB from each other."""
+    whole = form.pack_header(form.Header("uint8", (70_000, 2048), (70_000, 2048)))
+    x = torch.arange(70_000, dtype=torch.int32).reshape(-1, 1).expand(-1, 512).contiguous().view(torch.uint8)
     assert store.put_parts("k", whole, memoryview(x.numpy()).cast("B")) == 0
-    got = store.get_tensor_with_parallelism("k", target("shard", tp(3, 256, 1)))
-    assert same(got, x[:, 48:64])
+    want = target("shard", tp(3, 128, 1))
+    assert same(store.get_tensor_with_parallelism("k", want), x[:, 48:64])
+    ranges = store.ranges
+
+    def lossy(is_put, keys, ptrs, sizes, offsets) -> list[int]:
+        got = ranges(is_put, keys, ptrs, sizes, offsets)
+        return [*got[:-1], -800] if sum(map(sum, sizes)) > 1_000_000 else got
+
+    store.ranges = lossy
+    assert store.get_tensor_with_parallelism("k", want) is None, "the last pieces are lost on the way"
 
 
 # ---- several axes ----
@@ -327,7 +335,8 @@ def test_requests_that_cannot_be_are_refused(store) -> None:
         assert batch(two, *args) == [INVALID, INVALID]
     for wrong in (tp(0, 2), [tp(0, 2)], (None, None)):
         assert batch(two, [x, x], writer_partitions=wrong) == [INVALID, INVALID]
-    assert batch(two, [x, x], [place, place], writer_partitions=[tp(0, 2)] * 2) == [INVALID, INVALID]
+    for places, writers in (([place, place], [tp(0, 2)] * 2), ([place, None], [None, tp(0, 2)]), ([None, None], [tp(0, 2)] * 2)):
+        assert batch(two, [x, x], places, writer_partitions=writers) == [INVALID, INVALID]
     assert store.remove_all(force=True) == 0
     assert batch(two, [x, 5]) == [0, INVALID] and batch(["c", "d"], [x, x], [None, place]) == [0, 0]
     assert store.batch_upsert_tensor_with_parallelism(["e", "f"], [x, x], writer_partitions=[None, tp(1, 2)]) == [0, 0]
@@ -505,3 +514,10 @@ def test_readers_of_a_cut_that_is_replaced_see_one_or_the_other_or_none(store, p
     for thread in threads:
         thread.join(30)
     assert not wrong and len(seen) > 1
+
+
+def test_a_shard_that_does_not_fit_has_its_code(store) -> None:
+    """Though its manifest does."""
+    shard = torch.zeros(600 << 20, dtype=torch.uint8)
+    assert store.put_tensor_with_parallelism("k", shard, along(tp(0, 2))) == -200
+    assert store.get_tensor_with_parallelism("k", target("shard", tp(0, 2))) is None

@@ -4,11 +4,13 @@ import ctypes
 import logging
 import random
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mooncake import _store_tensor_format as form
 from mooncake.store import (
@@ -111,12 +113,26 @@ def test_what_is_read_belongs_to_the_reader(store) -> None:
     assert torch.equal(first, torch.arange(5000) + 1)
 
 
-@pytest.mark.parametrize(
-    "what",
-    [None, 5, "text", b"bytes", [1], torch.zeros([1] * 9), torch.zeros(3, device="meta"), torch.eye(3).to_sparse(), torch.float32],
-    ids=lambda what: type(what).__name__,
-)
-def test_what_is_no_tensor_is_refused(store, what: object) -> None:
+def no_tensors() -> dict[str, object]:
+    pieces = [torch.ones(2), torch.ones(3)]
+    with FakeTensorMode():
+        fake = torch.ones(3)
+    return {
+        "None": None, "int": 5, "text": "text", "bytes": b"bytes", "list": [torch.ones(2)], "type": torch.float32,
+        "9 dimensions": torch.zeros([1] * 9), "meta": torch.zeros(3, device="meta"), "fake": fake,
+        "sparse": torch.eye(3).to_sparse(), "csr": torch.eye(3).to_sparse_csr(), "nested": torch.nested.nested_tensor(pieces),
+        "jagged": torch.nested.nested_tensor(pieces, layout=torch.jagged),
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    }  # fmt: skip
+
+
+with warnings.catch_warnings(action="ignore"):  # torch's, about kinds that are new or old
+    NO_TENSORS = no_tensors()
+
+
+@pytest.mark.parametrize("name", NO_TENSORS)
+def test_what_is_no_tensor_in_memory_is_refused(store, name: str) -> None:
+    what = NO_TENSORS[name]
     assert store.put_tensor("k", what) == INVALID
     assert store.upsert_tensor("k", what) == INVALID
     assert store.put_tensor_with_tp("k", what, 0, 2) == INVALID
