@@ -312,7 +312,7 @@ int main(int argc, char **argv)
 	if (fd < 0 || ftruncate(fd, 4096) < 0)
 		die("no file for the flags");
 	b.flags = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (b.flags == MAP_FAILED || mc_coll_hub_open(&diag, &b.hub) < 0)
+	if (b.flags == MAP_FAILED || mc_coll_hub_open(NULL, &diag, &b.hub) < 0)
 		die("no hub");
 	b.in = dial(argv[1]);
 	b.out = fdopen(dup(fileno(b.in)), "w");

@@ -12,8 +12,11 @@
  * that watches for deaths. Ranks find each other by the hubs' addresses, a line of text each, which
  * the caller exchanges by any means (torch's store, a file, MPI).
  *
- * Groups live on one host, in shared memory; ranks of other hosts are refused with
- * -MC_E_UNSUPPORTED.
+ * On one host a group lives in shared memory; one whose founders are on several hosts goes over TCP
+ * between all of its ranks, and has no messages, activation or joiners yet (-MC_E_UNSUPPORTED). A
+ * death that its own host proves is left out everywhere; a host that does not answer at all for
+ * MC_COLL_SILENT seconds is left out by those who are more than half, and the others get
+ * -MC_E_PEER_DEAD from then on.
  *
  * Threads: operations of one group from one thread at a time (asynchronous ones are queued in call
  * order); messages, different groups and everything else from any thread. After fork() the child's
@@ -43,8 +46,19 @@ struct mc_coll_work;
 
 /* ---- hub ---- */
 
-/** @return 0; -MC_E_NOMEM; -MC_E_LIMIT (descriptors, threads); -MC_E_UNAVAILABLE. Any thread. */
-MC_API MC_MUST_CHECK int mc_coll_hub_open(struct mc_diag *diag, struct mc_coll_hub **ret_hub);
+struct mc_coll_hub_opts {
+	uint32_t size;	  /* sizeof(struct mc_coll_hub_opts): lets the struct grow */
+	const char *host; /* another name of this host: only ranks with an equal one share memory.
+			   * NULL: MC_COLL_HOST, else the machine's own */
+	const char *ip;	  /* where ranks of other hosts reach this process. NULL: MC_COLL_IP, else
+			   * the first interface's */
+};
+
+/** @param opts  may be NULL
+ * @return 0; -MC_E_INVAL (named in diag); -MC_E_ADDR (ip is not of this machine); -MC_E_NOMEM;
+ * -MC_E_LIMIT (descriptors, threads, ports); -MC_E_UNAVAILABLE. Any thread. */
+MC_API MC_MUST_CHECK int mc_coll_hub_open(const struct mc_coll_hub_opts *opts, struct mc_diag *diag,
+					  struct mc_coll_hub **ret_hub);
 /** All its groups must be closed. NULL is allowed. */
 MC_API void mc_coll_hub_close(struct mc_coll_hub *hub);
 /** For the other ranks: one line of text, at most MC_COLL_ADDR_MAX bytes. Lives as long as the hub.
@@ -71,7 +85,7 @@ struct mc_coll_opts {
  *
  * @param addrs  ranks_max addresses of hubs by slot; NULL where there is none; its own is not read
  * @return 0; -MC_E_INVAL (named in diag); -MC_E_TIMEDOUT and -MC_E_PEER_DEAD name who is missing;
- * -MC_E_UNSUPPORTED (a rank of another host); -MC_E_PERM (of another user); -MC_E_NOMEM;
+ * -MC_E_UNSUPPORTED (as above); -MC_E_PERM (of another user on this host); -MC_E_NOMEM;
  * -MC_E_LIMIT
  */
 MC_API MC_MUST_CHECK int mc_coll_open(struct mc_coll_hub *hub, const struct mc_coll_opts *opts,

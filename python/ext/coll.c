@@ -59,7 +59,7 @@ static PyObject *hub_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
 	if (!PyArg_ParseTuple(args, "") || (kwargs && PyDict_Size(kwargs) > 0))
 		return NULL;
-	rc = mc_coll_hub_open(&diag, &hub);
+	rc = mc_coll_hub_open(NULL, &diag, &hub);
 	if (rc < 0)
 		return raise_code(rc, diag.text);
 	self = (struct py_hub *)alloc(type, 0);

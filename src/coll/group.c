@@ -11,7 +11,7 @@
 #include "base/rand.h"
 #include "base/str.h"
 #include "base/sync.h"
-#include "coll/priv.h"
+#include "coll/net.h"
 #include "coll/shmem.h"
 
 #define TIMEOUT_NS (30 * 60 * MC_NS_PER_S)
@@ -44,6 +44,7 @@ void mc_coll_peer_free(struct mc_coll_peer *p)
 	mc_coll_shmem_unmap(p->area, p->area_len);
 	mc_fd_close(&p->fd);
 	mc_fd_close(&p->pid.fd);
+	mc_coll_wire_free(p->wire);
 	mc_free(p);
 }
 
@@ -100,19 +101,53 @@ static int board_take(struct mc_coll *g, int *board_fd)
 	return 0;
 }
 
-/* Under the lock: into next[], unless somebody lives there. */
-static int seat(struct mc_coll *g, struct mc_coll_peer *p)
+bool mc_coll_peer_is_lost(const struct mc_coll_peer *p)
 {
-	struct mc_coll_peer *next = g->next[p->slot], *cur = g->cur[p->slot];
+	return mc_coll_peer_is_gone(p) ||
+	       (p->wire &&
+		atomic_load_explicit(&p->wire->fate, memory_order_acquire) != MC_COLL_LIVES);
+}
 
-	if ((cur && cur->inc == p->inc) || (next && next->inc == p->inc))
+/* Under the lock. */
+static int seat_check(struct mc_coll *g, uint32_t slot, uint64_t inc)
+{
+	struct mc_coll_peer *next = g->next[slot], *cur = g->cur[slot];
+
+	if ((cur && cur->inc == inc) || (next && next->inc == inc))
 		return 1;
-	if ((cur && !mc_coll_peer_is_gone(cur)) || (next && !mc_coll_peer_is_gone(next)))
-		return -MC_E_EXIST;
-	/* What was in next[] stays in the list of peers, and is freed with the group. */
-	g->next[p->slot] = p;
-	mc_list_push_back(&g->peers, &p->link);
-	return 0;
+	return (cur && !mc_coll_peer_is_lost(cur)) || (next && !mc_coll_peer_is_lost(next))
+		   ? -MC_E_EXIST
+		   : 0;
+}
+
+int mc_coll_seat_check(struct mc_coll *g, uint32_t slot, uint64_t inc)
+{
+	int rc;
+
+	pthread_mutex_lock(&g->lock);
+	rc = seat_check(g, slot, inc);
+	pthread_mutex_unlock(&g->lock);
+	return rc;
+}
+
+int mc_coll_peer_seat(struct mc_coll *g, struct mc_coll_peer *p)
+{
+	int rc;
+
+	pthread_mutex_lock(&g->lock);
+	rc = seat_check(g, p->slot, p->inc);
+	if (rc == 0) {
+		/* What was in next[] stays in the list of peers, and is freed with the group. */
+		g->next[p->slot] = p;
+		mc_list_push_back(&g->peers, &p->link);
+	}
+	pthread_mutex_unlock(&g->lock);
+	if (rc == 0) {
+		/* release: whoever activates the slot has seen that we know it */
+		atomic_store_explicit(&g->page->known[p->slot], p->inc, memory_order_release);
+		mc_coll_stir(g);
+	}
+	return rc;
 }
 
 int mc_coll_peer_take(struct mc_coll *g, uint32_t slot, uint64_t inc, int *page_fd, int *pid_fd,
@@ -129,23 +164,20 @@ int mc_coll_peer_take(struct mc_coll *g, uint32_t slot, uint64_t inc, int *page_
 	rc = peer_map(g, slot, inc, *page_fd, &p);
 	if (rc < 0)
 		return rc;
-	pthread_mutex_lock(&g->lock);
-	rc = seat(g, p);
-	pthread_mutex_unlock(&g->lock);
+	p->fd = *page_fd;
+	p->pid.fd = *pid_fd;
+	rc = mc_coll_peer_seat(g, p);
 	if (rc != 0) {
+		p->fd = p->pid.fd = -1;
 		mc_coll_peer_free(p);
 		return rc > 0 ? 0 : rc;
 	}
-	p->fd = *page_fd;
 	p->pid = (struct mc_watch){.fd = *pid_fd, .events = EPOLLIN, .on_event = on_death};
 	*page_fd = *pid_fd = -1;
 	rc = mc_loop_watch(g->hub->loop, &p->pid);
 	p->is_watched = rc == 0;
 	if (rc < 0) /* nobody would tell of its death: it counts as one */
 		atomic_store_explicit(&p->is_dead, true, memory_order_release);
-	/* release: whoever activates the slot has seen that we know it */
-	atomic_store_explicit(&g->page->known[slot], inc, memory_order_release);
-	mc_coll_stir(g);
 	return rc;
 }
 
@@ -256,6 +288,20 @@ static uint64_t missing(struct mc_coll *g, uint32_t founders)
 	return out;
 }
 
+/* Over hosts the others call; here they are asked only whether they are there. */
+static int ask_after(struct mc_coll *g, uint32_t slot, const char *const *addrs,
+		     struct mc_diag *diag)
+{
+	uint64_t until_ns = mc_now_ns() + ASK_NS;
+
+	if (!addrs || !addrs[slot])
+		return 0;
+	if (!g->net)
+		return mc_coll_hub_attach(g, slot, addrs[slot], until_ns, diag);
+	mc_diag_set(diag, "rank %u of group %s at %s", slot, g->name, addrs[slot]);
+	return mc_coll_net_ask(addrs[slot], until_ns);
+}
+
 /*
  * Wait for the founders above. One that takes its time is asked, too: where nobody listens any more
  * it will never come.
@@ -279,9 +325,7 @@ static int wait_founders(struct mc_coll *g, uint32_t founders, const char *const
 			mc_diag_set(diag, "group %s: rank %u did not come", g->name, s);
 			return rc;
 		}
-		rc = addrs && addrs[s]
-			 ? mc_coll_hub_attach(g, s, addrs[s], mc_now_ns() + ASK_NS, diag)
-			 : 0;
+		rc = ask_after(g, s, addrs, diag);
 		if (rc == -MC_E_REFUSED || rc == -MC_E_RESET)
 			return -MC_E_PEER_DEAD;
 	}
@@ -316,6 +360,17 @@ static int found(struct mc_coll *g, uint32_t founders, const char *const *addrs,
 	return 0;
 }
 
+/* @return 1: some are on other hosts; 0; -MC_E_INVAL */
+static int is_wide(struct mc_coll *g, const char *const *addrs, struct mc_diag *diag)
+{
+	int rc = 1;
+
+	for (uint32_t s = 0; addrs && s < g->ranks_max && rc > 0; s++)
+		if (s != g->rank && addrs[s])
+			rc = mc_coll_hub_is_near(g->hub, addrs[s], diag);
+	return rc < 0 ? rc : !rc;
+}
+
 static int open_group(struct mc_coll *g, const struct mc_coll_opts *opts, const char *const *addrs,
 		      struct mc_diag *diag)
 {
@@ -325,10 +380,21 @@ static int open_group(struct mc_coll *g, const struct mc_coll_opts *opts, const 
 	g->inc |= 1;
 	if (rc == 0)
 		rc = memory_make(g);
-	if (rc == 0 && !g->is_joiner && g->rank == 0)
+	if (rc == 0)
+		rc = is_wide(g, addrs, diag);
+	if (rc > 0 && g->is_joiner) {
+		mc_diag_set(diag, "group %s goes over hosts, and takes no rank in later", g->name);
+		return -MC_E_UNSUPPORTED;
+	}
+	if (rc > 0)
+		rc = mc_coll_net_open(g);
+	/* Over hosts everyone has a board, and they are told the same. */
+	if (rc == 0 && (g->net || (!g->is_joiner && g->rank == 0)))
 		rc = board_make(g);
 	if (rc < 0) {
-		mc_diag_set(diag, "shared memory of group %s: %s", g->name, mc_err_text(rc));
+		if (rc != -MC_E_INVAL)
+			mc_diag_set(diag, "shared memory of group %s: %s", g->name,
+				    mc_err_text(rc));
 		return rc;
 	}
 	mc_coll_hub_add(g->hub, g);
@@ -385,6 +451,8 @@ void mc_coll_leave(struct mc_coll *g)
 {
 	if (!g->page)
 		return;
+	if (g->net)
+		mc_coll_net_leave(g);
 	/* release: the last word, before it counts as final */
 	atomic_store_explicit(&g->page->state, MC_COLL_LEFT, memory_order_release);
 	atomic_fetch_add_explicit(&g->page->bell, 1, memory_order_release);
@@ -411,11 +479,14 @@ void mc_coll_close(struct mc_coll *g)
 		mc_coll_queue_close(g);
 		mc_coll_mail_close(g);
 		mc_coll_leave(g);
+		if (g->net)
+			mc_coll_net_drain(g);
 		mc_coll_rest_stop(g);
 		mc_coll_hub_del(g->hub, g);
 	}
 	mc_list_each (p, &g->peers, link)
 		mc_coll_peer_free(p);
+	mc_coll_net_close(g);
 	mc_coll_shmem_unmap(atomic_load_explicit(&g->board, memory_order_relaxed),
 			    MC_COLL_BOARD_LEN);
 	mc_coll_shmem_unmap(g->page, MC_COLL_PAGE_LEN);
@@ -456,12 +527,12 @@ static bool is_ready(const struct mc_coll *g, uint32_t slot)
 {
 	const struct mc_coll_peer *p = g->next[slot] ? g->next[slot] : g->cur[slot];
 
-	return p && !mc_coll_peer_is_gone(p);
+	return p && !mc_coll_peer_is_lost(p);
 }
 
 static bool is_gone(const struct mc_coll *g, uint32_t slot)
 {
-	return g->cur[slot] && mc_coll_peer_is_gone(g->cur[slot]) && !is_ready(g, slot);
+	return g->cur[slot] && mc_coll_peer_is_lost(g->cur[slot]) && !is_ready(g, slot);
 }
 
 uint64_t mc_coll_ready(struct mc_coll *g)

@@ -4,7 +4,7 @@
  * tells when the process is dead, in whatever pid namespace it is.
  *
  * A call for a group that is not open here yet is held until it is. Only processes of the same user
- * (or root) are answered.
+ * (or root) are answered. Ranks of other hosts call a port (net_port.c).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,16 +15,16 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/opt.h"
 #include "base/rand.h"
 #include "base/str.h"
-#include "coll/priv.h"
+#include "coll/net.h"
 #include "coll/shmem.h"
 
 #define METHOD_ATTACH 0x0c01
 #define ATTACH_VERSION 1u
 #define HELD_MAX 4096u
-#define SOCKET_MAX 64
-#define HOST_MAX 96
+#define ADDRESS_PARTS 4
 
 /* Both ends are on one machine: the struct as it is. With page and pid descriptors, and in answers
  * the board's if there is one. */
@@ -42,7 +42,7 @@ struct held_attach {
 	int page_fd, pid_fd;
 };
 
-/* ---- addresses: "mc-coll-1|host|@socket" ---- */
+/* ---- addresses: "mc-coll-2|host|@socket|ip:port" ---- */
 
 static int read_line(const char *path, char *buf, size_t cap)
 {
@@ -73,21 +73,52 @@ static int host_text(char *buf, size_t cap)
 	return 0;
 }
 
-static int address_parse(const char *text, char host[HOST_MAX], char sock[SOCKET_MAX],
+static int address_parse(const char *text, struct mc_view parts[ADDRESS_PARTS],
 			 struct mc_diag *diag)
 {
-	static const char head[] = "mc-coll-1|";
-	const char *at = text + sizeof(head) - 1, *bar;
+	int n = mc_str_split(text, '|', parts, ADDRESS_PARTS);
 
-	bar = strncmp(text, head, sizeof(head) - 1) == 0 ? strchr(at, '|') : NULL;
-	if (!bar || bar == at || (size_t)(bar - at) >= HOST_MAX || bar[1] != '@' ||
-	    strlen(bar + 1) >= SOCKET_MAX) {
+	if (n != ADDRESS_PARTS || !mc_view_is(parts[0], "mc-coll-2") || parts[1].len == 0 ||
+	    parts[1].len >= MC_COLL_HOST_MAX || parts[2].len < 2 || parts[2].at[0] != '@' ||
+	    parts[2].len >= MC_COLL_ID_MAX || parts[3].len == 0 ||
+	    parts[3].len >= MC_ADDR_TEXT_MAX) {
 		mc_diag_set(diag, "\"%.80s\" is no address of a hub", text);
 		return -MC_E_INVAL;
 	}
-	memcpy(host, at, (size_t)(bar - at));
-	host[bar - at] = '\0';
-	return mc_strlcpy(sock, SOCKET_MAX, bar + 1);
+	return 0;
+}
+
+static void part_copy(char *to, struct mc_view part)
+{
+	memcpy(to, part.at, part.len);
+	to[part.len] = '\0';
+}
+
+int mc_coll_hub_is_near(const struct mc_coll_hub *hub, const char *address, struct mc_diag *diag)
+{
+	struct mc_view parts[ADDRESS_PARTS];
+	int rc = address_parse(address, parts, diag);
+
+	return rc < 0 ? rc : mc_view_is(parts[1], hub->host);
+}
+
+int mc_coll_address_net(const char *address, struct mc_addr *ret_at,
+			char ret_hub[MC_COLL_HUB_ID_MAX], struct mc_diag *diag)
+{
+	struct mc_view parts[ADDRESS_PARTS];
+	char text[MC_ADDR_TEXT_MAX];
+	int rc = address_parse(address, parts, diag);
+
+	if (rc < 0)
+		return rc;
+	part_copy(text, parts[3]);
+	rc = mc_addr_parse(text, 0, ret_at);
+	if (rc < 0 || mc_addr_port(ret_at) == 0) {
+		mc_diag_set(diag, "\"%s\" is no address of a port", text);
+		return -MC_E_INVAL;
+	}
+	part_copy(ret_hub, parts[2]);
+	return 0;
 }
 
 /* ---- serving ---- */
@@ -124,8 +155,10 @@ static void serve(struct mc_coll *g, struct held_attach *h)
 	int fds[3] = {g->fd, g->hub->pidfd, g->board_fd};
 	int none = -1, rc = 0;
 
-	if (h->ask.ranks_max != g->ranks_max || h->ask.scratch_max != g->scratch_max ||
-	    h->ask.to_slot != g->rank)
+	if (g->net)
+		rc = -MC_E_UNSUPPORTED; /* it goes over hosts: call its port */
+	else if (h->ask.ranks_max != g->ranks_max || h->ask.scratch_max != g->scratch_max ||
+		 h->ask.to_slot != g->rank)
 		rc = -MC_E_INVAL;
 	if (rc == 0)
 		rc = mc_coll_peer_take(g, h->ask.slot, h->ask.inc, &h->page_fd, &h->pid_fd, &none);
@@ -219,6 +252,8 @@ static void add_on_loop(void *arg)
 		serve(a->g, h);
 		held_free(h);
 	}
+	if (a->g->net)
+		mc_coll_port_admit(a->hub, a->g);
 }
 
 void mc_coll_hub_add(struct mc_coll_hub *hub, struct mc_coll *g)
@@ -234,6 +269,8 @@ static void del_on_loop(void *arg)
 	struct mc_coll_peer *p;
 
 	mc_list_del(&a->g->hub_link);
+	if (a->g->net)
+		mc_coll_net_stop(a->g);
 	mc_list_each (p, &a->g->peers, link) {
 		if (p->is_watched)
 			mc_loop_unwatch(a->hub->loop, &p->pid);
@@ -328,24 +365,20 @@ static int ask(struct mc_coll *g, uint32_t slot, const struct mc_addr *to, uint6
 int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, uint64_t deadline_ns,
 		       struct mc_diag *diag)
 {
-	char host[HOST_MAX], own[HOST_MAX], sock[SOCKET_MAX];
+	struct mc_view parts[ADDRESS_PARTS];
+	char sock[MC_COLL_ID_MAX];
 	struct mc_addr to;
-	int rc = address_parse(address, host, sock, diag);
+	int rc;
 
-	if (rc == 0)
-		rc = mc_addr_unix(sock, &to);
-	if (rc == 0)
-		rc = host_text(own, sizeof(own));
+	if (g->net)
+		return mc_coll_net_attach(g, slot, address, deadline_ns, diag);
+	rc = address_parse(address, parts, diag);
 	if (rc < 0)
 		return rc;
-	if (strcmp(host, own) != 0) {
-		mc_diag_set(
-		    diag,
-		    "rank %u is on another host or in another network namespace (%s, here %s)",
-		    slot, host, own);
-		return -MC_E_UNSUPPORTED;
-	}
-	rc = ask(g, slot, &to, deadline_ns);
+	part_copy(sock, parts[2]);
+	rc = mc_addr_unix(sock, &to);
+	if (rc == 0)
+		rc = ask(g, slot, &to, deadline_ns);
 	if (rc < 0)
 		mc_diag_set(diag, "rank %u of group %s at %s: %s", slot, g->name, sock,
 			    mc_err_text(rc));
@@ -354,23 +387,62 @@ int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, ui
 
 /* ---- life ---- */
 
-static int address_make(struct mc_coll_hub *hub, char sock[SOCKET_MAX])
-{
-	char host[HOST_MAX];
-	uint8_t id[12];
-	int rc, n;
+struct conf {
+	char host[MC_COLL_HOST_MAX], ip[MC_ADDR_TEXT_MAX];
+	int64_t silent_s;
+};
 
-	rc = host_text(host, sizeof(host));
+static const struct mc_opt rows[] = {
+    MC_OPT_STR(struct conf, host, "MC_COLL_HOST", "",
+	       "process groups: name of this host; unset: boot id and network namespace. Processes "
+	       "with equal names share memory"),
+    MC_OPT_STR(
+	struct conf, ip, "MC_COLL_IP", "",
+	"process groups: IP address at which ranks of other hosts reach this process; unset: "
+	"the first interface's"),
+    MC_OPT_INT(struct conf, silent_s, "MC_COLL_SILENT", "10", 1, 86400,
+	       "process groups: seconds without any answer after which a host counts as silent"),
+};
+
+static void conf_load(struct conf *conf, const struct mc_coll_hub_opts *opts)
+{
+	(void)mc_opt_load_env(rows, MC_ARRAY_LEN(rows), conf, NULL); /* complaints are logged */
+	if (!opts)
+		return;
+	if (opts->host)
+		(void)mc_strlcpy(conf->host, sizeof(conf->host), opts->host);
+	if (opts->ip)
+		(void)mc_strlcpy(conf->ip, sizeof(conf->ip), opts->ip);
+}
+
+static int names_make(struct mc_coll_hub *hub, const struct conf *conf)
+{
+	char own[MC_COLL_HOST_MAX];
+	uint8_t id[12];
+	int rc = host_text(own, sizeof(own)), n;
+
+	if (rc == 0)
+		rc = mc_rand_bytes(id, sizeof(id));
 	if (rc < 0)
 		return rc;
-	rc = mc_rand_bytes(id, sizeof(id));
-	if (rc < 0)
-		return rc;
-	n = snprintf(sock, SOCKET_MAX, "@mooncake-coll-");
+	/* Another name is another host, but one name on two hosts is none. */
+	n = snprintf(hub->host, sizeof(hub->host), "%s%s%s", own, conf->host[0] ? "." : "",
+		     conf->host);
+	if (n < 0 || (size_t)n >= sizeof(hub->host) || strchr(hub->host, '|'))
+		return -MC_E_INVAL;
+	n = snprintf(hub->id, sizeof(hub->id), "@mooncake-coll-");
 	for (size_t i = 0; i < sizeof(id); i++)
-		n += snprintf(sock + n, SOCKET_MAX - (size_t)n, "%02x", id[i]);
-	(void)snprintf(hub->address, sizeof(hub->address), "mc-coll-1|%s|%s", host, sock);
+		n += snprintf(hub->id + n, sizeof(hub->id) - (size_t)n, "%02x", id[i]);
 	return 0;
+}
+
+static int address_make(struct mc_coll_hub *hub)
+{
+	char at[MC_ADDR_TEXT_MAX];
+	int n = snprintf(hub->address, sizeof(hub->address), "mc-coll-2|%s|%s|%s", hub->host,
+			 hub->id, mc_addr_format(&hub->port->at, at));
+
+	return n < 0 || (size_t)n >= sizeof(hub->address) ? -MC_E_INVAL : 0;
 }
 
 static int listen_at(struct mc_coll_hub *hub, const char *sock)
@@ -388,14 +460,20 @@ static int listen_at(struct mc_coll_hub *hub, const char *sock)
 	return rc < 0 ? rc : mc_loop_start(hub->loop);
 }
 
-int mc_coll_hub_open(struct mc_diag *diag, struct mc_coll_hub **ret_hub)
+int mc_coll_hub_open(const struct mc_coll_hub_opts *opts, struct mc_diag *diag,
+		     struct mc_coll_hub **ret_hub)
 {
-	struct mc_coll_hub *hub = mc_calloc(1, sizeof(*hub));
-	char sock[SOCKET_MAX];
+	struct mc_coll_hub *hub;
+	struct conf conf;
 	int rc;
 
+	if (opts && opts->size != sizeof(*opts))
+		return -MC_E_INVAL;
+	hub = mc_calloc(1, sizeof(*hub));
 	if (!hub)
 		return -MC_E_NOMEM;
+	conf_load(&conf, opts);
+	hub->silent_ns = (uint64_t)conf.silent_s * MC_NS_PER_S;
 	mc_list_init(&hub->groups);
 	mc_list_init(&hub->held);
 	hub->fork_gen = mc_fork_gen();
@@ -408,9 +486,13 @@ int mc_coll_hub_open(struct mc_diag *diag, struct mc_coll_hub **ret_hub)
 	}
 	rc = mc_loop_open("mc-coll", &mc_clock_real, &hub->loop);
 	if (rc == 0)
-		rc = address_make(hub, sock);
+		rc = names_make(hub, &conf);
 	if (rc == 0)
-		rc = listen_at(hub, sock);
+		rc = mc_coll_port_open(hub, conf.ip, diag);
+	if (rc == 0)
+		rc = address_make(hub);
+	if (rc == 0)
+		rc = listen_at(hub, hub->id);
 	if (rc < 0)
 		goto fail;
 	*ret_hub = hub;
@@ -431,6 +513,11 @@ static void refuse_held(void *arg)
 	}
 }
 
+static void port_close(void *arg)
+{
+	mc_coll_port_close(arg);
+}
+
 void mc_coll_hub_close(struct mc_coll_hub *hub)
 {
 	if (!hub)
@@ -438,6 +525,10 @@ void mc_coll_hub_close(struct mc_coll_hub *hub)
 	if (hub->server)
 		mc_loop_call(hub->loop, refuse_held, hub);
 	mc_rpc_server_close(hub->server);
+	if (hub->server)
+		mc_loop_call(hub->loop, port_close, hub);
+	else
+		mc_coll_port_close(hub);
 	mc_loop_close(hub->loop);
 	mc_fd_close(&hub->pidfd);
 	mc_free(hub);

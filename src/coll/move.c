@@ -25,6 +25,7 @@ static int wanted(struct mc_coll_round *r, unsigned slot, uint64_t want, uint64_
 		    "operation %llu of group %s: rank %u sends %llu bytes, rank %u takes %llu",
 		    (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), g->name, slot,
 		    (unsigned long long)len, g->rank, (unsigned long long)want);
+		r->has_read_area = true; /* the others are told when this is over */
 		return -MC_E_INVAL;
 	}
 	*ret_at = at;
@@ -112,10 +113,58 @@ static int take_all(struct mc_coll_round *r)
 	return kept;
 }
 
-static int take_root(struct mc_coll_round *r)
+/* Over hosts: whose input does not count after all is not in the result. */
+static int confirm_all(struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+	unsigned q;
+	int rc;
+
+	while ((rc = mc_coll_round_confirm(r)) == MC_COLL_AGAIN) {
+		mc_coll_each(q, r->ranks & ~MC_COLL_BIT(r->g->rank))
+		{
+			rc = mc_coll_round_wait(r, q, UINT32_MAX);
+			if (rc < 0)
+				return rc;
+			if (rc != MC_COLL_GONE)
+				continue;
+			r->ranks &= ~MC_COLL_BIT(q);
+			if (op->nout > q)
+				zero(r, &op->out[q]);
+		}
+	}
+	return rc;
+}
+
+static int take_everyone(struct mc_coll_round *r)
+{
+	int kept = take_all(r), rc;
+
+	if (kept < 0 && kept != -MC_E_INVAL)
+		return kept;
+	rc = confirm_all(r);
+	return rc < 0 ? rc : kept;
+}
+
+static int take_from_root(struct mc_coll_round *r)
 {
 	const struct mc_coll_op *op = r->op;
 	int rc = take(r, op->root, &op->out[0]);
+
+	if (rc == 0)
+		rc = mc_coll_round_confirm(r);
+	while (rc == MC_COLL_AGAIN) {
+		rc = mc_coll_round_wait(r, op->root, UINT32_MAX);
+		if (rc == MC_COLL_THERE)
+			rc = mc_coll_round_confirm(r);
+	}
+	return rc;
+}
+
+static int take_root(struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+	int rc = take_from_root(r);
 
 	if (rc != MC_COLL_GONE)
 		return rc;
@@ -123,6 +172,14 @@ static int take_root(struct mc_coll_round *r)
 	mc_coll_say(r->g, "rank %u, the root of operation %llu of group %s, is gone", op->root,
 		    (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), r->g->name);
 	return -MC_E_PEER_DEAD;
+}
+
+/* This rank only gives. */
+static int give(struct mc_coll_round *r)
+{
+	int rc = mc_coll_round_confirm(r);
+
+	return rc < 0 ? rc : 0;
 }
 
 int mc_coll_move_round(struct mc_coll_round *r)
@@ -136,24 +193,24 @@ int mc_coll_move_round(struct mc_coll_round *r)
 		return take_all(r);
 	case MC_COLL_ALL_GATHER:
 		copy_own(r, &op->in[0], &op->out[me]);
-		return take_all(r);
+		return take_everyone(r);
 	case MC_COLL_GATHER:
 		if (op->root != me)
-			return 0;
+			return give(r);
 		copy_own(r, &op->in[0], &op->out[me]);
-		return take_all(r);
+		return take_everyone(r);
 	case MC_COLL_ALL_TO_ALL:
 		copy_own(r, &op->in[me], &op->out[me]);
-		return take_all(r);
+		return take_everyone(r);
 	case MC_COLL_BROADCAST:
 		if (op->root != me)
 			return take_root(r);
 		copy_own(r, &op->in[0], &op->out[0]);
-		return 0;
+		return give(r);
 	default: /* scatter */
 		if (op->root != me)
 			return take_root(r);
 		copy_own(r, &op->in[me], &op->out[0]);
-		return 0;
+		return give(r);
 	}
 }

@@ -3,7 +3,7 @@
  * between two rounds asks for it.
  */
 #include "base/clock.h"
-#include "coll/priv.h"
+#include "coll/net.h"
 
 #define COUNT_MAX (1ull << 44) /* elements of a part */
 
@@ -202,6 +202,9 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 		mc_coll_count_cores(g, g->crowd_of = active);
 	if (rc == 0)
 		rc = pass(&r, &round, elems, &ranks);
+	/* What this rank showed must not depend on its next call. */
+	if (g->net && (rc == 0 || rc == -MC_E_INVAL || rc == -MC_E_PEER_DEAD))
+		rc = mc_coll_net_flush(g, r.deadline_ns) < 0 ? -MC_E_TIMEDOUT : rc;
 	if (rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED || rc == -MC_E_NOMEM)
 		g->broken = rc;
 	/* What we owe the others in the middle of an operation they can do without us. */

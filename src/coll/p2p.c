@@ -475,6 +475,11 @@ static int post(struct mc_coll *g, bool is_send, uint32_t peer, uint64_t tag, vo
 	}
 	if (len && !addr)
 		return -MC_E_INVAL;
+	if (g->net) {
+		mc_coll_say(g, "no messages yet in group %s, whose ranks are on several hosts",
+			    g->name);
+		return -MC_E_UNSUPPORTED;
+	}
 	m = mc_calloc(1, sizeof(*m));
 	if (!m)
 		return -MC_E_NOMEM;

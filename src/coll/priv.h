@@ -25,11 +25,18 @@
 
 /* ---- hub.c: one a process ---- */
 
+#define MC_COLL_HOST_MAX 96
+#define MC_COLL_ID_MAX 64
+
 struct mc_coll_hub {
 	struct mc_loop *loop;
 	struct mc_rpc_server *server;
 	uint64_t fork_gen;
-	int pidfd; /* this process's own, for the others */
+	int pidfd;		     /* this process's own, for the others */
+	char host[MC_COLL_HOST_MAX]; /* who has the same shares memory with us */
+	char id[MC_COLL_ID_MAX];     /* of the hub, random: the name of its unix socket */
+	struct mc_coll_port *port;   /* net_port.c: for ranks of other hosts */
+	uint64_t silent_ns;
 	char address[MC_COLL_ADDR_MAX + 1];
 
 	/* the loop's */
@@ -53,12 +60,15 @@ struct mc_coll_peer {
 	/* the operation's thread */
 	uint8_t *area;
 	uint64_t area_len;
+	struct mc_coll_wire *wire; /* net.h: it is reached over sockets, which fill its page here */
 };
 
 /** Show the group to the other ranks, and answer those that already asked. Not on a loop. */
 void mc_coll_hub_add(struct mc_coll_hub *hub, struct mc_coll *g);
 /** No call for it is answered any more, no death of a peer watched. Not on a loop. */
 void mc_coll_hub_del(struct mc_coll_hub *hub, struct mc_coll *g);
+/** Are these ranks on one host? @return 0: no; 1; -MC_E_INVAL */
+int mc_coll_hub_is_near(const struct mc_coll_hub *hub, const char *address, struct mc_diag *diag);
 /** Ask the rank in `slot` at `address` for its page, give it ours, keep it in the group.
  * @return 0; -MC_E_TIMEDOUT; -MC_E_REFUSED (nobody there); … */
 int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, uint64_t deadline_ns,
@@ -110,6 +120,7 @@ struct mc_coll {
 
 	struct mc_coll_queue *queue; /* queue.c; NULL until the first asynchronous operation */
 	struct mc_coll_mail *mail;   /* p2p.c */
+	struct mc_coll_net *net;     /* net.h; NULL: all ranks are on this host */
 };
 
 /** Take over descriptors that a rank sent: map, watch, put into next[]. On the loop.
@@ -117,6 +128,13 @@ struct mc_coll {
  * @return 0; -MC_E_EXIST (a living process has the slot); -MC_E_PROTO; -MC_E_INVAL */
 int mc_coll_peer_take(struct mc_coll *g, uint32_t slot, uint64_t inc, int *page_fd, int *pid_fd,
 		      int *board_fd);
+/** Into next[], known to the others; on the loop. @return 0; 1: this incarnation has it already;
+ * -MC_E_EXIST */
+int mc_coll_peer_seat(struct mc_coll *g, struct mc_coll_peer *p);
+/** Could this incarnation be seated? @return as mc_coll_peer_seat() */
+int mc_coll_seat_check(struct mc_coll *g, uint32_t slot, uint64_t inc);
+/** It is gone, or its host said so though how far it got is not agreed on yet. */
+bool mc_coll_peer_is_lost(const struct mc_coll_peer *p);
 /** Unmap and forget. Not watched any more, used by nobody. */
 void mc_coll_peer_free(struct mc_coll_peer *p);
 /** Its word is final: the process is dead, or has left. Look at the word again after this. */
@@ -214,6 +232,8 @@ void mc_coll_rest_stop(struct mc_coll *g);
  * it on. @return 0; -MC_E_STALE (this rank is not active in it); -MC_E_TIMEDOUT; -MC_E_CANCELED */
 int mc_coll_view_enter(struct mc_coll *g, uint64_t deadline_ns);
 void mc_coll_view_lose(struct mc_coll *g, uint64_t gone);
+/** The last that was written down; NULL: none yet. */
+const struct mc_coll_change *mc_coll_last_change(struct mc_coll *g);
 
 /* ---- round.c: what one rank shows to all, once ---- */
 
@@ -256,6 +276,12 @@ const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot);
 uint64_t mc_coll_round_part(const struct mc_coll_round *r, const struct mc_coll_part *part,
 			    uint8_t **ret_at);
 void mc_coll_round_end(struct mc_coll_round *r);
+/**
+ * Over hosts, before the end of a round in which somebody shows much: everyone who lives has all of
+ * it, so that a death cannot take it from anyone.
+ * @return 0; MC_COLL_AGAIN: somebody's input does not count, look again who; an error
+ */
+int mc_coll_round_confirm(struct mc_coll_round *r);
 
 /* ---- the operations: from begin to end of a round. @return 0; an error, the same on all ---- */
 

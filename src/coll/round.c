@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "coll/priv.h"
+#include "coll/net.h"
 #include "coll/shmem.h"
 
 static bool is_root_only(enum mc_coll_kind kind)
@@ -91,7 +91,7 @@ static int area_need(struct mc_coll *g, uint64_t len)
 /* Where results of shares go: behind the input, so that one mapping has both. */
 static uint64_t area_bytes(const struct mc_coll_round *r)
 {
-	return r->op->kind == MC_COLL_ALL_REDUCE ? 2 * r->len : r->len;
+	return r->op->kind == MC_COLL_ALL_REDUCE && !r->g->net ? 2 * r->len : r->len;
 }
 
 static int place(struct mc_coll_round *r)
@@ -167,7 +167,7 @@ int mc_coll_round_begin(struct mc_coll_round *r)
 	int rc;
 
 	r->active = r->ranks = atomic_load_explicit(&r->g->active, memory_order_relaxed);
-	r->parity = (r->seq >> MC_COLL_ROUND_BITS ^ r->seq) & 1;
+	r->parity = mc_coll_parity(r->seq);
 	r->npublished = 0;
 	r->has_read_area = false;
 	r->part = 0;
@@ -220,6 +220,7 @@ static int differ(struct mc_coll_round *r, unsigned slot, const struct mc_coll_c
 	char text[2][96];
 	const struct mc_coll_call *calls[2] = {a, b};
 
+	r->has_read_area = true; /* the others are told when this is over */
 	for (int i = 0; i < 2; i++) {
 		const struct mc_coll_call *c = calls[i];
 
@@ -292,4 +293,67 @@ void mc_coll_round_end(struct mc_coll_round *r)
 {
 	if (r->len > MC_COLL_SMALL || r->rounds > 1 || r->has_read_area)
 		mc_coll_post(r->g, mc_coll_word(r->seq, MC_COLL_STEP_DONE));
+}
+
+/* Somebody shows more than what is kept for the others. */
+static bool is_large(const struct mc_coll_round *r)
+{
+	unsigned q;
+
+	if (r->len > MC_COLL_SMALL)
+		return true;
+	mc_coll_each(q, r->ranks & ~MC_COLL_BIT(r->g->rank))
+	{
+		if (r->g->cur[q]->page->call[r->parity].len > MC_COLL_SMALL)
+			return true;
+	}
+	return false;
+}
+
+/* Whoever reads has it. @return 0; MC_COLL_AGAIN */
+static int wait_have(struct mc_coll_round *r, uint64_t readers)
+{
+	uint64_t givers = is_root_only(r->op->kind) ? MC_COLL_BIT(r->op->root) : r->ranks;
+	unsigned q;
+	int rc;
+
+	mc_coll_each(q, readers & r->active & ~MC_COLL_BIT(r->g->rank))
+	{
+		rc = mc_coll_wait_word(r->g, q, mc_coll_word(r->seq, MC_COLL_STEP_HAVE),
+				       r->deadline_ns);
+		if (rc < 0)
+			return rc;
+		/* One that left after it had shown everything is still in. */
+		if (rc == MC_COLL_GONE && givers & MC_COLL_BIT(q) &&
+		    mc_coll_round_wait(r, q, UINT32_MAX) != MC_COLL_THERE)
+			return MC_COLL_AGAIN;
+	}
+	return 0;
+}
+
+int mc_coll_round_confirm(struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+	uint64_t readers = UINT64_MAX;
+	int rc;
+
+	if (!r->g->net || op->kind == MC_COLL_BARRIER)
+		return 0;
+	if (op->kind == MC_COLL_GATHER || op->kind == MC_COLL_REDUCE) {
+		/* The root has nobody to wait for, the others only for the root. */
+		if (op->root != r->g->rank && r->len <= MC_COLL_SMALL)
+			return 0;
+		readers = op->root == r->g->rank ? 0 : MC_COLL_BIT(op->root);
+	} else if (!is_large(r)) {
+		return 0;
+	}
+	mc_coll_post(r->g, mc_coll_word(r->seq, MC_COLL_STEP_HAVE));
+	rc = wait_have(r, readers);
+	if (rc == 0 && readers == UINT64_MAX) {
+		/* What was being agreed on meanwhile may have taken somebody's input away. */
+		rc = mc_coll_net_settle(r->g, r->deadline_ns);
+		if (rc == 0)
+			rc = wait_have(r, readers);
+	}
+	return rc;
 }

@@ -191,15 +191,15 @@ static int run(struct sum *s)
 	uint32_t nsteps = r->nchunks + (s->results ? 1 : 0), chunk = 0;
 	int rc;
 
-	while (chunk < nsteps) {
+	for (;;) {
 		/* One chunk ahead of what is reduced. */
 		while (r->npublished < mc_min(chunk + 2, r->nchunks))
 			mc_coll_round_publish(r);
-		rc = step(s, chunk);
-		if (rc == 0) {
-			chunk++;
+		rc = chunk < nsteps ? step(s, chunk) : mc_coll_round_confirm(r);
+		if (rc == 0 && chunk++ < nsteps)
 			continue;
-		}
+		if (rc == 0)
+			return 0;
 		if (rc < 0)
 			return rc;
 		/* Others may wait for the rest of our input before they begin again, too. */
@@ -212,7 +212,6 @@ static int run(struct sum *s)
 			chunk = 0;
 		}
 	}
-	return 0;
 }
 
 int mc_coll_reduce_round(struct mc_coll_round *r)
@@ -229,7 +228,8 @@ int mc_coll_reduce_round(struct mc_coll_round *r)
 	}
 	if (op->nout > 0)
 		s.out_len = mc_coll_round_part(r, &op->out[0], &s.out);
-	if (op->kind == MC_COLL_ALL_REDUCE && r->len > MC_COLL_SMALL &&
+	/* Over hosts all bytes go to everyone, who might as well reduce them. */
+	if (op->kind == MC_COLL_ALL_REDUCE && r->len > MC_COLL_SMALL && !g->net &&
 	    __builtin_popcountll(r->active) > 2)
 		s.results = r->base + r->len;
 	restart(&s);
@@ -239,7 +239,8 @@ int mc_coll_reduce_round(struct mc_coll_round *r)
 	}
 	if (op->kind == MC_COLL_REDUCE && op->root != me) {
 		mc_coll_round_publish_all(r);
-		return 0;
+		rc = mc_coll_round_confirm(r);
+		return rc < 0 ? rc : 0;
 	}
 	return run(&s);
 }

@@ -303,6 +303,8 @@ int mc_coll_activate(struct mc_coll *g, uint64_t add, uint64_t drop, uint64_t ti
 		return -MC_E_INVAL;
 	if (mc_fork_is_child(g->fork_gen))
 		return -MC_E_FORKED;
+	if (g->net)
+		return -MC_E_UNSUPPORTED;
 	while (!is_done) {
 		uint32_t bell = atomic_load_explicit(&g->bell, memory_order_acquire);
 
@@ -328,6 +330,14 @@ int mc_coll_activate(struct mc_coll *g, uint64_t add, uint64_t drop, uint64_t ti
 	if (ret_dropped)
 		*ret_dropped = dropped;
 	return 0;
+}
+
+const struct mc_coll_change *mc_coll_last_change(struct mc_coll *g)
+{
+	struct mc_coll_board *b = atomic_load_explicit(&g->board, memory_order_acquire);
+	uint64_t count = atomic_load_explicit(&b->count, memory_order_acquire);
+
+	return count ? &b->log[(count - 1) % MC_COLL_LOG] : NULL;
 }
 
 /* ---- joining ---- */

@@ -7,7 +7,7 @@
 
 #include "base/clock.h"
 #include "base/sync.h"
-#include "coll/priv.h"
+#include "coll/net.h"
 
 #define LOOKS 64	 /* before a clock is read: about a microsecond */
 #define ALONE_NS 20000u	 /* polled for with the core kept, where every rank has its own */
@@ -63,6 +63,8 @@ void mc_coll_post(struct mc_coll *g, uint64_t word)
 	/* release: what was shown is there for whoever acquires the word */
 	atomic_store_explicit(&g->page->word, word, memory_order_release);
 	mc_coll_ring(g->page);
+	if (g->net)
+		mc_coll_net_post(g, word);
 }
 
 void mc_coll_post_shares(struct mc_coll *g, uint64_t shares)
@@ -78,6 +80,8 @@ void mc_coll_stir(struct mc_coll *g)
 
 	atomic_fetch_add_explicit(&g->bell, 1, memory_order_release);
 	mc_futex_wake(&g->bell, UINT32_MAX >> 1);
+	if (g->net)
+		mc_coll_net_wake(g);
 	if (board) {
 		atomic_fetch_add_explicit(&board->bell, 1, memory_order_release);
 		mc_futex_wake_shared(&board->bell, UINT32_MAX >> 1);
@@ -239,7 +243,7 @@ int mc_coll_wait_word(struct mc_coll *g, unsigned slot, uint64_t target, uint64_
 
 	if (!w.p) /* never attached, or lost before it was taken into use */
 		return MC_COLL_GONE;
-	return wait_for(&w, &g->spin);
+	return g->net ? mc_coll_net_wait(g, w.p, target, deadline_ns) : wait_for(&w, &g->spin);
 }
 
 int mc_coll_wait_share(struct mc_coll *g, unsigned slot, uint64_t seq, uint32_t chunks,

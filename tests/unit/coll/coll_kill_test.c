@@ -116,12 +116,13 @@ static void compare(uint32_t ranks, uint64_t victims, uint64_t nops, enum mc_col
 	}
 }
 
-static void trial(uint32_t ranks, uint64_t victims, enum mc_coll_kind kind, uint64_t chunk,
-		  bool is_input)
+static void trial(uint32_t hosts, uint32_t ranks, uint64_t victims, enum mc_coll_kind kind,
+		  uint64_t chunk, bool is_input)
 {
 	struct world *w = world_make(ranks * 100 + victims);
 	pid_t pids[WORLD_MAX];
 
+	w->hosts = hosts;
 	memset(outcomes, 0, sizeof(*outcomes) * WORLD_MAX);
 	atomic_store(&w->note[NOTE_KIND], kind);
 	atomic_store(&w->note[NOTE_VICTIMS], victims);
@@ -152,7 +153,7 @@ a_rank_that_dies_at_any_chunk_of_any_operation_is_in_it_for_all_or_for_none(void
 		for (uint32_t ranks = 2; ranks <= 4; ranks++)
 			for (unsigned c = 0; c < MC_ARRAY_LEN(chunks); c++)
 				for (int in = 0; in < 2; in++, n++)
-					trial(ranks, 1ull << n % ranks, (enum mc_coll_kind)kind,
+					trial(0, ranks, 1ull << n % ranks, (enum mc_coll_kind)kind,
 					      chunks[c], in);
 	print_message("%u deaths\n", n);
 }
@@ -161,8 +162,24 @@ static void each_rank_of_eight_in_turn_and_two_at_once(void **state)
 {
 	(void)state;
 	for (unsigned v = 0; v < 8; v++)
-		trial(8, 1ull << v | (v % 2 ? 1ull << (v + 3) % 8 : 0), MC_COLL_ALL_REDUCE, v % 5,
-		      v % 3 != 0);
+		trial(0, 8, 1ull << v | (v % 2 ? 1ull << (v + 3) % 8 : 0), MC_COLL_ALL_REDUCE,
+		      v % 5, v % 3 != 0);
+}
+
+static void a_death_over_hosts_is_in_every_operation_for_all_or_for_none(void **state)
+{
+	static const uint64_t chunks[] = {0, 2, 4};
+	unsigned n = 0;
+
+	(void)state;
+	for (unsigned kind = MC_COLL_ALL_REDUCE; kind < MC_COLL_KIND_COUNT; kind++)
+		for (uint32_t ranks = 2; ranks <= 4; ranks++)
+			for (unsigned c = 0; c < MC_ARRAY_LEN(chunks); c++, n++)
+				trial(ranks == 4 ? 2 : ranks, ranks, 1ull << n % ranks,
+				      (enum mc_coll_kind)kind, chunks[c], n % 2 == 0);
+	trial(4, 4, 3, MC_COLL_ALL_REDUCE, 2, true);
+	trial(3, 6, 1 << 5 | 1 << 2, MC_COLL_ALL_GATHER, 1, false);
+	print_message("%u deaths\n", n + 4);
 }
 
 static int storm_ops(struct rank *r)
@@ -188,7 +205,7 @@ static int storm_ops(struct rank *r)
 }
 
 /* @return the ranks that were killed before they were through */
-static uint64_t storm(uint32_t ranks, uint64_t seed)
+static uint64_t storm(uint32_t hosts, uint32_t ranks, uint64_t seed)
 {
 	struct world *w = world_make(seed);
 	struct mc_rand rng;
@@ -197,6 +214,7 @@ static uint64_t storm(uint32_t ranks, uint64_t seed)
 	uint32_t at;
 	unsigned n;
 
+	w->hosts = hosts;
 	mc_rand_seed(&rng, seed);
 	memset(outcomes, 0, sizeof(*outcomes) * WORLD_MAX);
 	n = 1 + (unsigned)mc_rand_below(&rng, ranks - 1);
@@ -228,14 +246,15 @@ static uint64_t storm(uint32_t ranks, uint64_t seed)
 static void sigkill_at_any_time_leaves_the_survivors_with_one_story(void **state)
 {
 	const char *asked = getenv("MC_COLL_STORMS");
-	uint64_t seed = mc_now_ns(), n = asked ? strtoull(asked, NULL, 10) : 8, killed = 0;
+	uint64_t seed = mc_now_ns(), n = asked ? strtoull(asked, NULL, 10) : 16, killed = 0;
 	static const uint32_t worlds[] = {2, 3, 4, 8};
 
 	(void)state;
 	print_message("seed %llu\n", (unsigned long long)seed);
 	for (uint64_t i = 0; i < n; i++)
-		killed += (uint64_t)__builtin_popcountll(
-		    storm(worlds[i % MC_ARRAY_LEN(worlds)], seed + i));
+		killed += (uint64_t)__builtin_popcountll(storm(i / 4 % 2 ? 2 + (uint32_t)i % 3 : 0,
+							       worlds[i % MC_ARRAY_LEN(worlds)],
+							       seed + i));
 	print_message("%llu kills in %llu runs\n", (unsigned long long)killed,
 		      (unsigned long long)n);
 	assert_true(killed > 0);
@@ -258,6 +277,7 @@ int main(void)
 	    cmocka_unit_test(
 		a_rank_that_dies_at_any_chunk_of_any_operation_is_in_it_for_all_or_for_none),
 	    cmocka_unit_test(each_rank_of_eight_in_turn_and_two_at_once),
+	    cmocka_unit_test(a_death_over_hosts_is_in_every_operation_for_all_or_for_none),
 	    cmocka_unit_test(sigkill_at_any_time_leaves_the_survivors_with_one_story),
 	};
 

@@ -74,6 +74,16 @@ static void operations_larger_than_the_scratch_are_cut_into_rounds(void **state)
 	world_run(3, 64u << 10, random_ops);
 }
 
+static void random_operations_over_hosts_equal_the_oracle(void **state)
+{
+	(void)state;
+	for (uint32_t ranks = 2; ranks <= 4; ranks++)
+		world_run_on(ranks, ranks, 0, random_ops);
+	/* Two ranks on each of two hosts; and larger than the scratch. */
+	world_run_on(2, 4, 0, random_ops);
+	world_run_on(3, 3, 64u << 10, random_ops);
+}
+
 static int every_type(struct rank *r)
 {
 	uint64_t number = 0;
@@ -124,6 +134,7 @@ static void ranks_that_ask_for_different_things_are_told_which(void **state)
 {
 	(void)state;
 	world_run(3, 0, mismatch);
+	world_run_on(3, 3, 0, mismatch);
 }
 
 static int refused(struct rank *r)
@@ -226,6 +237,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(random_operations_of_every_kind_and_type_equal_the_oracle),
 	    cmocka_unit_test(operations_larger_than_the_scratch_are_cut_into_rounds),
+	    cmocka_unit_test(random_operations_over_hosts_equal_the_oracle),
 	    cmocka_unit_test(every_reduction_of_every_type_in_chunks_and_shares),
 	    cmocka_unit_test(ranks_that_ask_for_different_things_are_told_which),
 	    cmocka_unit_test(wrong_arguments_are_refused_before_anyone_is_told),

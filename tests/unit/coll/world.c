@@ -63,10 +63,17 @@ static void addresses(struct world *w, uint32_t rank, uint32_t ranks, const char
 /* A hub, and its address for the others. */
 static int show(struct world *w, uint32_t rank, struct mc_coll_hub **ret_hub)
 {
+	struct mc_coll_hub_opts opts = {.size = sizeof(opts), .ip = "127.0.0.1"};
 	struct mc_diag diag = {0};
+	char host[16];
 
-	if (mc_coll_hub_open(&diag, ret_hub) < 0)
+	(void)snprintf(host, sizeof(host), "h%u", w->hosts ? rank % w->hosts : 0);
+	if (w->hosts)
+		opts.host = host;
+	if (mc_coll_hub_open(&opts, &diag, ret_hub) < 0) {
+		(void)fprintf(stderr, "rank %u: hub: %s\n", rank, diag.text);
 		return -1;
+	}
 	(void)snprintf(w->addr[rank], sizeof(w->addr[rank]), "%s", mc_coll_hub_address(*ret_hub));
 	atomic_store(&w->has_addr[rank], 1);
 	mc_futex_wake_shared(&w->has_addr[rank], WORLD_MAX);
@@ -171,9 +178,15 @@ int world_reap(pid_t pid)
 
 void world_run(uint32_t ranks, uint64_t scratch_max, int (*fn)(struct rank *r))
 {
+	world_run_on(0, ranks, scratch_max, fn);
+}
+
+void world_run_on(uint32_t hosts, uint32_t ranks, uint64_t scratch_max, int (*fn)(struct rank *r))
+{
 	struct world *w = world_make(1);
 	pid_t pids[WORLD_MAX];
 
+	w->hosts = hosts;
 	for (uint32_t i = 0; i < ranks; i++)
 		pids[i] = world_fork(w, i, ranks, ranks, scratch_max, fn);
 	for (uint32_t i = 0; i < ranks; i++)

@@ -20,6 +20,7 @@ struct world {
 	_Atomic uint64_t note[WORLD_NOTES]; /* the test's own */
 	_Atomic uint32_t ticks;		    /* operations that ended, of all ranks */
 	uint64_t seed;
+	uint32_t hosts; /* rank i is on host i % hosts, which share nothing but loopback; 0: one */
 };
 
 /** A rank in its process. */
@@ -48,6 +49,8 @@ void world_pause(uint64_t ns);
 int world_reap(pid_t pid);
 /** `ranks` founders run fn; all must exit with 0. */
 void world_run(uint32_t ranks, uint64_t scratch_max, int (*fn)(struct rank *r));
+/** The same, spread over hosts. */
+void world_run_on(uint32_t hosts, uint32_t ranks, uint64_t scratch_max, int (*fn)(struct rank *r));
 
 /** What the group's last failed call had to say. Static memory. */
 const char *world_explain(struct rank *r);

@@ -1,0 +1,189 @@
+/*
+ * net.c: what a group over hosts has besides its pages: its peers' connections, the ways to wake
+ * the operation's thread and the loop, its end.
+ */
+#include "coll/net.h"
+
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "coll/shmem.h"
+
+void mc_coll_net_wake(struct mc_coll *g)
+{
+	const uint64_t one = 1;
+
+	/* Full: it wakes anyway. */
+	if (write(g->net->wake_fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+void mc_coll_net_break(struct mc_coll *g, int rc)
+{
+	int none = 0;
+
+	(void)atomic_compare_exchange_strong_explicit(&g->net->broken, &none, rc,
+						      memory_order_acq_rel, memory_order_relaxed);
+	mc_coll_stir(g);
+}
+
+/* ---- the loop's turn ---- */
+
+/* Whoever is waited for too long, or whose connections broke, is asked for a sign of life. */
+static void look_after(struct mc_coll *g, uint64_t late)
+{
+	struct mc_coll_peer *p;
+
+	mc_list_each (p, &g->peers, link) {
+		struct mc_coll_wire *wire = p->wire;
+
+		if (!wire || mc_coll_peer_is_gone(p) ||
+		    atomic_load_explicit(&wire->fate, memory_order_relaxed) != MC_COLL_LIVES)
+			continue;
+		if (late & MC_COLL_BIT(p->slot) ||
+		    atomic_load_explicit(&wire->is_link_down, memory_order_acquire))
+			mc_coll_probe(p);
+	}
+}
+
+static void on_kick(struct mc_task *t)
+{
+	struct mc_coll_net *net = mc_container_of(t, struct mc_coll_net, kick);
+
+	/* acquire: what was to be seen before the kick. Another kick comes for what is after. */
+	(void)atomic_exchange_explicit(&net->is_kicked, false, memory_order_acq_rel);
+	if (net->is_stopped)
+		return;
+	look_after(net->g, atomic_exchange_explicit(&net->late, 0, memory_order_acq_rel));
+	mc_coll_agree_turn(net->g);
+}
+
+void mc_coll_net_kick(struct mc_coll *g)
+{
+	if (!atomic_exchange_explicit(&g->net->is_kicked, true, memory_order_acq_rel))
+		mc_loop_post(g->hub->loop, &g->net->kick);
+}
+
+/* ---- peers ---- */
+
+void mc_coll_wire_free(struct mc_coll_wire *wire)
+{
+	struct mc_coll_out *out;
+
+	if (!wire)
+		return;
+	mc_list_each (out, &wire->outs, link)
+		mc_free(out);
+	mc_fd_close(&wire->data_fd);
+	mc_fd_close(&wire->ctl.fd);
+	mc_free(wire->round_buf);
+	mc_free(wire->ctl_body);
+	mc_free(wire->told);
+	mc_str_fini(&wire->ctl_out);
+	mc_free(wire);
+}
+
+static void *memory(uint64_t len)
+{
+	void *at = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return at == MAP_FAILED ? NULL : at;
+}
+
+/* The page and the rings that it will fill. */
+static int peer_make(struct mc_coll *g, const struct mc_coll_hello *h, struct mc_coll_peer **ret)
+{
+	struct mc_coll_peer *p = mc_calloc(1, sizeof(*p));
+
+	if (!p)
+		return -MC_E_NOMEM;
+	p->coll = g;
+	p->slot = h->slot;
+	p->inc = h->inc;
+	p->fd = p->pid.fd = -1;
+	p->page = memory(MC_COLL_PAGE_LEN);
+	p->rings = memory(MC_COLL_RINGS_LEN);
+	p->wire = mc_calloc(1, sizeof(*p->wire));
+	if (p->wire) {
+		mc_list_init(&p->wire->outs);
+		mc_str_init(&p->wire->ctl_out, MC_COLL_OUT_MAX);
+		p->wire->p = p;
+		p->wire->data_fd = p->wire->ctl.fd = -1;
+		p->wire->round_buf = mc_calloc(1, MC_COLL_ROUND_MAX);
+		(void)mc_strlcpy(p->wire->address, sizeof(p->wire->address), h->address);
+	}
+	if (!p->page || !p->rings || !p->wire || !p->wire->round_buf) {
+		mc_coll_peer_free(p);
+		return -MC_E_NOMEM;
+	}
+	p->page->magic = MC_COLL_MAGIC;
+	p->page->inc = h->inc;
+	p->page->slot = h->slot;
+	p->page->ranks_max = g->ranks_max;
+	*ret = p;
+	return 0;
+}
+
+int mc_coll_net_take(struct mc_coll *g, const struct mc_coll_hello *h, int *data_fd, int *ctl_fd)
+{
+	struct mc_coll_peer *p;
+	int rc = peer_make(g, h, &p);
+
+	if (rc < 0)
+		return rc;
+	p->wire->data_fd = *data_fd;
+	p->wire->ctl.fd = *ctl_fd;
+	rc = mc_coll_peer_seat(g, p);
+	if (rc != 0) {
+		p->wire->data_fd = p->wire->ctl.fd = -1;
+		mc_coll_peer_free(p);
+		return rc > 0 ? 0 : rc;
+	}
+	*data_fd = *ctl_fd = -1;
+	mc_coll_ctl_start(p);
+	return 0;
+}
+
+/* ---- life ---- */
+
+int mc_coll_net_open(struct mc_coll *g)
+{
+	struct mc_coll_net *net = mc_calloc(1, sizeof(*net));
+
+	if (!net)
+		return -MC_E_NOMEM;
+	net->g = g;
+	net->kick.run = on_kick;
+	net->silent_ns = g->hub->silent_ns;
+	pthread_mutex_init(&net->lock, NULL);
+	net->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	g->net = net;
+	return net->wake_fd < 0 ? -MC_E_LIMIT : 0;
+}
+
+void mc_coll_net_stop(struct mc_coll *g)
+{
+	struct mc_coll_peer *p;
+
+	g->net->is_stopped = true;
+	mc_list_each (p, &g->peers, link) {
+		if (!p->wire)
+			continue;
+		mc_coll_ctl_stop(p);
+		mc_coll_probe_stop(p->wire);
+	}
+}
+
+void mc_coll_net_close(struct mc_coll *g)
+{
+	if (!g->net)
+		return;
+	mc_fd_close(&g->net->wake_fd);
+	pthread_mutex_destroy(&g->net->lock);
+	mc_free(g->net);
+	g->net = NULL;
+}

@@ -1,0 +1,217 @@
+/*
+ * net.h: groups over hosts. Each rank keeps, of every other one, a page of its own (struct
+ * mc_coll_page) that the other fills over a connection: what a rank shows in its page it also
+ * sends. So operations run as on one host; only the waiting reads sockets (net_data.c).
+ *
+ * What one host has for nothing has to be agreed on here: how far a dead rank got. Deaths are
+ * proved by the host they happened on (net_probe.c); whoever misses something of a dead rank tells
+ * all others what it has of it, they do the same, and when everyone has told for the same dead all
+ * decide the same (net_agree.c). Changes of membership are two rounds of messages (net_view.c).
+ *
+ * Two connections to each rank: `data`, which the operation's thread drives, and `ctl`, the loop's,
+ * for everything that must not wait behind data.
+ */
+#ifndef MC_COLL_NET_H
+#define MC_COLL_NET_H
+
+#include "base/codec.h"
+#include "base/str.h"
+#include "coll/priv.h"
+
+#define MC_COLL_HUB_ID_MAX 64
+#define MC_COLL_CTL_MAX (4u << 20)  /* bytes of a control frame */
+#define MC_COLL_OUT_MAX (64u << 20) /* bytes of control frames that wait */
+#define MC_COLL_HELLO_LEN 512u
+#define MC_COLL_REPLY_LEN 64u
+
+/* What a connection is for; in its first bytes. */
+enum mc_coll_conn { MC_COLL_CONN_DATA = 1, MC_COLL_CONN_CTL, MC_COLL_CONN_PING };
+
+/** The first bytes of a connection. */
+struct mc_coll_hello {
+	uint32_t kind; /* enum mc_coll_conn */
+	uint32_t slot, to_slot, ranks_max;
+	uint64_t inc, to_inc, scratch_max;
+	char hub[MC_COLL_HUB_ID_MAX]; /* who is called: its hub's random name */
+	char group[MC_COLL_NAME_MAX + 1];
+	char address[MC_COLL_ADDR_MAX + 1]; /* of the caller's hub */
+};
+
+struct mc_coll_reply {
+	int rc;
+	uint32_t slot;
+	uint64_t inc;
+};
+
+/* ---- net_port.c: the hub's door for other hosts ---- */
+
+struct mc_coll_port {
+	struct mc_coll_hub *hub;
+	struct mc_watch listener; /* the loop's */
+	struct mc_addr at;
+	struct mc_list guests; /* the loop's: connections that were not given to a group yet */
+	unsigned nguests;
+};
+
+int mc_coll_port_open(struct mc_coll_hub *hub, const char *ip, struct mc_diag *diag);
+/** On the hub's loop, or after its end. */
+void mc_coll_port_close(struct mc_coll_hub *hub);
+/** On the loop: who waited for this group is let in. */
+void mc_coll_port_admit(struct mc_coll_hub *hub, struct mc_coll *g);
+void mc_coll_hello_write(struct mc_wr *w, const struct mc_coll_hello *h);
+/** @return 0; -MC_E_PROTO; -MC_E_VERSION */
+int mc_coll_hello_read(const uint8_t *bytes, struct mc_coll_hello *ret);
+int mc_coll_reply_read(const uint8_t *bytes, struct mc_coll_reply *ret);
+/** Socket address and hub id of a hub's address. @return 0; -MC_E_INVAL */
+int mc_coll_address_net(const char *address, struct mc_addr *ret_at,
+			char ret_hub[MC_COLL_HUB_ID_MAX], struct mc_diag *diag);
+/** Two connections to the rank in `slot`, introduced; then the peer, in the group. Blocks. */
+int mc_coll_net_attach(struct mc_coll *g, uint32_t slot, const char *address, uint64_t deadline_ns,
+		       struct mc_diag *diag);
+/** Is somebody there? @return 0; -MC_E_REFUSED, -MC_E_TIMEDOUT, … Blocks. */
+int mc_coll_net_ask(const char *address, uint64_t deadline_ns);
+
+/* ---- one peer ---- */
+
+/** A frame that did not fit into the socket. */
+struct mc_coll_out {
+	struct mc_list link;
+	uint64_t len, sent; /* of head and body together */
+	uint64_t head_len;
+	const uint8_t *body; /* of the rank's own page or area, or own[] */
+	uint8_t head[];
+};
+
+enum mc_coll_fate {
+	MC_COLL_LIVES = 0,
+	MC_COLL_SILENT, /* its host does not answer */
+	MC_COLL_DEAD,	/* its host says so */
+};
+
+/** What one rank told of a dead one. Or what this rank has of it. */
+struct mc_coll_word_of {
+	uint32_t slot;
+	uint64_t inc, word;
+	bool is_proved, is_final, is_complete;
+	uint64_t slot_seq[2];
+	const uint8_t *bytes[2]; /* encoded call, parts and small bytes; view of the frame */
+	uint64_t len[2];
+};
+
+#define MC_COLL_TOLD_MAX 256u
+
+/** A rank reached over sockets. */
+struct mc_coll_wire {
+	struct mc_coll_peer *p;
+	char address[MC_COLL_ADDR_MAX + 1];
+	_Atomic int fate;	   /* enum mc_coll_fate, by net_probe.c */
+	_Atomic bool is_link_down; /* a connection is lost; the process may live */
+
+	/* the operation's thread */
+	int data_fd;
+	bool is_data_over;   /* nothing more comes */
+	struct mc_list outs; /* struct mc_coll_out */
+	uint8_t head[64];    /* of the frame that comes */
+	uint32_t head_have;
+	uint8_t *body; /* ROUND: collected; else where the bytes go */
+	uint64_t body_len, body_have;
+	uint8_t *round_buf;
+	uint64_t area_seq; /* the round whose bytes are in the peer's area here */
+
+	/* under net->lock */
+	bool is_cut; /* its word here does not change but by agreement */
+	bool is_decided;
+	uint64_t slot_seq[2];
+	uint8_t *told; /* the last thing it told of the dead; owned */
+	uint64_t told_len;
+
+	/* the loop's */
+	struct mc_watch ctl;
+	bool is_ctl_watched;
+	uint8_t ctl_head[16];
+	uint32_t ctl_head_have;
+	uint8_t *ctl_body;
+	uint64_t ctl_body_have;
+	struct mc_str ctl_out;
+	uint64_t ctl_sent;
+	struct mc_coll_probe *probe;
+};
+
+struct mc_coll_net {
+	struct mc_coll *g;
+	int wake_fd;		 /* eventfd: the operation's thread looks again */
+	_Atomic uint32_t asking; /* slot + 1 that this rank calls just now */
+	_Atomic int broken;	 /* why nothing can run any more */
+	_Atomic bool is_frozen;	 /* dead were told of and not agreed on; changed under `lock` */
+	struct mc_task kick;	 /* tell, probe: on the loop */
+	_Atomic bool is_kicked, is_telling;
+	_Atomic uint64_t late; /* slots that the operation's thread waits for too long */
+	bool is_stopped;       /* the loop's */
+	uint64_t silent_ns;
+	pthread_mutex_t lock; /* words of peers that are cut, told[]; after g->lock */
+};
+
+int mc_coll_net_open(struct mc_coll *g);
+/** On the loop: nothing of it runs any more. */
+void mc_coll_net_stop(struct mc_coll *g);
+void mc_coll_net_close(struct mc_coll *g);
+/** A peer with its two connections; takes them over on success. On the loop. @return 0;
+ * -MC_E_EXIST; -MC_E_NOMEM; … */
+int mc_coll_net_take(struct mc_coll *g, const struct mc_coll_hello *h, int *data_fd, int *ctl_fd);
+void mc_coll_wire_free(struct mc_coll_wire *wire);
+/** The operation's thread looks again. Any thread. */
+void mc_coll_net_wake(struct mc_coll *g);
+/** The loop looks after the group. Any thread. */
+void mc_coll_net_kick(struct mc_coll *g);
+void mc_coll_net_break(struct mc_coll *g, int rc);
+
+/* ---- net_data.c ---- */
+
+/** The word of this rank has changed: send what is new with it. The operation's thread. */
+void mc_coll_net_post(struct mc_coll *g, uint64_t word);
+/** As mc_coll_wait_word() for a peer that is reached over sockets. */
+int mc_coll_net_wait(struct mc_coll *g, struct mc_coll_peer *p, uint64_t target,
+		     uint64_t deadline_ns);
+/** All that was shown is on its way. @return 0; -MC_E_TIMEDOUT; -MC_E_CANCELED */
+int mc_coll_net_flush(struct mc_coll *g, uint64_t deadline_ns);
+/** Tell the others that this rank leaves. No operation runs. */
+void mc_coll_net_leave(struct mc_coll *g);
+/** After that: until the others' kernels have what was sent, or a moment has passed. */
+void mc_coll_net_drain(struct mc_coll *g);
+/** Wait until nothing is being agreed on. */
+int mc_coll_net_settle(struct mc_coll *g, uint64_t deadline_ns);
+
+/* The small content of a page in one parity: call, parts, bytes. */
+#define MC_COLL_ROUND_MAX (64u + 8u * MC_COLL_RANKS_MAX + MC_COLL_SMALL)
+void mc_coll_content_write(struct mc_wr *w, const struct mc_coll_page *page, unsigned parity,
+			   uint32_t ranks_max);
+/** Checked, then into the page. @return 0; -MC_E_PROTO */
+int mc_coll_content_read(struct mc_coll_page *page, unsigned parity, const uint8_t *bytes,
+			 uint64_t len, uint32_t ranks_max, uint64_t scratch_max);
+
+/* ---- net_ctl.c: control frames, on the loop ---- */
+
+enum mc_coll_ctl {
+	MC_COLL_CTL_TOLD = 1, /* net_agree.c */
+};
+
+/** Queue and try to send. */
+void mc_coll_ctl_send(struct mc_coll_peer *p, enum mc_coll_ctl type, const void *data, size_t len);
+void mc_coll_ctl_start(struct mc_coll_peer *p);
+void mc_coll_ctl_stop(struct mc_coll_peer *p);
+
+/* ---- net_probe.c: is the process dead, or its host silent? On the loop ---- */
+
+void mc_coll_probe(struct mc_coll_peer *p);
+void mc_coll_probe_stop(struct mc_coll_wire *wire);
+
+/* ---- net_agree.c ---- */
+
+/** `p` has died and something of it is missing here. The operation's thread. */
+void mc_coll_agree_need(struct mc_coll_peer *p);
+/** On the loop. */
+void mc_coll_agree_told(struct mc_coll_peer *p, const uint8_t *bytes, size_t len);
+/** On the loop: tell what was asked for by need(), and look whether all have told. */
+void mc_coll_agree_turn(struct mc_coll *g);
+
+#endif
