@@ -74,6 +74,10 @@ int mc_ep_open(struct mc_coll *g, struct mc_diag *diag, struct mc_ep **ret)
 
 	if (mc_fork_is_child(g->fork_gen))
 		return -MC_E_FORKED;
+	if (g->net) {
+		mc_diag_set(diag, "group %s goes over hosts; experts are on one", g->name);
+		return -MC_E_UNSUPPORTED;
+	}
 	ep = mc_aligned_alloc(MC_CACHELINE, sizeof(*ep));
 	if (!ep)
 		return -MC_E_NOMEM;
