@@ -5,23 +5,20 @@ its clients work with this one. Values live in memory only: each process writes 
 """
 
 import argparse
-import ipaddress
 import logging
 import signal
-import socket
 import sys
 import threading
 from enum import Enum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
+
+from mooncake._http import Handler, Server, Service, is_open_to_others
 
 log = logging.getLogger("mooncake.http_metadata_server")
 
 PATH = "/metadata"
 VALUE_BYTES_MAX = 128 << 20
 STORE_BYTES_MAX = 4 << 30
-CONNECTIONS_MAX = 1024
-IDLE_SECONDS = 60  # a connection that sends nothing for so long is closed
 
 
 class KVPoll(Enum):
@@ -68,126 +65,32 @@ class Store:
             return 200, "metadata deleted"
 
 
-class Handler(BaseHTTPRequestHandler):
+class MetadataHandler(Handler):
     """One connection, in its own thread."""
 
-    protocol_version = "HTTP/1.1"
-    server_version = "mooncake"
-    sys_version = ""
-    timeout = IDLE_SECONDS
-    wbufsize = 1 << 16  # head and body leave in one segment
-    disable_nagle_algorithm = True
+    body_max = VALUE_BYTES_MAX
+    what = "metadata"
 
-    def log_message(self, format, *args):  # noqa: A002 - the base class's name
-        log.debug("%s %s", self.address_string(), format % args)
-
-    def _reply(self, status, body, content_type="application/json"):
-        if isinstance(body, str):
-            body = body.encode()
-            content_type += "; charset=utf-8"
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _refuse(self, status, text):
-        """For requests whose body stays unread: the connection cannot go on."""
-        self.close_connection = True
-        self._reply(status, text)
-
-    def _body(self):
-        """The request's body, or None when it was refused."""
-        if self.headers.get("Transfer-Encoding"):
-            self._refuse(411, "Content-Length is required")
-            return None
-        length = self.headers.get("Content-Length", "0")
-        if not length.isascii() or not length.isdigit():
-            self._refuse(400, "Content-Length is not a number")
-            return None
-        # Python refuses to convert absurdly long numbers; so do we, earlier.
-        if len(length) > 12 or int(length) > VALUE_BYTES_MAX:
-            self._refuse(413, f"metadata is larger than {VALUE_BYTES_MAX} bytes")
-            return None
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            self.close_connection = True
-            return None
-        return body
-
-    def _serve(self):
-        url = urlsplit(self.path)
-        body = self._body()
-        if body is None:
+    def serve(self, path, query, body):
+        store = self.server.store
+        if path != PATH:
+            self.reply(404, "404: Not Found", "text/plain")
             return
-        if url.path != PATH:
-            self._reply(404, "404: Not Found", "text/plain")
-            return
-        key = parse_qs(url.query, keep_blank_values=True).get("key", [""])[0].strip()
+        key = parse_qs(query, keep_blank_values=True).get("key", [""])[0].strip()
         if not key:
-            self._reply(400, "metadata key is required")
+            self.reply(400, "metadata key is required")
         elif self.command == "GET":
-            value = self.server.store.get(key)
+            value = store.get(key)
             if value is None:
-                self._reply(404, "metadata not found")
+                self.reply(404, "metadata not found")
             else:
-                self._reply(200, value)
+                self.reply(200, value)
         elif self.command == "PUT":
-            self._reply(*self.server.store.put(key, body))
+            self.reply(*store.put(key, body))
         elif self.command == "DELETE":
-            self._reply(*self.server.store.delete(key))
+            self.reply(*store.delete(key))
         else:
-            self._reply(405, "Method not allowed")
-
-    do_GET = do_PUT = do_DELETE = do_POST = do_HEAD = do_PATCH = do_OPTIONS = _serve
-
-
-class Server(ThreadingHTTPServer):
-    """One thread a connection, a bounded number of them."""
-
-    daemon_threads = True
-    request_queue_size = 1024
-
-    def __init__(self, host, port, store):
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.store = store
-        self._seats = threading.BoundedSemaphore(CONNECTIONS_MAX)
-        super().__init__((host, port), Handler)
-
-    def server_bind(self):
-        # The base class looks the host's name up, which can take seconds and serves nobody.
-        socket_bind(self)
-
-    def process_request(self, request, client_address):
-        if not self._seats.acquire(blocking=False):
-            log.warning("%d connections are open: refusing %s", CONNECTIONS_MAX, client_address[0])
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._seats.release()
-            raise
-
-    def process_request_thread(self, request, client_address):
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._seats.release()
-
-    def handle_error(self, request, client_address):
-        log.info("connection of %s failed: %s", client_address[0], sys.exc_info()[1])
-
-
-def socket_bind(server):
-    """Bind as socketserver does, and nothing more."""
-    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.socket.bind(server.server_address)
-    server.server_address = server.socket.getsockname()
-    server.server_name, server.server_port = server.server_address[:2]
+            self.reply(405, "Method not allowed")
 
 
 class KVBootstrapServer:
@@ -197,24 +100,22 @@ class KVBootstrapServer:
         self.port = port
         self.host = host
         self.thread = None
-        self._server = None
+        self._service = None
 
     def run(self):
         """Listen and serve; returns the thread."""
-        self._server = Server(self.host, self.port, Store())
-        self.port = self._server.server_port
-        self.thread = threading.Thread(target=self._server.serve_forever, name="metadata", daemon=True)
-        self.thread.start()
+        server = Server(self.host, self.port, MetadataHandler)
+        server.store = Store()
+        self._service = Service(server)
+        self.port = self._service.port
+        self.thread = self._service.thread
         log.info("serving %s on %s:%d", PATH, self.host, self.port)
         return self.thread
 
     def close(self):
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-        if self.thread is not None:
-            self.thread.join(timeout=2)
+        if self._service is not None:
+            self._service.close()
+            self._service = None
 
     def poll(self):
         alive = self.thread is not None and self.thread.is_alive()
@@ -234,13 +135,6 @@ def parse_args(argv=None):
     if not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port} is not 0 to 65535")
     return args
-
-
-def is_open_to_others(host):
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host != "localhost"
 
 
 def main(argv=None):

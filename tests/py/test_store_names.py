@@ -3,6 +3,9 @@
 import inspect
 import json
 import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from test_dropin_names import documented_arguments
@@ -77,6 +80,25 @@ def test_setup_has_upstreams_arguments_and_says_so(upstream) -> None:
     theirs = [name for name, _ in documented_arguments(line.removeprefix("1. "))]
     assert list(inspect.signature(MooncakeDistributedStore.setup).parameters)[1 : len(theirs) + 1] == theirs
     assert "enable_ssd_offload" in MooncakeDistributedStore.setup.__doc__, "clients look for it there"
+
+
+def test_rest_service_has_upstreams_options_and_names(upstream_python: str) -> None:
+    program = """
+import sys, mooncake.mooncake_store_service as m
+sys.argv = ["mc_store_rest_server"]
+print(sorted(vars(m.parse_arguments()).items()), sorted(n for n in ("MooncakeStoreService", "main", "sync_main") if hasattr(m, n)))
+print(sorted(n for n in dir(m.MooncakeStoreService) if n in ("start_store_service", "start_http_service", "stop")))
+"""
+    theirs = subprocess.run([upstream_python, "-I", "-c", program], check=True, capture_output=True, text=True).stdout
+    ours = subprocess.run([sys.executable, "-P", "-c", program], check=True, capture_output=True, text=True).stdout
+    assert ours.replace("('host', '0.0.0.0'), ", "") == theirs
+
+
+def test_console_scripts_are_upstreams(upstream_python: str) -> None:
+    program = "import importlib.metadata as m; print(*sorted(e.name for e in m.entry_points(group='console_scripts') if 'mooncake.' in e.value))"
+    theirs = subprocess.run([upstream_python, "-I", "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(theirs) <= set(project["scripts"])
 
 
 def test_enums_have_upstreams_members_and_numbers(upstream) -> None:
