@@ -104,6 +104,9 @@ struct mc_store_opts {
 	 * master, metadata, protocol, devices and tenant by it; those above are not looked at.
 	 * NULL: no dummy */
 	const char *node;
+	/* Directory of a disk behind segment_bytes, as a node's: one process has it at a time, what
+	 * is there comes back with the next. "": MOONCAKE_OFFLOAD_FILE_STORAGE_PATH. NULL: none */
+	const char *disk_path;
 };
 
 /**
@@ -113,8 +116,8 @@ struct mc_store_opts {
  */
 MC_API MC_MUST_CHECK int mc_store_open(const struct mc_store_opts *opts, struct mc_diag *diag,
 				       struct mc_store **ret_store);
-/** Calls under way end; the process's own segment leaves the pool with its objects. NULL is
- * allowed. */
+/** Calls under way end; the process's own segment leaves the pool with its objects. What is not
+ * yet on its disk goes there, for 5 s at most. NULL is allowed. */
 MC_API void mc_store_close(struct mc_store *store);
 /** "host:port" of this process's segment. Lives as long as the store. */
 MC_API const char *mc_store_hostname(const struct mc_store *store);

@@ -36,9 +36,9 @@ static PyObject *py_open(PyObject *obj, PyObject *args)
 	struct mc_store *store = NULL;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "ssssssKKKz", &opts.name, &opts.metadata, &opts.protocol,
+	if (!PyArg_ParseTuple(args, "ssssssKKKzz", &opts.name, &opts.metadata, &opts.protocol,
 			      &opts.devices, &opts.master, &opts.tenant, &segment, &buffer, &engine,
-			      &opts.node))
+			      &opts.node, &opts.disk_path))
 		return NULL;
 	opts.segment_bytes = segment;
 	opts.buffer_bytes = buffer;
@@ -271,7 +271,7 @@ static PyObject *py_health(PyObject *obj, PyObject *none)
 static PyMethodDef life_methods[] = {
     {"open", py_open, METH_VARARGS,
      "open(name, metadata, protocol, devices, master, tenant, segment_bytes, buffer_bytes, "
-     "engine_address, node or None) -> (code, why)"},
+     "engine_address, node or None, directory of a disk or None) -> (code, why)"},
     {"shut", py_shut, METH_NOARGS, "Close, once the calls under way have ended."},
     {"is_open", py_is_open, METH_NOARGS, "is_open() -> bool"},
     {"reg", py_reg, METH_VARARGS, "reg(address, bytes) -> code"},

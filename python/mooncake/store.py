@@ -118,22 +118,21 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
     ) -> int:
         """Connect to the master and give `global_segment_size` bytes to the pool; or `setup(dict)`.
 
-        `enable_ssd_offload`, `ssd_offload_path` and `enable_client_http_server` belong to a node (mooncake_client).
+        With `enable_ssd_offload` a disk is behind that memory, at `ssd_offload_path`, else MOONCAKE_OFFLOAD_FILE_STORAGE_PATH.
+        `enable_client_http_server` belongs to a node (mooncake_client).
         """
         if isinstance(local_hostname, dict) or config is not None:
             return self.setup(**_store_setup.from_dict(local_hostname if config is None else config))
         if local_hostname is None or metadata_server is None:
             raise TypeError("setup() needs local_hostname and metadata_server, or one dict")
-        for name, value in (
-            ("enable_ssd_offload", enable_ssd_offload), ("enable_client_http_server", enable_client_http_server),
-        ):  # fmt: skip
-            if value:
-                raise Refused(f"{name} is not supported in an embedded client; start mooncake_client with it", NOT_SUPPORTED)
+        if enable_client_http_server:
+            raise Refused("enable_client_http_server is not supported in an embedded client; start mooncake_client with it", NOT_SUPPORTED)
+        disk = text("ssd_offload_path", ssd_offload_path) if enable_ssd_offload else None
         _store_setup.port("client_http_port", client_http_port)
         return self._open(
             text("local_hostname", local_hostname), text("metadata_server", metadata_server), text("protocol", protocol),
             text("rdma_devices", rdma_devices), text("master_server_addr", master_server_addr), text("tenant_id", tenant_id),
-            size("global_segment_size", global_segment_size), size("local_buffer_size", local_buffer_size), engine,
+            size("global_segment_size", global_segment_size), size("local_buffer_size", local_buffer_size), engine, disk=disk,
         )  # fmt: skip
 
     @answered
@@ -153,7 +152,7 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
             "", "", text("arg0", arg0), text("arg1", arg1), DEFAULT_MASTER, "default", size("arg2", arg2), DEFAULT_BYTES, None
         )
 
-    def _open(self, name, metadata, protocol, devices, master, tenant, segment, buffer, engine, node=None) -> int:
+    def _open(self, name, metadata, protocol, devices, master, tenant, segment, buffer, engine, node=None, disk=None) -> int:
         if self.is_open():
             return OK
         if protocol == "rpc_only":
@@ -161,7 +160,7 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
         address = _engine_address(engine)
         if engine is not None and not address:
             raise Refused("the engine that was given is not initialized")
-        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, address, node)
+        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, address, node, disk)
         if code != OK:
             _log.warning("setup(): %s", why or f"code {code}")
         return code

@@ -38,14 +38,6 @@ static const struct mc_opt table[] = {
     MC_OPT_INT(FLAGS, http_port, "http_port", "9300", 0, 65535, "their port; 0: any"),
 };
 
-/* Upstream's names of what has no option. */
-static const struct mc_opt env_table[] = {
-    MC_OPT_STR(FLAGS, env_path, "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH", "/data/file_storage",
-	       "directory of a node's SSD tier"),
-    MC_OPT_SIZE(FLAGS, disk_bytes, "MOONCAKE_OFFLOAD_TOTAL_SIZE_LIMIT_BYTES", "0", 0, INT64_MAX,
-		"bytes of all its files; 0: nine tenths of what is free"),
-};
-
 /* Options of upstream's that nothing here needs, or that are refused. */
 static const struct mc_args_other others[] = {
     {"threads", false, NULL},
@@ -58,13 +50,14 @@ static const struct mc_args_other others[] = {
 /* @return 0; -MC_E_INVAL */
 static int disk_parse(struct mc_node_flags *flags, struct mc_diag *diag)
 {
+	int rc;
+
 	if (!flags->has_disk && !flags->has_ssd)
 		return 0;
-	if (mc_opt_load_env(env_table, MC_ARRAY_LEN(env_table), flags, diag) > 0)
-		return -MC_E_INVAL;
-	flags->conf.disk_path = flags->disk_path[0] ? flags->disk_path : flags->env_path;
-	flags->conf.disk_bytes = flags->disk_bytes;
-	return 0;
+	rc = mc_ssd_place(flags->disk_path, &flags->disk, diag);
+	flags->conf.disk_path = flags->disk.path;
+	flags->conf.disk_bytes = flags->disk.bytes;
+	return rc;
 }
 
 int mc_node_flags_parse(int argc, char **argv, struct mc_node_flags *flags, struct mc_diag *diag)

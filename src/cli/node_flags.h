@@ -6,6 +6,7 @@
 
 #include "base/err.h"
 #include "node/node.h"
+#include "ssd/ssd.h"
 
 struct mc_node_flags {
 	/* as given */
@@ -13,8 +14,8 @@ struct mc_node_flags {
 	int64_t port;
 	uint64_t segment_bytes, buffer_bytes;
 	bool has_disk, has_ssd; /* two names for one */
-	char disk_path[1024], env_path[1024];
-	uint64_t disk_bytes;
+	char disk_path[1024];
+	struct mc_ssd_place disk;
 	bool has_http;
 	char http_host[256];
 	int64_t http_port;

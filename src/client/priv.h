@@ -456,6 +456,7 @@ struct mc_store {
 	struct mc_cli_memory *memory;
 	struct mc_cli_counts *counts;
 	struct mc_owner *owner; /* of this process; NULL: none */
+	struct mc_ssd *ssd;	/* behind it; NULL: none */
 	uint64_t owner_id;
 	struct mc_cli_mounts *mounts;
 	_Atomic uint64_t nfetched;

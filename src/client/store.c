@@ -15,6 +15,7 @@
 #include "client/link.h"
 #include "client/tether.h"
 #include "owner/owner.h"
+#include "ssd/ssd.h"
 
 #define ADOPT_NS (10 * MC_NS_PER_S)
 #define OPEN_NS (3 * MC_NS_PER_S)
@@ -101,22 +102,63 @@ int mc_cli_adopt_await(struct mc_store *st, struct mc_owner *owner, struct mc_di
 	return 0;
 }
 
+/* Its directory is what is wrong when it cannot be opened, or there is no memory. */
+static int disk_open(struct mc_store *st, const struct mc_store_opts *o, struct mc_owner_opts *opts,
+		     struct mc_diag *diag)
+{
+	struct mc_ssd_place place;
+	int rc;
+
+	if (o->segment_bytes == 0) {
+		mc_diag_set(diag, "a disk is behind memory of this process: it takes a "
+				  "global_segment_size");
+		return MC_STORE_INVALID_PARAMS;
+	}
+	rc = mc_ssd_place(o->disk_path, &place, diag);
+	if (rc == 0)
+		rc = mc_ssd_open(place.path, place.bytes, diag, &st->ssd);
+	if (rc < 0) {
+		mc_diag_wrap(diag, "SSD offload");
+		return rc == -MC_E_NOMEM ? MC_STORE_INTERNAL_ERROR : MC_STORE_INVALID_PARAMS;
+	}
+	opts->id = mc_ssd_owner_id(st->ssd);
+	opts->epoch = mc_ssd_epoch(st->ssd);
+	opts->disk_bytes = mc_ssd_capacity(st->ssd);
+	return 0;
+}
+
+static int disk_start(struct mc_store *st, struct mc_diag *diag)
+{
+	int rc = mc_ssd_start(st->ssd, st->owner);
+
+	if (rc < 0) {
+		mc_diag_set(diag, "SSD offload: %s", mc_err_text(rc));
+		return MC_STORE_INTERNAL_ERROR;
+	}
+	mc_owner_start(st->owner);
+	return 0;
+}
+
 static int segment_give(struct mc_store *st, const struct mc_store_opts *o, struct mc_diag *diag)
 {
 	struct mc_owner_opts opts = {.engine = st->eng,
 				     .bytes = o->segment_bytes,
 				     .master = st->master.text,
 				     .protocol = o->protocol};
-	int rc;
+	int rc = o->disk_path ? disk_open(st, o, &opts, diag) : 0;
 
-	if (o->segment_bytes == 0)
-		return 0;
+	if (rc < 0 || o->segment_bytes == 0)
+		return rc;
 	rc = mc_owner_open(&opts, diag, &st->owner);
 	if (rc < 0) {
 		mc_diag_wrap(diag, "global_segment_size of %llu bytes",
 			     (unsigned long long)o->segment_bytes);
 		return rc == -MC_E_INVAL ? MC_STORE_INVALID_PARAMS : MC_STORE_INTERNAL_ERROR;
 	}
+	if (st->ssd)
+		rc = disk_start(st, diag);
+	if (rc < 0)
+		return rc;
 	st->owner_id = mc_owner_id(st->owner);
 	return mc_cli_adopt_await(st, st->owner, diag);
 }
@@ -263,7 +305,9 @@ void mc_store_close(struct mc_store *store)
 	calls_end(store);
 	mc_cli_drops_close(store->drops);
 	mc_cli_mounts_close(store->mounts);
+	mc_ssd_stop(store->ssd);
 	mc_owner_close(store->owner);
+	mc_ssd_close(store->ssd);
 	mc_cli_tether_close(store->tether);
 	mc_cli_sessions_close(store->sessions);
 	mc_cli_view_fini(&store->view);

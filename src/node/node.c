@@ -14,7 +14,7 @@
 #include "base/str.h"
 #include "io/http_server.h"
 #include "node/dummies.h"
-#include "node/ssd.h"
+#include "ssd/ssd.h"
 #include "owner/owner.h"
 
 #define TEXT_MAX (4u << 20)

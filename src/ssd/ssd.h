@@ -1,11 +1,11 @@
 /*
- * ssd.h: the SSD tier of a node: a disk log (log/dlog.h) behind an owner, and the one thread that
- * has it.
+ * ssd.h: the SSD tier of a node, or of a client with a segment: a disk log (log/dlog.h) behind an
+ * owner, and the one thread that has it.
  *
- * The log also keeps the owner's id, so that the master knows the node again.
+ * The log also keeps the owner's id, so that the master knows it again.
  */
-#ifndef MC_NODE_SSD_H
-#define MC_NODE_SSD_H
+#ifndef MC_SSD_SSD_H
+#define MC_SSD_SSD_H
 
 #include <stdint.h>
 
@@ -13,6 +13,14 @@
 #include "owner/owner.h"
 
 struct mc_ssd;
+
+struct mc_ssd_place {
+	char path[1024];
+	uint64_t bytes; /* of all its files; 0: nine tenths of what is free */
+};
+/** Where the disk is to be. @param path  ""; else instead of MOONCAKE_OFFLOAD_FILE_STORAGE_PATH
+ * @return 0; -MC_E_INVAL with a diag that names the variable */
+MC_MUST_CHECK int mc_ssd_place(const char *path, struct mc_ssd_place *ret, struct mc_diag *diag);
 
 struct mc_ssd_stats {
 	uint64_t live_bytes, segment_bytes, quota_bytes; /* of segments: all files */

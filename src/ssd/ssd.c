@@ -6,7 +6,7 @@
  * Writes that had no room wait until all else has ended; then the log makes room and they are tried
  * once more.
  */
-#include "node/ssd.h"
+#include "ssd/ssd.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -496,7 +496,7 @@ int mc_ssd_start(struct mc_ssd *ssd, struct mc_owner *owner)
 	if (rc != 0)
 		return -MC_E_LIMIT;
 	ssd->has_thread = true;
-	(void)pthread_setname_np(ssd->thread, "mc-node-disk");
+	(void)pthread_setname_np(ssd->thread, "mc-store-disk");
 	return 0;
 }
 
@@ -505,7 +505,7 @@ void mc_ssd_stop(struct mc_ssd *ssd)
 	if (!ssd || !ssd->has_thread)
 		return;
 	if (!mc_owner_disk_flush(ssd->owner, mc_now_ns() + FLUSH_NS))
-		mc_log_warn("the node ends before all its objects are on the disk", "seconds=%u",
+		mc_log_warn("the owner ends before all its objects are on the disk", "seconds=%u",
 			    (unsigned)(FLUSH_NS / MC_NS_PER_S));
 	atomic_store(&ssd->is_over, true);
 	mc_owner_disk_end(ssd->owner);
