@@ -78,6 +78,7 @@ class Pool:
             f"--global_segment_size={size}", f"--master_server_address={self.address}", "--metadata_server=P2PHANDSHAKE",
             *flags, env=env,
         )  # fmt: skip
+        one.address = f"127.0.0.1:{port}"
         self.nodes.append(one)
         self.wait(lambda: len(self.segments()) > len(before), "the node does not join", one)
         return one

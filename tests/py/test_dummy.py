@@ -31,8 +31,8 @@ class Host:
     def __init__(self, folder: Path, *flags: str) -> None:
         self.pool = Pool(folder, "--default_kv_lease_ttl=200", "--client_ttl=2")
         self.node = self.pool.node("128 MB", "--enable_http_server", "--http_port=0", "--http_host=127.0.0.1", *flags)
-        self.port = next(flag.removeprefix("--port=") for flag in self.node.flags if flag.startswith("--port="))
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = self.node.address
+        self.port = self.address.rpartition(":")[2]
 
     def metric(self, name: str) -> int:
         port = re.findall(r"HTTP port (\d+)", self.node.log.read_text())[-1]  # of its last life

@@ -2,15 +2,18 @@
 
 import itertools
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pool import MIB, Pool, connect
 from test_store_tensors import HEAD, INVALID, Memory, random_of, same
 
 from mooncake import _store_layout as layout
 from mooncake import _store_tensor_format as form
-from mooncake.store import ParallelAxis, ReadTarget, ReplicateConfig, TensorParallelism
+from mooncake.store import MooncakeDistributedStore, ParallelAxis, ReadTarget, ReplicateConfig, TensorParallelism
 
 SIZES = (1, 2, 3, 4, 8)
 
@@ -485,8 +488,6 @@ def test_runs_cover_every_part_once() -> None:
 
 
 def test_readers_of_a_cut_that_is_replaced_see_one_or_the_other_or_none(store, pool) -> None:
-    from pool import connect
-
     x = torch.arange(16 * 64, dtype=torch.int64).reshape(16, 64)
     put_shards(store, "k", x, 2)
     stop, wrong, seen = threading.Event(), [], set()
@@ -514,6 +515,45 @@ def test_readers_of_a_cut_that_is_replaced_see_one_or_the_other_or_none(store, p
     for thread in threads:
         thread.join(30)
     assert not wrong and len(seen) > 1
+
+
+# ---- other clients, other places ----
+
+
+def test_a_dummy_client_reads_any_cut(pool) -> None:
+    x = torch.randn(2000, 1000)
+    dummy = MooncakeDistributedStore()
+    assert dummy.setup_dummy(16 * MIB, 0, pool.nodes[0].address) == 0
+    assert dummy.upsert_tensor("whole", x) == 0
+    put_shards(dummy, "dummy", x, 4, 1)
+    assert same(dummy.get_tensor("whole"), x)
+    assert same(dummy.get_tensor_with_parallelism("dummy", target("shard", tp(1, 5))), x.chunk(5)[1])
+    at = dummy.alloc_from_mem_pool(2 * MIB)
+    got = dummy.get_tensor_with_parallelism_into("dummy", at, 2 * MIB, target("shard", tp(6, 8, 1)))
+    assert same(got, x.chunk(8, 1)[6])
+    dummy.close()
+
+
+def test_shards_on_a_disk_are_read_in_any_cut(tmp_path: Path) -> None:
+    """40 MB of shards through 32 MB of memory."""
+    (tmp_path / "disk").mkdir()
+    pool = Pool(tmp_path, "--default_kv_lease_ttl=100", "--enable_offload=true")
+    try:
+        pool.node("32 MB", "--enable_offload=true", env={"MOONCAKE_OFFLOAD_FILE_STORAGE_PATH": str(tmp_path / "disk")})
+        store = connect(pool)
+        xs = [torch.randn(256, 1024) for _ in range(40)]
+        for i, x in enumerate(xs):
+            for rank, shard in enumerate(x.chunk(2)):
+                end = time.monotonic() + 30  # until enough is on the disk
+                while store.put_tensor_with_parallelism(f"{i}", shard, along(tp(rank, 2))) != 0:
+                    assert time.monotonic() < end
+                    time.sleep(0.02)
+        assert not any(replica.is_memory_replica() for replica in store.get_replica_desc("0_tp_0")), "the first had to leave"
+        for i, x in enumerate(xs):
+            assert same(store.get_tensor_with_parallelism(f"{i}", target("shard", tp(1, 4, 1))), x.chunk(4, 1)[1])
+        store.close()
+    finally:
+        pool.close()
 
 
 def test_a_shard_that_does_not_fit_has_its_code(store) -> None:
