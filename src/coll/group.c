@@ -483,6 +483,7 @@ void mc_coll_close(struct mc_coll *g)
 			mc_coll_net_drain(g);
 		mc_coll_rest_stop(g);
 		mc_coll_hub_del(g->hub, g);
+		mc_coll_mail_free(g);
 	}
 	mc_list_each (p, &g->peers, link)
 		mc_coll_peer_free(p);

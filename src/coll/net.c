@@ -40,11 +40,15 @@ static void look_after(struct mc_coll *g, uint64_t late)
 	mc_list_each (p, &g->peers, link) {
 		struct mc_coll_wire *wire = p->wire;
 
-		if (!wire || mc_coll_peer_is_gone(p) ||
+		bool is_down;
+
+		if (!wire ||
 		    atomic_load_explicit(&wire->fate, memory_order_relaxed) != MC_COLL_LIVES)
 			continue;
-		if (late & MC_COLL_BIT(p->slot) ||
-		    atomic_load_explicit(&wire->is_link_down, memory_order_acquire))
+		is_down = atomic_load_explicit(&wire->is_link_down, memory_order_acquire);
+		if (is_down && mc_coll_peer_is_gone(p)) /* it had said so */
+			mc_coll_fate_set(p, MC_COLL_DEAD);
+		else if (is_down || late & MC_COLL_BIT(p->slot))
 			mc_coll_probe(p);
 	}
 }
@@ -59,6 +63,7 @@ static void on_kick(struct mc_task *t)
 		return;
 	look_after(net->g, atomic_exchange_explicit(&net->late, 0, memory_order_acq_rel));
 	mc_coll_agree_turn(net->g);
+	mc_coll_net_mail_turn(net->g);
 }
 
 void mc_coll_net_kick(struct mc_coll *g)

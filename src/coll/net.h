@@ -9,7 +9,7 @@
  * decide the same (net_agree.c). Changes of membership are two rounds of messages (net_view.c).
  *
  * Two connections to each rank: `data`, which the operation's thread drives, and `ctl`, the loop's,
- * for everything that must not wait behind data.
+ * for everything that must not wait behind data; messages go there, too (net_mail.c).
  */
 #ifndef MC_COLL_NET_H
 #define MC_COLL_NET_H
@@ -135,6 +135,7 @@ struct mc_coll_wire {
 	struct mc_str ctl_out;
 	uint64_t ctl_sent;
 	struct mc_coll_probe *probe;
+	uint64_t ring_sent, ring_tail; /* net_mail.c: counts that the other side was told */
 };
 
 struct mc_coll_net {
@@ -193,17 +194,25 @@ int mc_coll_content_read(struct mc_coll_page *page, unsigned parity, const uint8
 
 enum mc_coll_ctl {
 	MC_COLL_CTL_TOLD = 1, /* net_agree.c */
+	MC_COLL_CTL_RING,     /* net_mail.c: bytes of a ring */
+	MC_COLL_CTL_TAIL,     /* they were taken */
 };
 
 /** Queue and try to send. */
 void mc_coll_ctl_send(struct mc_coll_peer *p, enum mc_coll_ctl type, const void *data, size_t len);
 void mc_coll_ctl_start(struct mc_coll_peer *p);
 void mc_coll_ctl_stop(struct mc_coll_peer *p);
+/** It broke the protocol, or the connection did. */
+void mc_coll_ctl_lost(struct mc_coll_peer *p);
+/** Read what is still there: it is about to count as dead. */
+void mc_coll_ctl_drain(struct mc_coll_peer *p);
 
 /* ---- net_probe.c: is the process dead, or its host silent? On the loop ---- */
 
 void mc_coll_probe(struct mc_coll_peer *p);
 void mc_coll_probe_stop(struct mc_coll_wire *wire);
+/** That is known now: whoever waits for it looks again. */
+void mc_coll_fate_set(struct mc_coll_peer *p, enum mc_coll_fate fate);
 
 /* ---- net_agree.c ---- */
 
@@ -213,5 +222,13 @@ void mc_coll_agree_need(struct mc_coll_peer *p);
 void mc_coll_agree_told(struct mc_coll_peer *p, const uint8_t *bytes, size_t len);
 /** On the loop: tell what was asked for by need(), and look whether all have told. */
 void mc_coll_agree_turn(struct mc_coll *g);
+
+/* ---- net_mail.c: on the loop ---- */
+
+/** Carry what was put into the rings to remote ranks, and tell what was taken of theirs. */
+void mc_coll_net_mail_turn(struct mc_coll *g);
+void mc_coll_net_mail_frame(struct mc_coll_peer *p, enum mc_coll_ctl type, const uint8_t *bytes,
+			    size_t len);
+bool mc_coll_net_mail_is_sent(struct mc_coll *g, const struct mc_coll_peer *p);
 
 #endif

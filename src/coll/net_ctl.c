@@ -11,7 +11,7 @@
 #define CTL_MAGIC 0x434e434du /* "MCNC" */
 #define HEAD_LEN 16u
 
-static void lost(struct mc_coll_peer *p)
+void mc_coll_ctl_lost(struct mc_coll_peer *p)
 {
 	mc_coll_ctl_stop(p);
 	if (!atomic_exchange_explicit(&p->wire->is_link_down, true, memory_order_acq_rel))
@@ -33,7 +33,7 @@ static void flush(struct mc_coll_peer *p)
 		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 			break;
 		if (n < 0) {
-			lost(p);
+			mc_coll_ctl_lost(p);
 			return;
 		}
 		wire->ctl_sent += (uint64_t)n;
@@ -45,7 +45,7 @@ static void flush(struct mc_coll_peer *p)
 	}
 	if (mc_loop_rewatch(p->coll->hub->loop, &wire->ctl,
 			    EPOLLIN | (is_empty ? 0u : (uint32_t)EPOLLOUT)) < 0)
-		lost(p);
+		mc_coll_ctl_lost(p);
 }
 
 void mc_coll_ctl_send(struct mc_coll_peer *p, enum mc_coll_ctl type, const void *data, size_t len)
@@ -62,7 +62,7 @@ void mc_coll_ctl_send(struct mc_coll_peer *p, enum mc_coll_ctl type, const void 
 	(void)mc_str_append(&wire->ctl_out, head, sizeof(head));
 	/* An error stays: the connection ends, as something is missing from it. */
 	if (mc_str_append(&wire->ctl_out, data, len) < 0)
-		lost(p);
+		mc_coll_ctl_lost(p);
 	else
 		flush(p);
 }
@@ -73,8 +73,12 @@ static void dispatch(struct mc_coll_peer *p, uint32_t type, const uint8_t *bytes
 	case MC_COLL_CTL_TOLD:
 		mc_coll_agree_told(p, bytes, len);
 		break;
+	case MC_COLL_CTL_RING:
+	case MC_COLL_CTL_TAIL:
+		mc_coll_net_mail_frame(p, (enum mc_coll_ctl)type, bytes, len);
+		break;
 	default:
-		lost(p);
+		mc_coll_ctl_lost(p);
 	}
 }
 
@@ -89,7 +93,7 @@ static size_t take(struct mc_coll_peer *p, uint8_t *to, uint64_t len)
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return 0;
 	if (n <= 0)
-		lost(p);
+		mc_coll_ctl_lost(p);
 	return n <= 0 ? 0 : (size_t)n;
 }
 
@@ -108,7 +112,7 @@ static bool read_head(struct mc_coll_peer *p, uint32_t *ret_type, uint64_t *ret_
 		wire->ctl_head_have += (uint32_t)n;
 	}
 	if (mc_rd_u32(&r) != CTL_MAGIC) {
-		lost(p);
+		mc_coll_ctl_lost(p);
 		return false;
 	}
 	*ret_type = mc_rd_u32(&r);
@@ -116,7 +120,7 @@ static bool read_head(struct mc_coll_peer *p, uint32_t *ret_type, uint64_t *ret_
 	if (*ret_len <= MC_COLL_CTL_MAX && !wire->ctl_body)
 		wire->ctl_body = mc_calloc(1, *ret_len + 1);
 	if (!wire->ctl_body)
-		lost(p);
+		mc_coll_ctl_lost(p);
 	return wire->ctl_body != NULL;
 }
 
@@ -157,7 +161,7 @@ void mc_coll_ctl_start(struct mc_coll_peer *p)
 	wire->ctl.on_event = on_ctl;
 	wire->is_ctl_watched = mc_loop_watch(p->coll->hub->loop, &wire->ctl) == 0;
 	if (!wire->is_ctl_watched)
-		lost(p);
+		mc_coll_ctl_lost(p);
 }
 
 void mc_coll_ctl_stop(struct mc_coll_peer *p)
@@ -165,4 +169,10 @@ void mc_coll_ctl_stop(struct mc_coll_peer *p)
 	if (p->wire->is_ctl_watched)
 		mc_loop_unwatch(p->coll->hub->loop, &p->wire->ctl);
 	p->wire->is_ctl_watched = false;
+}
+
+void mc_coll_ctl_drain(struct mc_coll_peer *p)
+{
+	if (p->wire->is_ctl_watched)
+		on_ctl(&p->wire->ctl, EPOLLIN);
 }

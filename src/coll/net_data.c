@@ -662,9 +662,38 @@ static bool is_acked(struct mc_coll_wire *wire)
 				   (ioctl(wire->data_fd, SIOCOUTQ, &left) < 0 || left == 0));
 }
 
+struct left_over {
+	struct mc_coll *g;
+	bool is_none;
+};
+
+static void look_at_mail(void *arg)
+{
+	struct left_over *o = arg;
+	struct mc_coll_peer *p;
+	int left = 0;
+
+	o->is_none = true;
+	mc_coll_net_mail_turn(o->g);
+	mc_list_each (p, &o->g->peers, link) {
+		if (!p->wire || !p->wire->is_ctl_watched)
+			continue;
+		if (!mc_coll_net_mail_is_sent(o->g, p) || p->wire->ctl_out.len ||
+		    (ioctl(p->wire->ctl.fd, SIOCOUTQ, &left) == 0 && left))
+			o->is_none = false;
+	}
+}
+
 void mc_coll_net_drain(struct mc_coll *g)
 {
 	uint64_t until_ns = mc_now_ns() + DRAIN_NS;
+	struct left_over mail = {.g = g};
+
+	while (mc_loop_call(g->hub->loop, look_at_mail, &mail), !mail.is_none) {
+		if (mc_now_ns() >= until_ns)
+			break;
+		(void)poll(NULL, 0, 1);
+	}
 
 	for (uint32_t s = 0; s < g->ranks_max; s++) {
 		struct mc_coll_wire *wire = wire_of(g, s);

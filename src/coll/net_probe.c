@@ -49,10 +49,18 @@ void mc_coll_probe_stop(struct mc_coll_wire *wire)
 	mc_free(b);
 }
 
+void mc_coll_fate_set(struct mc_coll_peer *p, enum mc_coll_fate fate)
+{
+	mc_coll_ctl_drain(p);
+	/* release: whoever sees it has what came before */
+	atomic_store_explicit(&p->wire->fate, (int)fate, memory_order_release);
+	mc_coll_net_kick(p->coll);
+	mc_coll_stir(p->coll);
+}
+
 static void verdict(struct mc_coll_probe *b, enum mc_coll_fate fate)
 {
 	struct mc_coll_wire *wire = b->wire;
-	struct mc_coll *g = wire->p->coll;
 
 	mc_coll_probe_stop(wire);
 	if (fate == MC_COLL_LIVES &&
@@ -60,10 +68,7 @@ static void verdict(struct mc_coll_probe *b, enum mc_coll_fate fate)
 		fate = MC_COLL_SILENT;
 	if (fate == MC_COLL_LIVES)
 		return;
-	/* release: whoever sees it has what came before */
-	atomic_store_explicit(&wire->fate, (int)fate, memory_order_release);
-	mc_coll_net_kick(g);
-	mc_coll_stir(g);
+	mc_coll_fate_set(wire->p, fate);
 }
 
 static void dial(struct mc_coll_probe *b);

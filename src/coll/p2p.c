@@ -10,7 +10,7 @@
 
 #include "base/clock.h"
 #include "base/sync.h"
-#include "coll/priv.h"
+#include "coll/net.h"
 
 #define ASIDE_MAX (1ull << 30) /* bytes of messages set aside */
 #define STEP (MC_COLL_RING_LEN / 4)
@@ -60,7 +60,7 @@ struct mc_coll_mail {
 
 /* ---- rings ---- */
 
-static void ring_bell(struct mc_coll_page *page)
+void mc_coll_mail_bell(struct mc_coll_page *page)
 {
 	/* Before the look at the sleepers: pairs with the fence in doze(). */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -68,6 +68,22 @@ static void ring_bell(struct mc_coll_page *page)
 		return;
 	atomic_fetch_add_explicit(&page->mail_bell, 1, memory_order_release);
 	mc_futex_wake_shared(&page->mail_bell, UINT32_MAX >> 1);
+}
+
+/* This rank has changed what `p` looks at. */
+static void tell(struct mc_coll *g, struct mc_coll_peer *p)
+{
+	mc_coll_mail_bell(p->page);
+	if (p->wire)
+		mc_coll_net_kick(g);
+}
+
+/* No message comes of it any more, and none goes to it. Over hosts messages have a way of their
+ * own: what is known of operations does not count. */
+static bool is_over(const struct mc_coll_peer *p)
+{
+	return p->wire ? atomic_load_explicit(&p->wire->fate, memory_order_acquire) != MC_COLL_LIVES
+		       : mc_coll_peer_is_gone(p);
 }
 
 /* Bytes [at, at + len) of a ring, counted for ever, in or out. */
@@ -105,7 +121,26 @@ void mc_coll_mail_renew(struct mc_coll *g, uint32_t slot, uint64_t inc)
 	atomic_store_explicit(&r->inc, inc, memory_order_release);
 	pthread_mutex_unlock(&m->lock);
 	if (g->cur[slot])
-		ring_bell(g->cur[slot]->page);
+		tell(g, g->cur[slot]);
+}
+
+bool mc_coll_mail_taken(struct mc_coll *g, const struct mc_coll_peer *p, uint64_t tail)
+{
+	struct mc_coll_ring *r = &g->page->ring[p->slot];
+	bool is_good = true;
+
+	pthread_mutex_lock(&g->mail->lock);
+	if (atomic_load_explicit(&r->inc, memory_order_relaxed) == p->inc) {
+		uint64_t head = atomic_load_explicit(&r->head, memory_order_relaxed);
+
+		is_good =
+		    tail <= head && tail >= atomic_load_explicit(&r->tail, memory_order_relaxed);
+		if (is_good)
+			atomic_store_explicit(&r->tail, tail, memory_order_release);
+	}
+	pthread_mutex_unlock(&g->mail->lock);
+	mc_coll_mail_bell(g->page);
+	return is_good;
 }
 
 /* ---- moving bytes; under mail.lock ---- */
@@ -123,7 +158,7 @@ static void end(struct mc_coll *g, struct mail *m, int rc)
 	    .rc = rc, .ranks = rc == 0 && !m->is_send ? MC_COLL_BIT(m->peer) : 0};
 	mc_coll_work_end(&m->work);
 	/* A thread of ours may sleep that drives this one. */
-	ring_bell(g->page);
+	mc_coll_mail_bell(g->page);
 }
 
 /* Push what fits. @return true when something moved */
@@ -139,7 +174,7 @@ static bool push(struct mc_coll *g, struct mail *m)
 	struct head h = {.tag = m->tag, .len = m->len};
 	bool has_moved = false;
 
-	if (!p || mc_coll_peer_is_gone(p)) {
+	if (!p || is_over(p)) {
 		end(g, m, -MC_E_PEER_DEAD);
 		return true;
 	}
@@ -172,13 +207,13 @@ static bool push(struct mc_coll *g, struct mail *m)
 		head += pad;
 		/* release: the bytes, before their count */
 		atomic_store_explicit(&r->head, head, memory_order_release);
-		ring_bell(p->page);
+		tell(g, p);
 		end(g, m, 0);
 		return true;
 	}
 out:
 	atomic_store_explicit(&r->head, head, memory_order_release);
-	ring_bell(p->page);
+	tell(g, p);
 	return has_moved;
 }
 
@@ -311,14 +346,14 @@ static bool pull(struct mc_coll *g, uint32_t from)
 		tail += padded(in->head.len) - in->head.len;
 		/* release: copied, before it is overwritten */
 		atomic_store_explicit(&r->tail, tail, memory_order_release);
-		ring_bell(p->page);
+		tell(g, p);
 		end_message(g, from, in);
 		return true;
 	}
 	if (tail == atomic_load_explicit(&r->tail, memory_order_relaxed))
 		return false;
 	atomic_store_explicit(&r->tail, tail, memory_order_release);
-	ring_bell(p->page);
+	tell(g, p);
 	return true;
 }
 
@@ -344,7 +379,7 @@ static bool is_hopeless(struct mc_coll *g, const struct mail *m)
 	for (uint32_t s = 0; s < g->ranks_max; s++) {
 		if (s == g->rank || (m->peer != MC_COLL_ANY && m->peer != s))
 			continue;
-		if (g->cur[s] && !mc_coll_peer_is_gone(g->cur[s]))
+		if (g->cur[s] && !is_over(g->cur[s]))
 			return false;
 	}
 	return true;
@@ -406,7 +441,7 @@ static int drive(struct mc_coll *g, struct mc_coll_work *w, uint64_t deadline_ns
 
 		if (w && atomic_load_explicit(&w->is_done, memory_order_acquire))
 			return 0;
-		/* Counted before looking: pairs with the fence in ring_bell(). */
+		/* Counted before looking: pairs with the fence in mc_coll_mail_bell(). */
 		if (looks >= LOOKS) {
 			atomic_fetch_add_explicit(&g->page->mail_sleepers, 1, memory_order_relaxed);
 			atomic_thread_fence(memory_order_seq_cst);
@@ -475,11 +510,6 @@ static int post(struct mc_coll *g, bool is_send, uint32_t peer, uint64_t tag, vo
 	}
 	if (len && !addr)
 		return -MC_E_INVAL;
-	if (g->net) {
-		mc_coll_say(g, "no messages yet in group %s, whose ranks are on several hosts",
-			    g->name);
-		return -MC_E_UNSUPPORTED;
-	}
 	m = mc_calloc(1, sizeof(*m));
 	if (!m)
 		return -MC_E_NOMEM;
@@ -533,7 +563,7 @@ static int start(struct mc_coll *g, bool is_send, uint32_t peer, uint64_t tag, v
 		rc = post(g, is_send, peer, tag, addr, len, &m);
 	if (rc < 0)
 		return rc;
-	ring_bell(g->page);
+	mc_coll_mail_bell(g->page);
 	*ret_work = &m->work;
 	return 0;
 }
@@ -579,7 +609,6 @@ int mc_coll_mail_open(struct mc_coll *g)
 void mc_coll_mail_close(struct mc_coll *g)
 {
 	struct mc_coll_mail *m = g->mail;
-	struct aside *a;
 	struct mail *it;
 
 	if (!m)
@@ -595,6 +624,15 @@ void mc_coll_mail_close(struct mc_coll *g)
 		end(g, it, -MC_E_CLOSED);
 	mc_list_each (it, &m->recvs, work.link)
 		end(g, it, -MC_E_CLOSED);
+}
+
+void mc_coll_mail_free(struct mc_coll *g)
+{
+	struct mc_coll_mail *m = g->mail;
+	struct aside *a;
+
+	if (!m)
+		return;
 	mc_list_each (a, &m->kept, link)
 		mc_free(a);
 	for (uint32_t s = 0; s < MC_COLL_RANKS_MAX; s++)

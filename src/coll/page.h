@@ -28,8 +28,9 @@
 #define MC_COLL_STEP_BITS 14
 #define MC_COLL_ROUNDS_MAX (1u << MC_COLL_ROUND_BITS)
 #define MC_COLL_STEP_DONE ((1u << MC_COLL_STEP_BITS) - 1)
-#define MC_COLL_STEP_HAVE (MC_COLL_STEP_DONE - 1) /* has all it wants of the others (over hosts)   \
-						   */
+#define MC_COLL_STEP_HAVE                                                                          \
+	(MC_COLL_STEP_DONE - 1) /* has all it wants of the others (over hosts)                     \
+				 */
 #define MC_COLL_SMALL 8192u	/* bytes that an operation shows in the page itself */
 #define MC_COLL_RING_LEN 65536u /* bytes from one rank to another; a power of two */
 #define MC_COLL_RINGS_LEN ((uint64_t)MC_COLL_RING_LEN * MC_COLL_RANKS_MAX)
