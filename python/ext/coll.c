@@ -5,34 +5,26 @@
  * operation answers with (code, number of the operation, ranks in it, ranks that are not). The GIL
  * is released around everything that may wait.
  */
-#include "ext.h"
+#include "coll_ext.h"
 
-#include <mooncake/coll.h>
 #include <string.h>
-
-/* The group of a Coll: ended by whoever leaves it last. The GIL guards n. */
-struct uses {
-	struct mc_coll *coll;
-	PyObject *hub; /* owned */
-	size_t n;
-};
 
 struct py_hub {
 	PyObject_HEAD struct mc_coll_hub *hub;
 };
 
 struct py_coll {
-	PyObject_HEAD struct uses *uses; /* one is ours; NULL: closed */
+	PyObject_HEAD struct mc_py_uses *uses; /* one is ours; NULL: closed */
 };
 
 struct py_work {
 	PyObject_HEAD struct mc_coll_work *work;
-	struct uses *uses; /* the group lives as long */
+	struct mc_py_uses *uses; /* the group lives as long */
 };
 
 static PyObject *hub_type, *coll_type, *work_type; /* owned by the module */
 
-static void free_object(PyObject *obj)
+void mc_py_free_object(PyObject *obj)
 {
 	PyTypeObject *type = Py_TYPE(obj);
 	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
@@ -77,7 +69,7 @@ static void hub_dealloc(PyObject *obj)
 	Py_BEGIN_ALLOW_THREADS
 	mc_coll_hub_close(hub);
 	Py_END_ALLOW_THREADS
-	free_object(obj);
+	mc_py_free_object(obj);
 }
 
 static PyObject *hub_address(PyObject *obj, PyObject *none)
@@ -104,9 +96,15 @@ static PyType_Spec hub_spec = {"mooncake._mooncake.CollHub", sizeof(struct py_hu
 
 /* ---- uses ---- */
 
-static struct uses *use(PyObject *obj)
+struct mc_py_uses *mc_py_coll_use(PyObject *obj)
 {
-	struct uses *u = ((struct py_coll *)obj)->uses;
+	struct mc_py_uses *u;
+
+	if (Py_TYPE(obj) != (PyTypeObject *)coll_type) {
+		PyErr_SetString(PyExc_TypeError, "a Coll");
+		return NULL;
+	}
+	u = ((struct py_coll *)obj)->uses;
 
 	if (u)
 		u->n++;
@@ -115,7 +113,7 @@ static struct uses *use(PyObject *obj)
 	return u;
 }
 
-static void unuse(struct uses *u)
+void mc_py_coll_unuse(struct mc_py_uses *u)
 {
 	if (--u->n > 0)
 		return;
@@ -187,28 +185,28 @@ static PyObject *coll_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 		mc_coll_close(coll);
 		return PyErr_NoMemory();
 	}
-	*self->uses = (struct uses){.coll = coll, .hub = Py_NewRef(hub), .n = 1};
+	*self->uses = (struct mc_py_uses){.coll = coll, .hub = Py_NewRef(hub), .n = 1};
 	return (PyObject *)self;
 }
 
 static PyObject *coll_close(PyObject *obj, PyObject *none)
 {
-	struct uses *u = ((struct py_coll *)obj)->uses;
+	struct mc_py_uses *u = ((struct py_coll *)obj)->uses;
 
 	(void)none;
 	((struct py_coll *)obj)->uses = NULL;
 	if (u && u->n > 1)
 		mc_coll_abort(u->coll); /* somebody is inside */
 	if (u)
-		unuse(u);
+		mc_py_coll_unuse(u);
 	return Py_NewRef(Py_None);
 }
 
 static void coll_dealloc(PyObject *obj)
 {
 	if (((struct py_coll *)obj)->uses)
-		unuse(((struct py_coll *)obj)->uses);
-	free_object(obj);
+		mc_py_coll_unuse(((struct py_coll *)obj)->uses);
+	mc_py_free_object(obj);
 }
 
 /* ---- operations ---- */
@@ -286,35 +284,35 @@ static PyObject *coll_run(PyObject *obj, PyObject *const *args, Py_ssize_t n)
 {
 	struct mc_coll_result result = {0};
 	struct call c;
-	struct uses *u;
+	struct mc_py_uses *u;
 	int rc;
 
 	if (call_of(args, n, &c) < 0)
 		return NULL;
-	u = use(obj);
+	u = mc_py_coll_use(obj);
 	if (!u)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
 	rc = mc_coll_run(u->coll, &c.op, &result);
 	Py_END_ALLOW_THREADS
-	unuse(u);
+	mc_py_coll_unuse(u);
 	return answer(rc, &result);
 }
 
 /* A CollWork, or the code. Takes the use over. */
-static PyObject *work_make(struct uses *u, int rc, struct mc_coll_work *work)
+static PyObject *work_make(struct mc_py_uses *u, int rc, struct mc_coll_work *work)
 {
 	allocfunc alloc = (allocfunc)PyType_GetSlot((PyTypeObject *)work_type, Py_tp_alloc);
 	struct py_work *self;
 
 	if (rc < 0) {
-		unuse(u);
+		mc_py_coll_unuse(u);
 		return PyLong_FromLong(rc);
 	}
 	self = (struct py_work *)alloc((PyTypeObject *)work_type, 0);
 	if (!self) {
 		mc_coll_work_free(work);
-		unuse(u);
+		mc_py_coll_unuse(u);
 		return NULL;
 	}
 	self->work = work;
@@ -326,12 +324,12 @@ static PyObject *coll_start(PyObject *obj, PyObject *const *args, Py_ssize_t n)
 {
 	struct mc_coll_work *work = NULL;
 	struct call c;
-	struct uses *u;
+	struct mc_py_uses *u;
 	int rc;
 
 	if (call_of(args, n, &c) < 0)
 		return NULL;
-	u = use(obj);
+	u = mc_py_coll_use(obj);
 	if (!u)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
@@ -346,12 +344,12 @@ static PyObject *coll_message(PyObject *obj, PyObject *args)
 	unsigned long long tag, addr, len;
 	struct mc_coll_result result = {0};
 	unsigned peer;
-	struct uses *u;
+	struct mc_py_uses *u;
 	int rc, is_send;
 
 	if (!PyArg_ParseTuple(args, "pIKKK", &is_send, &peer, &tag, &addr, &len))
 		return NULL;
-	u = use(obj);
+	u = mc_py_coll_use(obj);
 	if (!u)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
@@ -360,7 +358,7 @@ static PyObject *coll_message(PyObject *obj, PyObject *args)
 	else
 		rc = mc_coll_recv(u->coll, peer, tag, (void *)(uintptr_t)addr, len, &result);
 	Py_END_ALLOW_THREADS
-	unuse(u);
+	mc_py_coll_unuse(u);
 	return answer(rc, &result);
 }
 
@@ -369,12 +367,12 @@ static PyObject *coll_start_message(PyObject *obj, PyObject *args)
 	unsigned long long tag, addr, len;
 	struct mc_coll_work *work = NULL;
 	unsigned peer;
-	struct uses *u;
+	struct mc_py_uses *u;
 	int rc, is_send;
 
 	if (!PyArg_ParseTuple(args, "pIKKK", &is_send, &peer, &tag, &addr, &len))
 		return NULL;
-	u = use(obj);
+	u = mc_py_coll_use(obj);
 	if (!u)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
@@ -390,7 +388,7 @@ static PyObject *coll_start_message(PyObject *obj, PyObject *args)
 
 static PyObject *coll_state(PyObject *obj, PyObject *none)
 {
-	struct uses *u = use(obj);
+	struct mc_py_uses *u = mc_py_coll_use(obj);
 	PyObject *out;
 
 	(void)none;
@@ -400,7 +398,7 @@ static PyObject *coll_state(PyObject *obj, PyObject *none)
 			    (unsigned long long)mc_coll_ready(u->coll),
 			    (unsigned long long)mc_coll_gone(u->coll),
 			    (unsigned long long)mc_coll_epoch(u->coll));
-	unuse(u);
+	mc_py_coll_unuse(u);
 	return out;
 }
 
@@ -408,61 +406,61 @@ static PyObject *coll_activate(PyObject *obj, PyObject *args)
 {
 	unsigned long long add, drop, timeout_ns;
 	uint64_t dropped = 0;
-	struct uses *u;
+	struct mc_py_uses *u;
 	int rc;
 
 	if (!PyArg_ParseTuple(args, "KKK", &add, &drop, &timeout_ns))
 		return NULL;
-	u = use(obj);
+	u = mc_py_coll_use(obj);
 	if (!u)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
 	rc = mc_coll_activate(u->coll, add, drop, timeout_ns, &dropped);
 	Py_END_ALLOW_THREADS
-	unuse(u);
+	mc_py_coll_unuse(u);
 	return Py_BuildValue("(iK)", rc, (unsigned long long)dropped);
 }
 
 static PyObject *coll_join(PyObject *obj, PyObject *arg)
 {
 	uint64_t timeout_ns;
-	struct uses *u;
+	struct mc_py_uses *u;
 	int rc;
 
 	if (u64_of(arg, &timeout_ns) < 0)
 		return NULL;
-	u = use(obj);
+	u = mc_py_coll_use(obj);
 	if (!u)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
 	rc = mc_coll_join(u->coll, timeout_ns);
 	Py_END_ALLOW_THREADS
-	unuse(u);
+	mc_py_coll_unuse(u);
 	return PyLong_FromLong(rc);
 }
 
 static PyObject *coll_abort(PyObject *obj, PyObject *none)
 {
-	struct uses *u = use(obj);
+	struct mc_py_uses *u = mc_py_coll_use(obj);
 
 	(void)none;
 	if (!u)
 		return NULL;
 	mc_coll_abort(u->coll);
-	unuse(u);
+	mc_py_coll_unuse(u);
 	return Py_NewRef(Py_None);
 }
 
 static PyObject *coll_error(PyObject *obj, PyObject *none)
 {
-	struct uses *u = use(obj);
+	struct mc_py_uses *u = mc_py_coll_use(obj);
 	struct mc_diag diag;
 
 	(void)none;
 	if (!u)
 		return NULL;
 	mc_coll_last_error(u->coll, &diag);
-	unuse(u);
+	mc_py_coll_unuse(u);
 	return PyUnicode_FromString(diag.text);
 }
 
@@ -517,8 +515,8 @@ static void work_dealloc(PyObject *obj)
 	struct py_work *self = (struct py_work *)obj;
 
 	mc_coll_work_free(self->work);
-	unuse(self->uses);
-	free_object(obj);
+	mc_py_coll_unuse(self->uses);
+	mc_py_free_object(obj);
 }
 
 static PyMethodDef work_methods[] = {

@@ -76,6 +76,7 @@ void mc_py_seq_close(struct mc_py_seq *seq);
 PyObject *mc_py_type_add(PyObject *module, const char *name, PyType_Spec *spec);
 /** The types of coll.c. @return 0; -1 with an exception */
 int mc_py_coll_ready(PyObject *module);
+int mc_py_ep_ready(PyObject *module);
 
 /* ---- the object: object.c ---- */
 
