@@ -8,9 +8,16 @@
 /* Sanitizers run before the loader's choice could be made; clang 14 has no such attribute. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) &&                             \
     !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
-#define MC_WIDEST __attribute__((target_clones("avx512f", "avx2", "default")))
+#define MC_WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define MC_WIDEST
+#endif
+
+/* In front of a loop: what it writes at one index it reads at no other. */
+#if defined(__clang__)
+#define MC_NO_ALIAS _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define MC_NO_ALIAS _Pragma("GCC ivdep")
 #endif
 
 #endif

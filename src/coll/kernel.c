@@ -2,8 +2,9 @@
  * kernel.c: element by element, slot by slot. The order is fixed, so whoever computes a result gets
  * the same bits. Pure.
  *
- * Blocks of BLOCK elements stay in the first-level cache while one source after the other is added.
- * f16 and bf16 are widened to f32 there and rounded once (to nearest, ties to even) at the end.
+ * Two sources are added in one pass. Of more, blocks of BLOCK elements stay in the first-level
+ * cache while one source after the other is added. f16 and bf16 are widened to f32 there and
+ * rounded once (to nearest, ties to even) at the end.
  */
 #include <math.h>
 #include <string.h>
@@ -60,11 +61,17 @@ static inline uint16_t f16_store(float f)
 	static MC_WIDEST void name(void *out, const uint8_t *const *src, unsigned nsrc,            \
 				   uint64_t at, unsigned n, const double *factors)                 \
 	{                                                                                          \
-		const mem *first = (const mem *)src[0] + at;                                       \
+		const mem *first = (const mem *)src[0] + at, *second;                              \
 		mem *to = (mem *)out + at;                                                         \
 		acc sum[BLOCK];                                                                    \
                                                                                                    \
 		(void)factors;                                                                     \
+		if (nsrc == 2) {                                                                   \
+			second = (const mem *)src[1] + at;                                         \
+			MC_NO_ALIAS for (unsigned i = 0; i < n; i++) to[i] =                       \
+			    (mem)store((acc)op((acc)load(first[i]), (acc)load(second[i])));        \
+			return;                                                                    \
+		}                                                                                  \
 		for (unsigned i = 0; i < n; i++)                                                   \
 			sum[i] = (acc)load(first[i]);                                              \
 		for (unsigned k = 1; k < nsrc; k++) {                                              \
@@ -103,6 +110,13 @@ static inline uint16_t f16_store(float f)
 		real by = (real)nsrc;                                                              \
                                                                                                    \
 		(void)factors;                                                                     \
+		if (nsrc == 2) {                                                                   \
+			const mem *a = (const mem *)src[0] + at, *b = (const mem *)src[1] + at;    \
+                                                                                                   \
+			MC_NO_ALIAS for (unsigned i = 0; i < n; i++) to[i] =                       \
+			    (mem)store((0 + (acc)load(a[i]) + (acc)load(b[i])) / by);              \
+			return;                                                                    \
+		}                                                                                  \
 		for (unsigned k = 0; k < nsrc; k++) {                                              \
 			const mem *next = (const mem *)src[k] + at;                                \
                                                                                                    \

@@ -16,6 +16,7 @@
 #include "coll/page.h"
 #include "io/loop.h"
 #include "rpc/rpc.h"
+#include "xport/copy.h"
 
 #define MC_COLL_BIT(slot) (1ull << (slot))
 /** for each slot in mask, ascending */
@@ -74,6 +75,16 @@ int mc_coll_hub_is_near(const struct mc_coll_hub *hub, const char *address, stru
 int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, uint64_t deadline_ns,
 		       struct mc_diag *diag);
 
+/* ---- taste.c ---- */
+
+#define MC_COLL_TASTES 10 /* sizes: 128 KiB, 256 KiB, … */
+
+/** How long rounds of one kind and size took, by enum mc_copy_hint. Zeroed is a valid start. */
+struct mc_coll_taste {
+	uint32_t count;
+	uint64_t ns[MC_COPY_HINT_COUNT]; /* 0: not known */
+};
+
 /* ---- group.c ---- */
 
 struct mc_coll {
@@ -113,6 +124,7 @@ struct mc_coll {
 	uint64_t rest_seq;		 /* area_seq when the loop looked last */
 	struct mc_timer rest;		 /* the loop's; set while there is an area */
 	struct mc_spin spin;
+	struct mc_coll_taste tastes[MC_COLL_KIND_COUNT][MC_COLL_TASTES];
 	uint64_t crowd_of;	 /* the ranks that is_crowded was found for */
 	_Atomic bool is_crowded; /* more ranks than cores that they may use */
 	int broken;		 /* why no operation can run any more */
@@ -254,10 +266,12 @@ struct mc_coll_round {
 	uint64_t deadline_ns;
 	uint64_t seq, active; /* operation and round; who is in the group in it */
 	unsigned parity;
-	bool has_read_area; /* of another rank, which has to know when that is over */
-	uint64_t ranks;	    /* whose input counts: active, less those found gone */
-	uint8_t *base;	    /* where this rank's bytes are shown */
-	uint64_t len;	    /* how many */
+	bool has_read_area;	/* another rank shows one, and has to know when that is over */
+	uint64_t ranks;		/* whose input counts: active, less those found gone */
+	uint8_t *base;		/* where this rank's bytes are shown */
+	enum mc_copy_hint hint; /* how they are stored there */
+	uint64_t from_ns;	/* when that began, if it is to be learnt from */
+	uint64_t len;		/* how many */
 	uint32_t nchunks, npublished;
 	uint32_t part; /* publish: the part that is being copied, and how far */
 	uint64_t part_at;
@@ -288,6 +302,13 @@ void mc_coll_round_end(struct mc_coll_round *r);
  * @return 0; MC_COLL_AGAIN: somebody's input does not count, look again who; an error
  */
 int mc_coll_round_confirm(struct mc_coll_round *r);
+
+/* ---- taste.c ---- */
+
+/** Decide how the bytes of a round are stored. */
+void mc_coll_taste_begin(struct mc_coll_round *r);
+/** It is over, and nobody was lost. */
+void mc_coll_taste_end(struct mc_coll_round *r);
 
 /* ---- the operations: from begin to end of a round. @return 0; an error, the same on all ---- */
 

@@ -7,7 +7,6 @@
  * done again from them.
  */
 #include <stdio.h>
-#include <string.h>
 
 #include "coll/net.h"
 #include "coll/shmem.h"
@@ -176,6 +175,7 @@ int mc_coll_round_begin(struct mc_coll_round *r)
 	if (rc < 0)
 		return rc;
 	call_write(r);
+	mc_coll_taste_begin(r);
 	if (r->nchunks == 0)
 		mc_coll_post(r->g, mc_coll_word(r->seq, 1));
 	return 0;
@@ -193,7 +193,7 @@ void mc_coll_round_publish(struct mc_coll_round *r)
 		uint64_t n = mc_min(len - r->part_at, end - at);
 
 		if (n > 0)
-			memcpy(r->base + at, from + r->part_at, n);
+			mc_copy(r->base + at, from + r->part_at, n, r->hint);
 		at += n;
 		r->part_at += n;
 		if (r->part_at == len) {
@@ -257,6 +257,8 @@ int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks)
 	theirs = &g->cur[slot]->page->call[r->parity];
 	if (!is_same_call(own, theirs))
 		return differ(r, slot, own, theirs);
+	/* It waits for all to be past this round, though they may want none of it. */
+	r->has_read_area |= theirs->len > MC_COLL_SMALL;
 	if (theirs->rounds > r->rounds)
 		r->rounds = mc_min(theirs->rounds, MC_COLL_ROUNDS_MAX);
 	n = (uint32_t)mc_min(theirs->len / MC_COLL_CHUNK + (theirs->len % MC_COLL_CHUNK != 0),
@@ -285,7 +287,6 @@ const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot)
 		p->area = at;
 		p->area_len = len;
 	}
-	r->has_read_area = true;
 	return p->area;
 }
 
@@ -293,6 +294,8 @@ void mc_coll_round_end(struct mc_coll_round *r)
 {
 	if (r->len > MC_COLL_SMALL || r->rounds > 1 || r->has_read_area)
 		mc_coll_post(r->g, mc_coll_word(r->seq, MC_COLL_STEP_DONE));
+	if (r->from_ns && r->ranks == r->active)
+		mc_coll_taste_end(r);
 }
 
 /* Somebody shows more than what is kept for the others. */

@@ -19,6 +19,10 @@ struct sum {
 	uint8_t *out;	  /* NULL: this rank gets nothing */
 	uint64_t out_at;  /* of the shown bytes, where those for this rank begin */
 	uint64_t out_len; /* bytes */
+	/* This rank's input while all of it is as it was, which is nearer than what it has shown:
+	 * shown bytes from in_at on. NULL: results have overwritten some. */
+	uint8_t *in;
+	uint64_t in_at;
 	uint8_t *results; /* of this rank's shares, shown to the others; NULL: no shares */
 	uint64_t ranks;	  /* whose inputs are in the results so far */
 	uint32_t restart;
@@ -37,10 +41,14 @@ static int reduce(struct sum *s, uint8_t *to, uint64_t at, uint64_t len)
 	{
 		const struct mc_coll_page *page = q == r->g->rank ? r->g->page : r->g->cur[q]->page;
 
+		factors[n] = page->call[r->parity].factor;
+		if (q == r->g->rank && s->in) {
+			src[n++] = s->in + (at - s->in_at);
+			continue;
+		}
 		src[n] = mc_coll_round_bytes(r, q);
 		if (!src[n])
 			return -MC_E_NOMEM;
-		factors[n] = page->call[r->parity].factor;
 		src[n++] += at;
 	}
 	mc_coll_kernel(r->op->type, r->op->reduce, to, src, factors, n, len / r->esize);
@@ -97,9 +105,10 @@ static int reduce_share(struct sum *s, uint32_t chunk)
 		return 0;
 	chunk_range(r, chunk, &at, &len);
 	share_of(r, i, n, at, len, &from, &size);
-	rc = reduce(s, s->results + from, from, size);
+	rc = reduce(s, s->out + from, from, size);
 	if (rc < 0)
 		return rc;
+	mc_copy(s->results + from, s->out + from, size, r->hint);
 	mc_coll_post_shares(r->g, mc_coll_share(r->seq, s->restart, ++s->nreduced));
 	return 0;
 }
@@ -118,10 +127,8 @@ static int gather_shares(struct sum *s, uint32_t chunk)
 		const uint8_t *theirs;
 
 		share_of(r, i++, n, at, len, &from, &size);
-		if (q == r->g->rank) {
-			memcpy(s->out + from, s->results + from, size);
+		if (q == r->g->rank)
 			continue;
-		}
 		rc = mc_coll_wait_share(r->g, q, r->seq, chunk + 1, r->ranks, r->deadline_ns);
 		if (rc < 0 || rc == MC_COLL_AGAIN)
 			return rc < 0 ? rc : RESTART;
@@ -202,6 +209,7 @@ static int run(struct sum *s)
 			return 0;
 		if (rc < 0)
 			return rc;
+		s->in = NULL;
 		/* Others may wait for the rest of our input before they begin again, too. */
 		mc_coll_round_publish_all(r);
 		rc = wait_inputs(s, r->nchunks);
@@ -232,6 +240,8 @@ int mc_coll_reduce_round(struct mc_coll_round *r)
 	if (op->kind == MC_COLL_ALL_REDUCE && r->len > MC_COLL_SMALL && !g->net &&
 	    __builtin_popcountll(r->active) > 2)
 		s.results = r->base + r->len;
+	mc_coll_round_part(r, &op->in[op->nin > 1 ? me : 0], &s.in);
+	s.in_at = s.out_at;
 	restart(&s);
 	if (r->len == 0) {
 		rc = wait_inputs(&s, 0);

@@ -193,6 +193,38 @@ static int rests(struct rank *r)
 	return 0;
 }
 
+/* Rank 1 neither sends nor takes any of what the others exchange, and calls nothing after it. */
+static int has_no_part(struct rank *r)
+{
+	static uint8_t from[3u << 20], to[3u << 20];
+	struct mc_coll_part in[3] = {{from, 0}, {from, 0}, {from, 0}},
+			    out[3] = {{to, 0}, {to, 0}, {to, 0}};
+	struct mc_coll_op op = {.kind = MC_COLL_ALL_TO_ALL,
+				.type = MC_COLL_BYTE,
+				.in = in,
+				.out = out,
+				.nin = 3,
+				.nout = 3};
+	uint64_t end_ns = mc_now_ns() + 30 * MC_NS_PER_S;
+
+	if (r->rank != 1)
+		in[2 - r->rank].count = out[2 - r->rank].count = sizeof(from);
+	WORLD_CHECK(mc_coll_run(r->coll, &op, NULL) == 0);
+	while (memory_of(r) >= 1u << 20 && mc_now_ns() < end_ns)
+		world_pause(20 * MC_NS_PER_MS);
+	WORLD_CHECK(memory_of(r) < 1u << 20);
+	/* Nobody leaves before all have looked: who has left reads nothing any more. */
+	world_tick(r->w);
+	world_wait_ticks(r->w, 3);
+	return 0;
+}
+
+static void memory_is_given_back_though_a_rank_took_no_part(void **state)
+{
+	(void)state;
+	world_run(3, 0, has_no_part);
+}
+
 static void memory_of_large_operations_is_given_back(void **state)
 {
 	(void)state;
@@ -242,6 +274,7 @@ int main(void)
 	    cmocka_unit_test(ranks_that_ask_for_different_things_are_told_which),
 	    cmocka_unit_test(wrong_arguments_are_refused_before_anyone_is_told),
 	    cmocka_unit_test(memory_of_large_operations_is_given_back),
+	    cmocka_unit_test(memory_is_given_back_though_a_rank_took_no_part),
 	    cmocka_unit_test(what_a_slow_rank_has_not_read_is_kept),
 	};
 
