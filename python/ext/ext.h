@@ -74,6 +74,9 @@ void mc_py_seq_close(struct mc_py_seq *seq);
 /** Make a type and put it into the module. @return the type, borrowed from the module; NULL with an
  * exception */
 PyObject *mc_py_type_add(PyObject *module, const char *name, PyType_Spec *spec);
+/** Join tables of methods, each ended by zeros, as the type's: slots has a Py_tp_methods.
+ * @return 0; -1 with an exception */
+int mc_py_methods_set(PyType_Slot *slots, const PyMethodDef *const *tables, size_t ntables);
 /** The types of coll.c. @return 0; -1 with an exception */
 int mc_py_coll_ready(PyObject *module);
 int mc_py_ep_ready(PyObject *module);

@@ -14,16 +14,13 @@ static PyMemberDef engine_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-#define METHODS_MAX 64
-static PyMethodDef engine_methods[METHODS_MAX]; /* the tables of all files, one behind the other */
-
 static PyType_Slot engine_slots[] = {
     {Py_tp_doc, "A transfer engine: memory of this process that peers reach, and transfers to and "
 		"from theirs.\n\nBegin with initialize()."},
     {Py_tp_new, mc_py_engine_new},
     {Py_tp_init, mc_py_engine_init},
     {Py_tp_dealloc, mc_py_engine_dealloc},
-    {Py_tp_methods, engine_methods},
+    {Py_tp_methods, NULL}, /* the tables of all files */
     {Py_tp_members, engine_members},
     {0, NULL},
 };
@@ -68,10 +65,27 @@ static struct PyModuleDef module_def = {
     .m_methods = module_methods,
 };
 
-static void methods_join(const PyMethodDef *table, size_t *n)
+int mc_py_methods_set(PyType_Slot *slots, const PyMethodDef *const *tables, size_t ntables)
 {
-	for (; table->ml_name && *n < METHODS_MAX - 1; table++)
-		engine_methods[(*n)++] = *table;
+	PyMethodDef *all;
+	size_t n = 0;
+
+	for (size_t t = 0; t < ntables; t++)
+		for (const PyMethodDef *m = tables[t]; m->ml_name; m++)
+			n++;
+	all = PyMem_Calloc(n + 1, sizeof(*all)); /* as long as the type: the process's life */
+	if (!all) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	n = 0;
+	for (size_t t = 0; t < ntables; t++)
+		for (const PyMethodDef *m = tables[t]; m->ml_name; m++)
+			all[n++] = *m;
+	while (slots->slot != Py_tp_methods)
+		slots++;
+	slots->pfunc = all;
+	return 0;
 }
 
 PyMODINIT_FUNC PyInit__mooncake(void); /* the interpreter finds it by name */
@@ -88,15 +102,15 @@ PyObject *mc_py_type_add(PyObject *module, const char *name, PyType_Spec *spec)
 
 PyMODINIT_FUNC PyInit__mooncake(void)
 {
+	static const PyMethodDef *const tables[] = {mc_py_object_methods, mc_py_memory_methods,
+						    mc_py_transfer_methods};
 	PyObject *module;
-	size_t n = 0;
 
 	if (mc_py_object_ready() < 0 || mc_py_memory_ready() < 0 || mc_py_transfer_ready() < 0)
 		return NULL;
-	methods_join(mc_py_object_methods, &n);
-	methods_join(mc_py_memory_methods, &n);
-	methods_join(mc_py_transfer_methods, &n);
-	mc_py_store_ready();
+	if (mc_py_methods_set(engine_slots, tables, sizeof(tables) / sizeof(tables[0])) < 0 ||
+	    mc_py_store_ready() < 0)
+		return NULL;
 	module = PyModule_Create(&module_def);
 	if (!module)
 		return NULL;

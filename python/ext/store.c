@@ -253,6 +253,24 @@ static PyObject *py_hostname(PyObject *obj, PyObject *none)
 	return ret;
 }
 
+static PyObject *py_metrics(PyObject *obj, PyObject *none)
+{
+	struct mc_py_store_uses *uses = mc_py_store_use((struct mc_py_store *)obj);
+	PyObject *ret;
+	char *text;
+
+	(void)none;
+	if (!uses)
+		return PyUnicode_FromString("");
+	Py_BEGIN_ALLOW_THREADS
+	text = mc_metrics_text(mc_store_engine(uses->store));
+	Py_END_ALLOW_THREADS
+	mc_py_store_unuse(uses);
+	ret = text ? PyUnicode_FromString(text) : PyErr_NoMemory();
+	mc_text_free(text);
+	return ret;
+}
+
 static PyObject *py_health(PyObject *obj, PyObject *none)
 {
 	struct mc_py_store_uses *uses = mc_py_store_use((struct mc_py_store *)obj);
@@ -283,12 +301,10 @@ static PyMethodDef life_methods[] = {
     {"unmount", py_unmount, METH_VARARGS, "unmount(id_hi, id_lo, is_file, grace_ms) -> code"},
     {"fetches", py_fetches, METH_NOARGS, "fetches() -> objects that came from disks"},
     {"hostname", py_hostname, METH_NOARGS, "hostname() -> str"},
+    {"metrics", py_metrics, METH_NOARGS, "metrics() -> Prometheus text of the store's engine"},
     {"health", py_health, METH_NOARGS, "health() -> 0, 1 not open, 2 no master"},
     {NULL, NULL, 0, NULL},
 };
-
-#define METHODS_MAX 48
-static PyMethodDef store_methods[METHODS_MAX];
 
 static PyMemberDef store_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(struct mc_py_store, weakrefs), READONLY, NULL},
@@ -298,7 +314,7 @@ static PyMemberDef store_members[] = {
 static PyType_Slot store_slots[] = {
     {Py_tp_doc, "The thin half of mooncake.store.MooncakeDistributedStore: batches, by position."},
     {Py_tp_dealloc, store_dealloc},
-    {Py_tp_methods, store_methods},
+    {Py_tp_methods, NULL}, /* mc_py_store_ready() */
     {Py_tp_members, store_members},
     {0, NULL},
 };
@@ -310,13 +326,10 @@ PyType_Spec mc_py_store_spec = {
     .slots = store_slots,
 };
 
-void mc_py_store_ready(void)
+int mc_py_store_ready(void)
 {
-	const PyMethodDef *tables[] = {life_methods, mc_py_store_data_methods,
-				       mc_py_store_task_methods};
-	size_t n = 0;
+	static const PyMethodDef *const tables[] = {life_methods, mc_py_store_data_methods,
+						    mc_py_store_task_methods};
 
-	for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++)
-		for (const PyMethodDef *m = tables[t]; m->ml_name && n < METHODS_MAX - 1; m++)
-			store_methods[n++] = *m;
+	return mc_py_methods_set(store_slots, tables, sizeof(tables) / sizeof(tables[0]));
 }

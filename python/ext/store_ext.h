@@ -83,8 +83,8 @@ PyObject *mc_py_handle_new(size_t len, void **ret_mem);
 extern PyType_Spec mc_py_lease_spec; /* store_lease.c */
 
 extern PyType_Spec mc_py_store_spec; /* store.c */
-/** Join the tables of methods. Before the type is made. */
-void mc_py_store_ready(void);
+/** Join the tables of methods. Before the type is made. @return 0; -1 with an exception */
+int mc_py_store_ready(void);
 extern PyMethodDef mc_py_store_data_methods[]; /* store_data.c */
 extern PyMethodDef mc_py_store_task_methods[]; /* store_tasks.c */
 

@@ -24,7 +24,7 @@ from mooncake._store_host import (
 from mooncake._store_layout import ParallelAxis, ReadTarget, TensorParallelism
 from mooncake._store_parallel import Parallel
 from mooncake._store_segments import Segments
-from mooncake._store_setup import INVALID_PARAMS, NOT_SUPPORTED, Refused, answered, size, text
+from mooncake._store_setup import INVALID_PARAMS, Refused, answered, size, text
 from mooncake._store_tensors import Tensors, _deserialize_tensor, _serialize_tensor, _tensor_metadata_size  # noqa: F401
 from mooncake._store_types import (
     Descriptor,
@@ -96,6 +96,8 @@ DEFAULT = ReplicateConfig()
 class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
     """A process's connection to the Store: its objects, and the memory it gives to the pool."""
 
+    _http = None  # what serves /health and /metrics
+
     # ---- life ----
 
     @answered
@@ -119,21 +121,25 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
         """Connect to the master and give `global_segment_size` bytes to the pool; or `setup(dict)`.
 
         With `enable_ssd_offload` a disk is behind that memory, at `ssd_offload_path`, else MOONCAKE_OFFLOAD_FILE_STORAGE_PATH.
-        `enable_client_http_server` belongs to a node (mooncake_client).
+        With `enable_client_http_server` the process answers /health and /metrics on `client_http_port`.
         """
         if isinstance(local_hostname, dict) or config is not None:
             return self.setup(**_store_setup.from_dict(local_hostname if config is None else config))
         if local_hostname is None or metadata_server is None:
             raise TypeError("setup() needs local_hostname and metadata_server, or one dict")
-        if enable_client_http_server:
-            raise Refused("enable_client_http_server is not supported in an embedded client; start mooncake_client with it", NOT_SUPPORTED)
         disk = text("ssd_offload_path", ssd_offload_path) if enable_ssd_offload else None
-        _store_setup.port("client_http_port", client_http_port)
-        return self._open(
+        http_port = _store_setup.port("client_http_port", client_http_port)
+        was_open = self.is_open()
+        code = self._open(
             text("local_hostname", local_hostname), text("metadata_server", metadata_server), text("protocol", protocol),
             text("rdma_devices", rdma_devices), text("master_server_addr", master_server_addr), text("tenant_id", tenant_id),
             size("global_segment_size", global_segment_size), size("local_buffer_size", local_buffer_size), engine, disk=disk,
         )  # fmt: skip
+        if code == OK and enable_client_http_server and not was_open:
+            from mooncake import _store_http  # few need it, and http.server takes its time to load
+
+            self._http = _store_http.start(self, http_port)
+        return code
 
     @answered
     def setup_dummy(self, mem_pool_size: int, local_buffer_size: int, server_address: str) -> int:
@@ -167,6 +173,9 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
 
     def close(self) -> int:
         """Leave the cluster; the process's own memory leaves the pool with its objects. Again is allowed."""
+        http, self._http = self._http, None
+        if http:
+            http.close()
         self.shut()
         return OK
 

@@ -18,6 +18,7 @@ import sys
 import textwrap
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -598,3 +599,47 @@ def test_arguments_may_be_whatever_holds_numbers(pool: Pool, opened: list) -> No
     assert store.put("array/value", data) == 0, "anything with the buffer protocol is a value"
     assert store.get("array/value") == data.tobytes()
     assert store.unregister_buffer(numpy.uint64(data.ctypes.data)) == 0
+
+
+# ---- SGLang with --enable-metrics: each rank serves its own ----
+
+
+def page(port: int, path: str) -> tuple[int, str, str]:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=20) as reply:
+            return reply.status, reply.headers["Content-Type"], reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read().decode()
+
+
+def test_sglang_asks_a_rank_for_its_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pool = Pool(tmp_path)
+    ranks = [MooncakeDistributedStore(), MooncakeDistributedStore()]
+    port = free_port(31_000, 32_000)
+    try:
+        for rank in ranks:  # the second one finds the port taken, and works without
+            assert rank.setup(HOST, P2P, 8 * MIB, MIB, "tcp", "", pool.address, None, enable_client_http_server=True,
+                              client_http_port=port) == 0  # fmt: skip
+        assert f"no HTTP on port {port}" in caplog.text and "client_http_port" in caplog.text
+        assert ranks[0].put("counted", bytes(1000)) == 0 and ranks[1].get("counted") == bytes(1000)
+        status, kind, text = page(port, "/health")
+        assert (status, json.loads(text)) == (200, {"status": "healthy", "code": 0}) and kind.startswith("application/json")
+        status, kind, text = page(port, "/metrics")
+        assert status == 200 and kind.startswith("text/plain; version=0.0.4")
+        written = [line for line in text.splitlines() if line.startswith("mooncake_transfer_write_bytes{")]
+        assert [line.split()[1] for line in written] == ["1000"]
+        assert "bytes written 1000, " in page(port, "/metrics/summary")[2]
+        assert page(port, "/other")[0] == 404
+        pool.master.kill()
+        assert page(port, "/health")[0] == 503
+        assert json.loads(page(port, "/health")[2]) == {"status": "master_unreachable", "code": 2}
+    finally:
+        for rank in ranks:
+            rank.close()
+        pool.close()
+    with pytest.raises(OSError):
+        page(port, "/health")
+    again = MooncakeDistributedStore()
+    assert again.setup(HOST, P2P, 0, 0, "tcp", "", "127.0.0.1:1", None, enable_client_http_server=True, client_http_port=port) == -900
+    with pytest.raises(OSError):
+        page(port, "/health")  # only a store that is set up has it
