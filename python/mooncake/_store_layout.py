@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, NamedTuple
 
 from mooncake._store_tensor_format import AXES_MAX, DP, EP, PP, TP, Axis
@@ -23,9 +24,10 @@ MODES = ("as_stored", "shard", "full")
 INT_MIN, INT_MAX = -(1 << 31), (1 << 31) - 1
 
 
-def _check_int(name: str, value: object) -> None:
-    if not isinstance(value, int) or not INT_MIN <= value <= INT_MAX:
-        raise TypeError(f"{name} must be an int of 32 bits, not {value!r}")
+def _int_of(value: object) -> int | None:
+    """An int, also one of numpy's; None for anything else, and for what 32 bits cannot hold."""
+    value = index(value) if hasattr(value, "__index__") else None
+    return value if value is not None and INT_MIN <= value <= INT_MAX else None
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +49,10 @@ class ParallelAxis:
             if not isinstance(value, str):
                 raise TypeError(f"kind must be a str, not {value!r}")
         elif name in ("rank", "size") or value is not None:
-            _check_int(name, value)
+            number = _int_of(value)
+            if number is None:
+                raise TypeError(f"{name} must be an int of 32 bits, not {value!r}")
+            value = number
         object.__setattr__(self, name, value)
 
 
@@ -90,16 +95,17 @@ def refuse(why: str) -> None:
 
 def _axis(given: object) -> tuple[Axis | None, str]:
     """What is wrong, if anything. Any object with these attributes will do."""
-    kind, rank, size = (getattr(given, name, None) for name in ("kind", "rank", "size"))
-    dim, expert, stage = (getattr(given, name, None) for name in ("split_dim", "expert_id", "stage_id"))
+    kind = getattr(given, "kind", None)
+    names = ("rank", "size", "split_dim", "expert_id", "stage_id")
+    rank, size, dim, expert, stage = (_int_of(getattr(given, name, None)) for name in names)
     code = KINDS.get(kind.lower()) if isinstance(kind, str) else None
     if code is None:
         return None, f"an axis of kind {kind!r}; those there are: {', '.join(KINDS)}"
-    if not isinstance(rank, int) or not isinstance(size, int) or not 0 <= rank < size <= INT_MAX:
-        return None, f"rank {rank!r} of {size!r} along {kind}"
-    if (code == TP) != isinstance(dim, int):
-        return None, f"split_dim is {dim!r} along {kind}"
-    if (code == EP and not isinstance(expert, int)) or (code == PP and not isinstance(stage, int)):
+    if rank is None or size is None or not 0 <= rank < size:
+        return None, f"rank {rank} of {size} along {kind}"
+    if (code == TP) != (dim is not None):
+        return None, f"split_dim is {dim} along {kind}"
+    if (code == EP and expert is None) or (code == PP and stage is None):
         return None, f"an axis of kind {kind} without its {'expert_id' if code == EP else 'stage_id'}"
     return Axis(code, rank, size, dim if code == TP else -1, {EP: expert, PP: stage}.get(code) or 0), ""
 
@@ -124,9 +130,9 @@ def axes_of(what: str, parallelism: object) -> tuple[Axis, ...] | None:
 
 def writer_of(what: str, partition: object) -> Axis | None:
     """The place of one of several writers: anything with rank, size and split_dim."""
-    rank, size, dim = (getattr(partition, name, None) for name in ("rank", "size", "split_dim"))
-    if not all(isinstance(value, int) for value in (rank, size, dim)) or not 0 <= rank < size or dim < 0:
-        refuse(f"{what}: a writer_partition of rank {rank!r}, size {size!r}, split_dim {dim!r}")
+    rank, size, dim = (_int_of(getattr(partition, name, None)) for name in ("rank", "size", "split_dim"))
+    if None in (rank, size, dim) or not 0 <= rank < size or dim < 0:
+        refuse(f"{what}: a writer_partition of rank {rank}, size {size}, split_dim {dim}")
         return None
     return Axis(TP, rank, size, dim)
 
@@ -137,6 +143,17 @@ def cut_of(axes: tuple[Axis, ...]) -> Axis | None:
 
 
 # ---- names ----
+
+
+def texts(keys: list[str]) -> list[str]:
+    """Keys, of which names can be made."""
+    if isinstance(keys, (str, bytes)):
+        raise TypeError("keys must be a list of str")
+    names = [key.decode() if isinstance(key, bytes) else key for key in keys]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"key {name!r} must be a str")
+    return names
 
 
 def tp_key(key: str, rank: int) -> str:

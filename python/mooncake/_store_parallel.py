@@ -102,7 +102,7 @@ class Parallel:
         self, what: str, keys: list, tensors: list, parallelisms: object, config: ReplicateConfig, partitions: object, flags: int,
         holds_whole: bool = False,
     ) -> list[int]:  # fmt: skip
-        n = len(keys)
+        keys, n = layout.texts(keys), len(keys)
         if parallelisms is not None and partitions is not None:
             refuse(f"{what}: a writer_partition and a parallelism exclude each other")
             return [INVALID_PARAMS] * n
@@ -184,6 +184,7 @@ class Parallel:
         self, what: str, keys: list, targets: object, into: list[tuple[int, int]] | None = None
     ) -> list[torch.Tensor | None]:
         """Objects as they are in one call, all others in another."""
+        keys = layout.texts(keys)
         targets = _column(what, "targets", targets, len(keys))
         if targets is None:
             return [None] * len(keys)

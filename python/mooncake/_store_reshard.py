@@ -223,7 +223,7 @@ class _Job:
 
         if self.into is None:
             self.tensor = torch.empty(self.header.shape, dtype=getattr(torch, self.header.dtype))
-        elif self.into[0] and self.into[1] >= HEADER_LEN + self.header.bytes:
+        elif 0 < self.into[0] < 1 << 64 and self.into[1] >= HEADER_LEN + self.header.bytes:
             self.tensor = tensor_at(self.into[0] + HEADER_LEN, self.header.shape, self.header.dtype)
         else:
             return False

@@ -7,6 +7,7 @@ are; those that lie elsewhere or with gaps are copied together first.
 from __future__ import annotations
 
 import ctypes
+from operator import index
 from typing import TYPE_CHECKING
 
 from mooncake import _store_layout as layout
@@ -53,7 +54,7 @@ def _in_memory(tensor: object) -> torch.Tensor | None:
         has_elements = tensor.numel() == 0 or tensor.data_ptr() != 0
     except (RuntimeError, NotImplementedError):  # no memory of its own: meta, sparse
         return None
-    return tensor if has_elements else None  # fake, DTensor
+    return tensor if has_elements else None  # not so: fake ones, DTensors
 
 
 def _tensor_of(buffer: object, length: int) -> torch.Tensor | None:
@@ -72,7 +73,7 @@ def _tensor_of(buffer: object, length: int) -> torch.Tensor | None:
 
 def _tensor_in(buffer_ptr: int, size: int) -> torch.Tensor | None:
     """The tensor whose header and elements are exactly this memory."""
-    if not buffer_ptr or size < HEADER_LEN:
+    if not 0 < buffer_ptr < 1 << 64 or size < HEADER_LEN:
         return None
     header = parse_header((ctypes.c_char * HEADER_LEN).from_address(buffer_ptr), size)
     if header is None or HEADER_LEN + header.bytes != size:
@@ -147,6 +148,7 @@ class Tensors:
     # ---- whole tensors ----
 
     def _put_tensors(self, keys: list[str], tensors: list, config: ReplicateConfig, flags: int) -> list[int]:
+        keys = layout.texts(keys)
         if len(keys) != len(tensors):
             return [INVALID_PARAMS] * len(keys)
         out = Outgoing(len(keys))
@@ -314,6 +316,7 @@ class Tensors:
         self, keys: list[str], tensors: list, config: ReplicateConfig, size: int, dim: int, what: str
     ) -> list[int]:  # fmt: skip
         """All shards of each whole tensor."""
+        keys, size, dim = layout.texts(keys), index(size), index(dim)
         if len(keys) != len(tensors):
             return [INVALID_PARAMS] * len(keys)
         out = Outgoing(len(keys))
@@ -371,7 +374,7 @@ class Tensors:
         self, what: str, keys: list[str], rank: int, size: int, dim: int, into: list[tuple[int, int]] | None = None
     ) -> list[torch.Tensor | None]:
         """Shards, put together from others if they are stored otherwise. Dimension 0, the default, is also any."""
-        cut = Axis(TP, rank, size, dim)
+        keys, cut = layout.texts(keys), Axis(TP, index(rank), index(size), index(dim))
         if not 0 <= rank < size:
             refuse(f"{what}: there is no rank {rank} of {size}")
             return [None] * len(keys)

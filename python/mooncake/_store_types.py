@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from operator import index
 
 
 class _Numbered(enum.Enum):
@@ -70,6 +71,51 @@ class ObjectDataType(_Numbered):
     GENERAL = 9
 
 
+def _as_count(value: object) -> int:
+    if not hasattr(value, "__index__") or not 0 <= index(value) < 1 << 64:
+        raise TypeError("an int that is not negative")
+    return index(value)
+
+
+def _as_flag(value: object) -> bool:
+    if not isinstance(value, (int, type(None))):
+        raise TypeError("a bool")
+    return bool(value)
+
+
+def _as_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a str")
+    return value
+
+
+def _as_texts(value: object) -> list[str]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+        raise TypeError("a list of str")
+    return list(value)
+
+
+def _as_action(value: object) -> SoftPinAction:
+    if not isinstance(value, SoftPinAction):
+        raise TypeError("a SoftPinAction")
+    return value
+
+
+def _as_type(value: object) -> ObjectDataType:
+    if not isinstance(value, ObjectDataType):
+        raise TypeError("an ObjectDataType")
+    return value
+
+
+_FIELDS = {
+    "replica_num": _as_count, "nof_replica_num": _as_count, "dfs_replica_num": _as_count, "soft_pin_action": _as_action,
+    "soft_pin_ttl_ms": lambda value: None if value is None else _as_count(value), "with_hard_pin": _as_flag,
+    "preferred_segment": _as_text, "preferred_segments": _as_texts, "preferred_nof_segments": _as_texts,
+    "prefer_alloc_in_same_node": _as_flag, "data_type": _as_type,
+    "group_ids": lambda value: None if value is None else _as_texts(value),
+}  # fmt: skip
+
+
 @dataclass(slots=True)
 class ReplicateConfig:
     """How an object is kept."""
@@ -86,6 +132,13 @@ class ReplicateConfig:
     prefer_alloc_in_same_node: bool = False
     data_type: ObjectDataType = ObjectDataType.UNKNOWN
     group_ids: list[str] | None = None  # one for each key of the call
+
+    def __setattr__(self, name: str, value: object) -> None:
+        try:
+            value = _FIELDS[name](value) if name in _FIELDS else value
+        except TypeError as wanted:
+            raise TypeError(f"{name} must be {wanted}, not {value!r}") from None
+        object.__setattr__(self, name, value)
 
     def packed(self) -> tuple | None:
         """What the extension takes; None is all defaults."""

@@ -120,6 +120,24 @@ def test_replicate_config_has_upstreams_fields_and_defaults(upstream) -> None:
         ours.no_such_field = 1
 
 
+def test_a_replicate_config_takes_upstreams_types_alone() -> None:
+    config = ReplicateConfig()
+    for name, *wrong in (
+        ("replica_num", -1, "1", 1.5, None, 1 << 70), ("dfs_replica_num", -1), ("soft_pin_ttl_ms", -1, "1", 1.5),
+        ("soft_pin_action", 1, "ENABLE", None), ("data_type", 2, None), ("with_hard_pin", "yes"), ("prefer_alloc_in_same_node", 0.5),
+        ("preferred_segment", None, 5), ("preferred_segments", None, "abc", [1]), ("group_ids", "abc", [None]),
+    ):  # fmt: skip
+        before = getattr(config, name)
+        for value in wrong:
+            with pytest.raises(TypeError, match=name):
+                setattr(config, name, value)
+            with pytest.raises(TypeError, match=name):
+                ReplicateConfig(**{name: value})
+        assert getattr(config, name) == before
+    config.with_hard_pin, config.preferred_segments, config.group_ids, config.soft_pin_ttl_ms = 1, ("a", "b"), ("g",), 0
+    assert (config.with_hard_pin, config.preferred_segments, config.group_ids, config.soft_pin_ttl_ms) == (True, ["a", "b"], ["g"], 0)
+
+
 def test_config_reads_what_upstream_reads(upstream_python: str, tmp_path) -> None:
     """The same files give the same fields, or the same text of an error."""
     base = {"local_hostname": "h", "metadata_server": "m", "master_server_address": "a:1"}

@@ -317,6 +317,9 @@ def test_what_upstream_takes_is_taken(store) -> None:
         ("any object", SimpleNamespace(axes=[SimpleNamespace(kind="tp", rank=0, size=2, split_dim=0)])),
     ):  # fmt: skip
         assert store.put_tensor_with_parallelism(key, x, place) == 0
+    axis = ParallelAxis("tp")
+    axis.rank, axis.size, axis.split_dim = torch.tensor([1, 2, 0]).numpy()
+    assert (axis.rank, axis.size, axis.split_dim) == (1, 2, 0), "numpy's ints are ints"
     assert store.put_tensor_with_parallelism("w", x, writer_partition=SimpleNamespace(rank=0, size=2, split_dim=0)) == 0
     assert store.put_tensor_with_parallelism("w", x, writer_partition=ParallelAxis("", 1, 2, 0)) == 0
     assert same(store.get_tensor_with_parallelism("w", target("full")), x)

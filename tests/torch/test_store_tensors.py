@@ -149,6 +149,27 @@ def test_calls_that_cannot_be_meant_have_upstreams_codes(store) -> None:
     assert store.batch_get_tensor(["missing"]) == [None]
 
 
+def test_arguments_of_wrong_types_are_exceptions(store) -> None:
+    x = torch.ones(4, 4)
+    for call, *args in (
+        (store.put_tensor, 5, x), (store.put_tensor_with_tp, 5, x, 0, 2), (store.put_tensor_with_parallelism, 5, x),
+        (store.batch_put_tensor, "abc", [x, x, x]), (store.batch_put_tensor_with_tp, "abc", [x, x, x]),
+        (store.put_tensor_with_tp, "k", x, 0, "2"), (store.put_tensor_with_tp, "k", x, 0, 2.0),
+        (store.put_tensor_with_tp, "k", x, 0, 2, "0"), (store.put_tensor_from, "k", "x", 400), (store.put_tensor_from, "k", 1 << 20, "x"),
+        (store.get_tensor, 5), (store.get_tensor_with_tp, 5, 0, 2), (store.get_tensor_with_parallelism, 5),
+        (store.batch_get_tensor, "abc"), (store.batch_get_tensor_with_parallelism, "abc"),
+        (store.get_tensor_with_tp, "k", "0", 2), (store.get_tensor_with_tp, "k", 1.0, 2), (store.get_tensor_with_tp, "k", 0, 2.0),
+        (store.get_tensor_with_tp, "k", 0, 2, "0"), (store.get_tensor_into, "k", "x", 400),
+    ):  # fmt: skip
+        with pytest.raises(TypeError):
+            call(*args)
+    assert store.remove_all(force=True) == 0
+    assert store.put_tensor_with_tp(b"bytes", x, 0, 2) == 0, "a key may be bytes"
+    assert same(store.get_tensor_with_tp("bytes", 1, 2), x[2:])
+    assert store.put_tensor_from("k", -5, 400) == INVALID
+    assert store.get_tensor_with_tp_into("bytes", -5, 400, 1, 2) is None
+
+
 def test_put_keeps_the_first_and_upsert_replaces(store) -> None:
     a, b = torch.arange(6).reshape(2, 3), torch.randn(50)
     assert [store.put_tensor("k", a), store.put_tensor("k", b)] == [0, 0]
