@@ -3,160 +3,34 @@
 Each column is its services (master and node, or one server) and one Python client, all on loopback; while another column
 is measured they are stopped. `ours tcp` moves bytes over TCP as between two machines, `ours shm` as on one. CPU is that of
 all processes of a column. `memfd nt` is what a C program does that only copies as many bytes from or to memory shared with
-another process, past the cache. `get cold` reads each object once, so its place is asked for; `get` read them all before.
+another process, past the cache. `get_into cold` reads each object once, so its place is asked for; `get_into` read them all
+before. `put` and `get` take and give bytes objects, the others the caller's registered memory.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import time
 from collections import defaultdict
-from dataclasses import dataclass
-from pathlib import Path
 
-from bench import svg
+from bench import store_alone, svg
 from bench.context import TCP_ONLY, Context
-from bench.pairs import BenchError, Impl, WorkerProcess
+from bench.pairs import BenchError, Impl
 from bench.raw import Limits
 from bench.report import Report, Table
 from bench.stats import KIB, MIB, Summary, number_text, spread, summarize
-from bench.targets import GET_COLD, MEMCACHED, MEMFD, OURS_SHM, OURS_TCP, REDIS, STORE, UPSTREAM, StoreCase, Verdict, judge
+from bench.store_column import Column
+from bench.targets import GET_COLD, GET_INTO, MEMCACHED, MEMFD, OURS_SHM, OURS_TCP, PUT_FROM, REDIS, STORE, UPSTREAM, StoreCase, Verdict, judge
 
 CASES = tuple(StoreCase(op, *shape) for shape in (
     (4 * KIB, 1), (64 * KIB, 1), (MIB, 1), (16 * MIB, 1), (4 * KIB, 100), (64 * KIB, 32), (MIB, 16),
-) for op in ("put", "get")) + (
+) for op in (PUT_FROM, GET_INTO)) + (
+    StoreCase("put", 4 * KIB, 1), StoreCase("get", 4 * KIB, 1), StoreCase("put", 64 * KIB, 1), StoreCase("get", 64 * KIB, 1),
     StoreCase(GET_COLD, 4 * KIB, 1), StoreCase(GET_COLD, MIB, 1), StoreCase("exist", 64, 1), StoreCase("exist", 64, 100),
 )  # fmt: skip
 QUICK = tuple(c for c in CASES if c.size in (64, 4 * KIB, MIB))
-CHECKED = (1, 4095, 65536, 300_000, MIB + 13)
 METRICS = {"GBps": "GB/s", "keys_s": "keys/s", "p50_us": "p50 us", "p99_us": "p99 us", "cpu_us_per_key": "CPU us/key"}
 AGAIN = " again"
-POOL = 64 * MIB
-SEGMENT_MB = 1536
-START_S = 20
-
-
-@dataclass(frozen=True)
-class Service:
-    """A program of a column, started before its client."""
-
-    argv: list[str]
-    port: int  # it listens there when it is ready
-
-
-def free_port(taken: set[int]) -> int:
-    for port in range(21000 + os.getpid() % 5000, 32000):
-        if port in taken:
-            continue
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        taken.add(port)
-        return port
-    raise BenchError("no free port between 21000 and 32000")
-
-
-def services_of(impl: Impl, taken: set[int], logs: Path) -> list[Service]:
-    port = free_port(taken)
-    if impl.backend == "redis":
-        return [Service(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], port)]
-    if impl.backend == "memcached":
-        size = ["-m", str(SEGMENT_MB), "-I", "64m", "-t", "2", "-R", "200"]
-        user = ["-u", "root"] if os.geteuid() == 0 else []
-        return [Service(["memcached", "-l", "127.0.0.1", "-p", str(port), *size, *user], port)]
-    programs, node, admin = Path(impl.python).parent, free_port(taken), free_port(taken)
-    master = [str(programs / "mooncake_master"), f"--rpc_port={port}", f"--metrics_port={admin}", "--client_ttl=600",
-              "--rpc_address=127.0.0.1", "--metrics_host=127.0.0.1", "--default_kv_lease_ttl=5000"]  # fmt: skip
-    if impl.name.startswith("ours"):
-        master.append(f"--state_dir={logs / f'state-{port}'}")
-    pool = [str(programs / "mooncake_client"), "--host=127.0.0.1", f"--port={node}", f"--global_segment_size={SEGMENT_MB} MB",
-            f"--master_server_address=127.0.0.1:{port}", "--metadata_server=P2PHANDSHAKE", "--protocol=tcp"]  # fmt: skip
-    return [Service(master, port), Service(pool, 0)]
-
-
-class Column:
-    """The services and the client of one implementation."""
-
-    def __init__(self, impl: Impl, logs: Path, taken: set[int]) -> None:
-        self.impl = impl
-        self.processes: list[subprocess.Popen] = []
-        self.worker: WorkerProcess | None = None
-        logs.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        try:
-            services = services_of(impl, taken, logs)
-            for number, service in enumerate(services):
-                with open(logs / f"store-{impl.name}-{number}.log".replace(" ", "-"), "wb") as log:
-                    env = {**os.environ, "MC_TCP_BIND_ADDRESS": "127.0.0.1", **impl.env}
-                    self.processes.append(subprocess.Popen(service.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env))
-                self._await(service, self.processes[-1])
-            self.worker = WorkerProcess(impl, "client", logs)
-            self.worker.call("open", master=f"127.0.0.1:{services[0].port}", buffer=64 * MIB, pool=POOL)
-            self._first_use(start)
-        except BaseException:
-            self.close()
-            raise
-
-    def _await(self, service: Service, process: subprocess.Popen) -> None:
-        end = time.monotonic() + START_S
-        while service.port:
-            if process.poll() is not None:
-                raise BenchError(f"{self.impl.name}: {service.argv[0]} ended with {process.returncode}")
-            with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", service.port)) == 0:
-                    return
-            if time.monotonic() > end:
-                raise BenchError(f"{self.impl.name}: {service.argv[0]} does not listen after {START_S} s")
-            time.sleep(0.005)
-
-    def _first_use(self, start: float) -> None:
-        """The node joins when it likes: ask until a checked object came back."""
-        assert self.worker
-        while wrong := self.worker.call("check", sizes=[1])["wrong"]:
-            if time.monotonic() > start + START_S:
-                raise BenchError(f"{self.impl.name}: not usable after {START_S} s: {wrong[0]}")
-            time.sleep(0.005)
-        self.start_ms = (time.monotonic() - start) * 1e3
-
-    def check(self) -> None:
-        assert self.worker
-        wrong = self.worker.call("check", sizes=CHECKED)["wrong"]
-        if wrong:
-            raise BenchError(f"{self.impl.name}: {wrong[0]}")
-
-    def case(self, case: StoreCase, secs: float) -> dict:
-        assert self.worker
-        pids = [p.pid for p in self.processes]
-        row = self.worker.call("case", timeout_s=120, op=case.op, size=case.size, batch=case.batch, secs=secs, pids=pids)
-        if row["err"] or not row["ops"]:
-            raise BenchError(f"{self.impl.name}: {row['err']} of {row['ops']} operations failed")
-        return row
-
-    def signal(self, number: signal.Signals) -> None:
-        for process in self.processes:
-            process.send_signal(number)
-        if self.worker:
-            self.worker.signal(number)
-
-    def close(self) -> None:
-        for process in self.processes:
-            process.send_signal(signal.SIGCONT)
-        if self.worker:
-            self.worker.stop()
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def columns_of(ctx: Context, report: Report) -> list[Impl]:
@@ -185,6 +59,7 @@ def run(ctx: Context) -> Report:
     columns: dict[str, Column] = {}
     taken: set[int] = set()
     impls = columns_of(ctx, report)
+    alone = store_alone.measure(ctx, impls, taken)
     try:
         ctx.progress.phase("store: starting and checking data", len(impls))
         for impl in impls:
@@ -197,18 +72,18 @@ def run(ctx: Context) -> Report:
             if impl.name in columns:
                 columns[impl.name].signal(signal.SIGSTOP)
         _measure(ctx, cases, columns, rows, failures)
-        starts = {name: column.start_ms for name, column in columns.items()}
     finally:
         for column in columns.values():
             column.close()
     ctx.progress.clear()
-    _fill(report, cases, [*(i.name for i in impls), MEMFD], rows, failures, starts)
+    _fill(report, cases, [*(i.name for i in impls), MEMFD], rows, failures)
+    alone.fill(report)
     return report
 
 
 def _copy_limit(limits: Limits, case: StoreCase, secs: float) -> dict:
     """The bytes of a case copied by a C program, as a row of a column."""
-    row = limits.run("memfd", secs, "-s", case.size, "-b", case.batch, *(["-w"] if case.op == "put" else []))
+    row = limits.run("memfd", secs, "-s", case.size, "-b", case.batch, *(["-w"] if "put" in case.op else []))
     return {**row, "keys_s": row["GBps"] * 1e9 / case.size, "cpu_us_per_key": row["cpu_us_per_op"] / case.batch}
 
 
@@ -232,7 +107,7 @@ def _measure(ctx: Context, cases, columns: dict[str, Column], rows, failures: di
                 rows[case, MEMFD].append({"rep": rep, **_copy_limit(limits, case, ctx.secs)})
 
 
-def _fill(report: Report, cases, columns: list[str], rows, failures: dict[str, str], starts: dict[str, float]) -> None:
+def _fill(report: Report, cases, columns: list[str], rows, failures: dict[str, str]) -> None:
     found: dict[tuple[StoreCase, str], Summary] = {
         key: summarize(some, (*METRICS, "cpu_s_per_GB")) for key, some in rows.items() if some
     }
@@ -253,8 +128,6 @@ def _fill(report: Report, cases, columns: list[str], rows, failures: dict[str, s
             cells = [_cell(found.get((case, name)), metric) for name in columns]
             table.rows.append([str(case), *cells, _verdict(mine)])
         report.tables.append(table)
-    started = ", ".join(f"{name} {ms:.0f} ms" for name, ms in starts.items())
-    report.notes.append(f"From start of the services to the first checked object: {started}.")
     report.notes += [f"FAIL {name}: {why}" for name, why in failures.items()]
     report.notes += _noise(cases, found)
     report.raw = [{"case": list(case), "column": name, **row} for (case, name), some in rows.items() for row in some]

@@ -28,6 +28,7 @@ WRITE_BYTES_MAX = 768 << 20  # of one case
 ERRORS_MAX = 20
 ASKED_SIZE = 64  # of objects that are only asked about
 VECTOR_MAX = 512
+VALUES_MAX = 64  # bytes objects that are put in turn
 
 
 class Mooncake:
@@ -42,6 +43,12 @@ class Mooncake:
         self.put, self.get = self.store.batch_put_from, self.store.batch_get_into
         self.put_one, self.get_one = self.store.put_from, self.store.get_into
         self.exist, self.exist_one = self.store.batch_is_exist, self.store.is_exist
+
+    def put_bytes(self, key: str, value: bytes, address: int) -> int:
+        return self.store.put(key, value)
+
+    def get_bytes(self, key: str, address: int, size: int) -> bytes:
+        return self.store.get(key)
 
     def register(self, memory: mmap.mmap, base: int) -> None:
         rc = self.store.register_buffer(base, len(memory))
@@ -103,6 +110,13 @@ class Socket:
 
     def get_one(self, key: str, address: int, size: int) -> int:
         return self.get([key], [address], [size])[0]
+
+    def put_bytes(self, key: str, value: bytes, address: int) -> int:
+        """The bytes at the address are as good as these: sendmsg() takes both."""
+        return self.put([key], [address], [len(value)])[0]
+
+    def get_bytes(self, key: str, address: int, size: int) -> bytes:
+        return bytes(self.at(address, size)) if self.get([key], [address], [size]) == [size] else b""
 
     def exist_one(self, key: str) -> int:
         return self.exist([key])[0]
@@ -251,19 +265,28 @@ class Worker:
     def _operations(self, op: str, prefix: str, size: int, batch: int) -> tuple[Callable[[int], bool], int]:
         """One operation by its number, true when it did what it should, and how many there are."""
         slots = max(1, self.size // size)
-        if op == "put":
+        if op in ("put", "put_from"):
             total = min(WRITE_BYTES_MAX // (size * batch), 400_000 // batch)
+            if op == "put":
+                put_bytes, base = self.backend.put_bytes, self.base
+                values = [self.memory[i * size : (i + 1) * size] for i in range(min(slots, VALUES_MAX))]
+                return lambda i: put_bytes(f"{prefix}{i}", values[i % len(values)], base) == 0, total
             if batch == 1:
                 put_one, base = self.backend.put_one, self.base
                 return lambda i: put_one(f"{prefix}{i}", base + i % slots * size, size) == 0, total
             return lambda i: not any(self.backend.put(*self._some(prefix, i * batch, batch, size, slots))), total
-        is_cold = op == "get cold"
+        is_cold = op == "get_into cold"
         most = min(COLD_MAX, WRITE_BYTES_MAX // size) if is_cold else min(KEYS_MAX, READ_BYTES_MAX // size)
         count = max(batch, most // batch * batch)
         for first in range(0, count, 64):
             self.backend.put(*self._some(prefix, first, min(64, count - first), size, slots))
         groups = [self._some(prefix, first, batch, size, slots) for first in range(0, count, batch)]
-        if op in ("get", "get cold"):
+        if op == "get":
+            get_bytes, firsts = self.backend.get_bytes, [(keys[0], addresses[0]) for keys, addresses, _ in groups]
+            for key, address in firsts:
+                get_bytes(key, address, size)
+            return lambda i: len(get_bytes(*firsts[i % len(firsts)], size)) == size, sys.maxsize
+        if op in ("get_into", "get_into cold"):
             wanted = [size] * batch
             for keys, addresses, sizes in [] if is_cold else groups:
                 self.backend.get(keys, addresses, sizes)

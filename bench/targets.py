@@ -117,11 +117,12 @@ TRANSFER: dict[tuple[int, int, int], list[Bound]] = {
 KEYS, CPU_KEY = "keys_s", "cpu_us_per_key"
 
 
-GET_COLD = "get cold"  # the place of each object has to be asked for
+PUT_FROM, GET_INTO = "put_from", "get_into"  # from and into the caller's registered memory; put and get: bytes objects
+GET_COLD = "get_into cold"  # the place of each object has to be asked for
 
 
 class StoreCase(NamedTuple):
-    op: str  # put, get, GET_COLD, exist
+    op: str  # put, get, PUT_FROM, GET_INTO, GET_COLD, exist
     size: int
     batch: int
 
@@ -136,29 +137,40 @@ def faster(metric: str, factor: float, reference: str) -> Bound:
 
 STORE: dict[StoreCase, list[Bound]] = {}
 for _size in (4 * KIB, 64 * KIB):
-    STORE[StoreCase("get", _size, 1)] = [
-        at_most(OURS_TCP, P50, 1, MEMCACHED),
-        at_most(OURS_TCP, P50, 0.35, UPSTREAM),
-        at_most(OURS_TCP, CPU_KEY, 1.5, MEMCACHED),
-    ]
-    STORE[StoreCase("put", _size, 1)] = [
-        at_most(OURS_TCP, P50, 1.5, MEMCACHED),
-        at_most(OURS_TCP, P50, 0.33, UPSTREAM),
-        at_most(OURS_TCP, CPU_KEY, 0.3, UPSTREAM),
-    ]
-STORE[StoreCase("get", 4 * KIB, 1)].append(at_most(OURS_SHM, P50, 0, offset=5))
-for _op in ("put", "get"):
+    for _op in ("get", GET_INTO):
+        STORE[StoreCase(_op, _size, 1)] = [
+            at_most(OURS_TCP, P50, 1, MEMCACHED),
+            at_most(OURS_TCP, P50, 0.35, UPSTREAM),
+            at_most(OURS_TCP, CPU_KEY, 1.5, MEMCACHED),
+        ]
+    for _op in ("put", PUT_FROM):
+        STORE[StoreCase(_op, _size, 1)] = [
+            at_most(OURS_TCP, P50, 1.5, MEMCACHED),
+            at_most(OURS_TCP, P50, 0.33, UPSTREAM),
+            at_most(OURS_TCP, CPU_KEY, 0.3, UPSTREAM),
+        ]
+STORE[StoreCase(GET_INTO, 4 * KIB, 1)].append(at_most(OURS_SHM, P50, 0, offset=5))
+for _op in (PUT_FROM, GET_INTO):
     for _shape, _mcd, _up in (((MIB, 1), 1.1, 2), ((16 * MIB, 1), 1, 2), ((4 * KIB, 100), 2, 8), ((64 * KIB, 32), 1, 2), ((MIB, 16), 0.9, 2)):
         STORE[StoreCase(_op, *_shape)] = [faster(GBPS, _mcd, MEMCACHED), faster(GBPS, _up, UPSTREAM)]
         if _shape[1] == 1:
             STORE[StoreCase(_op, *_shape)].append(at_most(OURS_TCP, CPU_KEY, 1, MEMCACHED))
 for _op, _shape, _share in (
-    ("put", (16 * MIB, 1), 0.8), ("get", (16 * MIB, 1), 0.8), ("put", (MIB, 16), 0.8), ("get", (MIB, 16), 0.8),
-    ("get", (MIB, 1), 0.8), (GET_COLD, (MIB, 1), 0.5),
+    (PUT_FROM, (16 * MIB, 1), 0.8), (GET_INTO, (16 * MIB, 1), 0.8), (PUT_FROM, (MIB, 16), 0.8), (GET_INTO, (MIB, 16), 0.8),
+    (GET_INTO, (MIB, 1), 0.8), (GET_COLD, (MIB, 1), 0.5),
 ):  # fmt: skip
     STORE.setdefault(StoreCase(_op, *_shape), []).append(at_least(OURS_SHM, _share, MEMFD))
 STORE[StoreCase("exist", 64, 1)] = [at_most(OURS_TCP, P50, 1, MEMCACHED)]
 STORE[StoreCase("exist", 64, 100)] = [faster(KEYS, 1.5, MEMCACHED), at_most(OURS_TCP, CPU_KEY, 0, offset=0.6)]
+
+# Single numbers of the Store.
+STORE_START = Bound(OURS_TCP, "ms to the first checked object", "<=", 0.5, (UPSTREAM,))
+STORE_MASTER_RSS = Bound(OURS_TCP, "RSS, MB", "<=", offset=12)
+STORE_NODE_RSS = Bound(OURS_TCP, "RSS beside its data, MB", "<=", offset=16)
+MASTER_LOOKUPS = Bound("master", "lookups/s of one core", ">=", offset=2e6)
+MASTER_COMMITS = Bound("master", "commits/s of one core", ">=", offset=5e5)
+MASTER_LOOKUP_P99 = Bound("master", "p99 of a lookup call, us", "<=", 2, ("its smallest size",))
+MASTER_COMMIT_P99 = Bound("master", "p99 of a commit call, us", "<=", 2, ("its smallest size",))
 
 # Single numbers of the other programs.
 PACED_RATE = 100  # operations a second of 4 KiB over TCP
