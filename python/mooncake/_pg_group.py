@@ -59,6 +59,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         # What runs, with the memory it uses: a caller may drop its Work and tensors at once.
         self._running: collections.deque = collections.deque()
         self._messages: list = []
+        self._whole = Outcome(0, 0, None)  # of the last operation that nobody was missing in
         timeout_ns = int(timeout.total_seconds() * 1e9) if timeout else DEFAULT_NS
         self._timeout_ns = timeout_ns
         self._coll = self._meet(store, timeout_ns)
@@ -180,17 +181,23 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         pass
 
     def _wait_for_pending_works(self) -> None:
-        self._run(pt.BARRIER, torch.uint8, None, None, [], [], None, False).wait()
+        self._run(pt.BARRIER, None, None, 0, (), (), None, False).wait()
 
     # ---- running ----
 
     def _outcome(self, staged, answer) -> Outcome:
         code, _, ranks, failed = answer
         if code == 0:
-            staged.finish()
+            if staged is not None:
+                staged.finish()
+            if not failed and ranks == self._whole.ranks:
+                return self._whole
             if failed:
                 self._refresh()
-            return Outcome(ranks, failed, None)
+            outcome = Outcome(ranks, failed, None)
+            if not failed:
+                self._whole = outcome
+            return outcome
         self._refresh()
         return Outcome(ranks, failed, self._error(code))
 
@@ -204,39 +211,43 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         return kind(f"{text or 'operation failed'} (code {code})")
 
     def _run(self, kind, dtype, op, root, ins, outs, staged, is_async, result=None):
-        """ins, outs: flat tuples of addresses and counts."""
-        number, factor = pt.reduction(op) if op is not None else (0, 0.0)
-        type_number = pt.TYPES.get(dtype, -1) if op is not None else pt.BYTE
-        if type_number < 0:
-            raise TypeError(f"{dtype} is not reduced")
-        staged = staged or pt.Staged()
-        args = (kind, type_number, number, root or 0, factor, tuple(ins), tuple(outs))
+        """ins, outs: flat tuples of addresses and counts. staged: None where the memory is the caller's, who waits."""
+        type_number, number, factor = pt.BYTE, 0, 0.0
+        if op is not None:
+            number, factor = pt.reduction(op)
+            type_number = pt.TYPES.get(dtype)
+            if type_number is None:
+                raise TypeError(f"{dtype} is not reduced")
         if is_async:
-            pending = self._coll.start(*args)
+            pending = self._coll.start(kind, type_number, number, root, factor, ins, outs)
             if isinstance(pending, int):
                 raise self._error(pending)
             while self._running and self._running[0][0].wait(0) is not None:
                 self._running.popleft()
             self._running.append((pending, staged))
-            return Work(result, lambda answer: self._outcome(staged, answer), pending=pending)
-        return Work(result, lambda answer: self._outcome(staged, answer), answer=self._coll.run(*args))
+            return Work(result, None, lambda answer: self._outcome(staged, answer), pending)
+        answer = self._coll.run(kind, type_number, number, root, factor, ins, outs)
+        return Work(result, self._outcome(staged, answer))
 
     def _opts(self, opts, name, default=None):
         return getattr(opts, name, default) if opts is not None else default
 
     def _is_async(self, opts) -> bool:
-        return bool(self._opts(opts, "asyncOp", True))
+        return getattr(opts, "asyncOp", True)
 
     # ---- operations ----
 
     def allreduce(self, tensors, opts=None):
-        tensors = _tensors(tensors)
-        op = self._opts(opts, "reduceOp", dist.ReduceOp.SUM)
-        works = []
+        tensors, works = _tensors(tensors), []
+        op, is_async = dist.ReduceOp.SUM if opts is None else opts.reduceOp, self._is_async(opts)
         for tensor in tensors:
+            if tensor.is_contiguous() and tensor.is_cpu and not is_async:
+                part = (tensor.data_ptr(), tensor.numel())
+                works.append(self._run(pt.ALL_REDUCE, tensor.dtype, op, 0, part, part, None, False, tensors))
+                continue
             staged = pt.Staged()
             part = pt.part(staged.output(tensor, is_read=True), as_bytes=False)
-            works.append(self._run(pt.ALL_REDUCE, tensor.dtype, op, None, part, part, staged, self._is_async(opts), tensors))
+            works.append(self._run(pt.ALL_REDUCE, tensor.dtype, op, 0, part, part, staged, is_async, tensors))
         return all_of(tensors, works)
 
     allreduce_coalesced = allreduce
@@ -256,7 +267,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         return self._run(pt.BROADCAST, None, None, root, ins, part, staged, self._is_async(opts), tensors)
 
     def barrier(self, opts=None):
-        return self._run(pt.BARRIER, None, None, None, (), (), None, self._is_async(opts))
+        return self._run(pt.BARRIER, None, None, 0, (), (), None, self._is_async(opts))
 
     def allgather(self, outputs, inputs, opts=None):
         works = []
@@ -264,14 +275,14 @@ class MooncakeProcessGroup(dist.ProcessGroup):
             staged = pt.Staged()
             theirs = pt.parts([staged.output(t) for t in outs], self._slots)
             mine = pt.part(staged.input(tensor), as_bytes=True)
-            works.append(self._run(pt.ALL_GATHER, None, None, None, mine, theirs, staged, self._is_async(opts), outputs))
+            works.append(self._run(pt.ALL_GATHER, None, None, 0, mine, theirs, staged, self._is_async(opts), outputs))
         return all_of(outputs, works)
 
     def all_gather_single(self, output, tensor, opts=None):
         staged = pt.Staged()
-        theirs = pt.parts(pt.even(staged.output(output), self.size()), self._slots)
+        theirs = pt.even(staged.output(output), self.size(), self._slots)
         mine = pt.part(staged.input(tensor), as_bytes=True)
-        return self._run(pt.ALL_GATHER, None, None, None, mine, theirs, staged, self._is_async(opts), [output])
+        return self._run(pt.ALL_GATHER, None, None, 0, mine, theirs, staged, self._is_async(opts), [output])
 
     _allgather_base = allgather_base = all_gather_into_tensor = all_gather_single
 
@@ -303,24 +314,25 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         """Parts of one size for all slots; those of slots beyond the ranks are not read."""
         return pt.parts(tensors, len(tensors)) + pt.part(like, as_bytes=True) * (self._slots - len(tensors))
 
-    def _reduce_scatter(self, output, pieces, op, staged, opts):
-        like = pt.part(pieces[0], as_bytes=False)
-        ins = pt.parts(pieces, len(pieces), as_bytes=False) + like * (self._slots - len(pieces))
+    def _reduce_scatter(self, output, ins, op, staged, opts):
+        """ins: parts of the ranks; those of slots beyond them have the same size."""
+        ins += ins[:2] * (self._slots - len(ins) // 2)
         out = pt.part(staged.output(output), as_bytes=False)
-        return self._run(pt.REDUCE_SCATTER, output.dtype, op, None, ins, out, staged, self._is_async(opts), [output])
+        return self._run(pt.REDUCE_SCATTER, output.dtype, op, 0, ins, out, staged, self._is_async(opts), [output])
 
     def reduce_scatter(self, outputs, inputs, opts=None):
         op = self._opts(opts, "reduceOp", dist.ReduceOp.SUM)
         works = []
         for output, pieces in zip(_tensors(outputs), inputs, strict=True):
             staged = pt.Staged()
-            works.append(self._reduce_scatter(output, [staged.input(t) for t in pieces], op, staged, opts))
+            ins = pt.parts([staged.input(t) for t in pieces], len(pieces), as_bytes=False)
+            works.append(self._reduce_scatter(output, ins, op, staged, opts))
         return all_of(outputs, works)
 
     def reduce_scatter_single(self, output, tensor, opts=None):
-        staged = pt.Staged()
-        pieces = pt.even(staged.input(tensor), self.size())
-        return self._reduce_scatter(output, pieces, self._opts(opts, "reduceOp", dist.ReduceOp.SUM), staged, opts)
+        staged, n = pt.Staged(), self.size()
+        ins = pt.even(staged.input(tensor), n, n, as_bytes=False)
+        return self._reduce_scatter(output, ins, self._opts(opts, "reduceOp", dist.ReduceOp.SUM), staged, opts)
 
     _reduce_scatter_base = reduce_scatter_base = reduce_scatter_tensor = reduce_scatter_single
 
@@ -333,15 +345,14 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         staged = pt.Staged()
         outs = pt.parts([staged.output(t) for t in outputs], self._slots)
         ins = pt.parts([staged.input(t) for t in inputs], self._slots)
-        return self._run(pt.ALL_TO_ALL, None, None, None, ins, outs, staged, self._is_async(opts), outputs)
+        return self._run(pt.ALL_TO_ALL, None, None, 0, ins, outs, staged, self._is_async(opts), outputs)
 
     def all_to_all_single(self, output, tensor, output_splits=None, input_splits=None, opts=None):
         staged, n = pt.Staged(), self.size()
         outs, ins = staged.output(output), staged.input(tensor)
-        out_parts = pt.cut(outs, list(output_splits)) if output_splits else pt.even(outs, n)
-        in_parts = pt.cut(ins, list(input_splits)) if input_splits else pt.even(ins, n)
-        return self._run(pt.ALL_TO_ALL, None, None, None, pt.parts(in_parts, self._slots),
-                         pt.parts(out_parts, self._slots), staged, self._is_async(opts), [output])  # fmt: skip
+        outs = pt.cut(outs, list(output_splits), self._slots) if output_splits else pt.even(outs, n, self._slots)
+        ins = pt.cut(ins, list(input_splits), self._slots) if input_splits else pt.even(ins, n, self._slots)
+        return self._run(pt.ALL_TO_ALL, None, None, 0, ins, outs, staged, self._is_async(opts), [output])
 
     alltoall_base = all_to_all_single
 
@@ -354,7 +365,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         if isinstance(pending, int):
             raise self._error(pending)
         self._messages = [m for m in self._messages if m[0].wait(0) is None] + [(pending, staged)]
-        return Work(tensors, lambda answer: self._outcome(staged, answer), pending=pending)
+        return Work(tensors, None, lambda answer: self._outcome(staged, answer), pending)
 
     def send(self, tensors, dst: int, tag: int = 0):
         return self._message(True, tensors, dst, tag)

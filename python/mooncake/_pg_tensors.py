@@ -15,13 +15,14 @@ _REDUCED = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "in
 TYPES = {getattr(torch, name): number for number, name in enumerate(_REDUCED, 1)}
 _OPS = {"SUM": SUM, "PRODUCT": PROD, "MIN": MIN, "MAX": MAX, "AVG": AVG, "PREMUL_SUM": PREMUL_SUM, "BAND": BAND,
         "BOR": BOR, "BXOR": BXOR}  # fmt: skip
-_OP_NAMES = {getattr(dist.ReduceOp.RedOpType, name): number for name, number in _OPS.items()}
+# By torch's own numbers: these enumerations are slow to hash.
+_OP_NUMBERS = {getattr(dist.ReduceOp.RedOpType, name).value: number for name, number in _OPS.items()}
 
 
 def reduction(op) -> tuple[int, float]:
     """(number, factor) of a torch ReduceOp."""
     kind = getattr(op, "op", op)  # PREMUL_SUM comes as an object with its factor
-    number = _OP_NAMES.get(kind)
+    number = _OP_NUMBERS.get(kind.value)
     if number is None:
         raise ValueError(f"reduction {op} is not one of {', '.join(_OPS)}")
     if number != PREMUL_SUM:
@@ -86,15 +87,28 @@ def parts(tensors: list[torch.Tensor], slots: int, as_bytes: bool = True) -> tup
     return tuple(flat) + (0, 0) * (slots - len(tensors))
 
 
-def cut(tensor: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
-    """Pieces along the first dimension, of these many rows each."""
-    if sum(sizes) != (tensor.shape[0] if tensor.dim() else tensor.numel()):
-        raise ValueError(f"split sizes {sizes} do not add up to the first dimension of {tuple(tensor.shape)}")
-    return list(tensor.split(sizes)) if tensor.dim() else [tensor]
+def even(tensor: torch.Tensor, ranks: int, slots: int, as_bytes: bool = True) -> tuple[int, ...]:
+    """Parts: `ranks` equal pieces of a contiguous tensor; nothing for slots beyond."""
+    whole, width = tensor.numel(), tensor.element_size()
+    count, rest = divmod(whole, ranks)
+    if rest:
+        raise ValueError(f"{whole} elements are not divisible by {ranks} ranks")
+    return _spread(tensor.data_ptr(), [count] * ranks, width, as_bytes) + (0, 0) * (slots - ranks)
 
 
-def even(tensor: torch.Tensor, ranks: int) -> list[torch.Tensor]:
-    """`ranks` equal pieces of a contiguous tensor."""
-    if tensor.numel() % ranks:
-        raise ValueError(f"{tensor.numel()} elements are not divisible by {ranks} ranks")
-    return list(tensor.view(-1).split(tensor.numel() // ranks)) if tensor.numel() else [tensor] * ranks
+def cut(tensor: torch.Tensor, rows: list[int], slots: int) -> tuple[int, ...]:
+    """Parts: pieces of a contiguous tensor along its first dimension, of so many rows each, in bytes."""
+    have = tensor.shape[0] if tensor.dim() else tensor.numel()
+    if sum(rows) != have or min(rows, default=0) < 0:
+        raise ValueError(f"split sizes {rows} do not add up to the first dimension of {tuple(tensor.shape)}")
+    row = tensor.numel() // have if have else 0
+    flat = _spread(tensor.data_ptr(), [n * row for n in rows], tensor.element_size(), True)
+    return flat + (0, 0) * (slots - len(rows))
+
+
+def _spread(at: int, counts: list[int], width: int, as_bytes: bool) -> tuple[int, ...]:
+    flat: list[int] = []
+    for count in counts:
+        flat += (at, count * width if as_bytes else count)
+        at += count * width
+    return tuple(flat)

@@ -22,17 +22,21 @@ class Outcome:
         self.ranks, self.failed, self.error = ranks, failed, error
 
 
-class Work(dist.Work):
-    """An operation: done, or in the background. `finish` turns the extension's answer into an Outcome, once."""
+_ended_lock = threading.Lock()
 
-    def __init__(self, outputs, finish, answer=None, pending=None):
+
+class Work(dist.Work):
+    """An operation: ended, with its outcome, or pending. `finish` turns the extension's answer into an Outcome, once."""
+
+    _future = None
+    _lock = _ended_lock
+
+    def __init__(self, outputs, outcome: Outcome | None, finish=None, pending=None):
         super().__init__()
-        self._outputs, self._finish, self._pending = outputs, finish, pending
-        self._lock = threading.Lock()
-        self.outcome: Outcome | None = None
-        self._future = None
-        if pending is None:
-            self.outcome = finish(answer)
+        self._outputs, self.outcome = outputs, outcome
+        if outcome is None:
+            self._finish, self._pending = finish, pending
+            self._lock = threading.Lock()
 
     def _advance(self, timeout_ns: int) -> bool:
         if self.outcome is not None:
@@ -99,7 +103,7 @@ class Works(Work):
     """Several operations of one call, which end in their order."""
 
     def __init__(self, outputs, works: list[Work]):
-        super().__init__(outputs, None, pending=works)
+        super().__init__(outputs, None, None, works)
 
     def _advance(self, timeout_ns: int) -> bool:
         if self.outcome is not None:
