@@ -1,9 +1,13 @@
 /*
- * fuzz_master_http.c: what anybody asks the master's HTTP server: a path with its query, GET or
- * POST (first byte), of a master that has objects, and has had some.
+ * fuzz_master_http.c: what anybody asks the master's HTTP server: a path with its query, by one of
+ * four methods, perhaps with a body, of a master that has objects, and has had some, with quotas.
+ *
+ * Of the first byte, bits 0 and 1 choose the method, bit 2 says that the path ends with a NUL and
+ * the body follows, bit 3 adds the header that browsers send from pages of others.
  *
  * Whatever was asked, an honest request after it is answered; what was only asked leaves no memory
- * behind (a POST may remove objects, whose owner is not there to acknowledge it).
+ * behind (others may remove objects, whose owner is not there to acknowledge it, begin drains, set
+ * quotas). The master is another one after some changes.
  */
 #include <stdio.h>
 #include <string.h>
@@ -15,13 +19,19 @@
 #include "raw_http.h"
 
 #define OWNER 7u
-#define ROUNDS 1000u /* honest requests until what was begun has ended */
+#define ROUNDS 1000u	 /* honest requests until what was begun has ended */
+#define CHANGES_MAX 256u /* of one master */
+#define METHOD(byte) ((byte)&3u)
+#define HAS_BODY 4u
+#define HAS_ORIGIN 8u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
 static struct mc_loop *loop, *side;
 static struct mc_master *master;
+static struct mc_master_admin *admin;
 static struct mc_addr at;
+static unsigned nchanges; /* that were asked of it */
 
 static void put(struct mc_index *ix, const char *name, uint64_t gen)
 {
@@ -52,18 +62,25 @@ static void fill(void *arg)
 	master->frees.n = 0;
 }
 
-static void setup(void)
+static void loops_start(void)
 {
-	struct mc_master_admin *admin;
-	struct mc_master_conf conf;
-	struct mc_diag diag = {.text = ""};
-	struct mc_addr any;
-
 	mc_log_level_set(MC_LOG_ERROR);
 	mc_assert(mc_loop_open("master", mc_env_real.clk, &loop) == 0);
 	mc_assert(mc_loop_open("side", mc_env_real.clk, &side) == 0);
 	mc_assert(mc_loop_start(loop) == 0 && mc_loop_start(side) == 0);
+}
+
+static void setup(void)
+{
+	struct mc_master_conf conf;
+	struct mc_diag diag = {.text = ""};
+	struct mc_addr any;
+
+	if (!loop)
+		loops_start();
+	nchanges = 0;
 	mc_master_conf_defaults(&conf);
+	conf.has_tenants = true;
 	mc_assert(mc_master_open(&mc_env_real, loop, side, &conf, &diag, &master) == 0);
 	mc_loop_call(loop, fill, NULL);
 	mc_assert(mc_addr_parse("127.0.0.1", 0, &any) == 0);
@@ -76,22 +93,54 @@ static void count(void *ret_live)
 	*(int64_t *)ret_live = mc_mem_live();
 }
 
-/* The request line of the input. @return its length */
+static void teardown(void)
+{
+	mc_master_admin_close(admin);
+	mc_master_close(master);
+	master = NULL;
+}
+
+/* The input as a request. @return its length */
 static size_t request(const uint8_t *data, size_t len, uint8_t *to, size_t cap)
 {
-	int n = snprintf((char *)to, cap, "%s /", data[0] & 1 ? "POST" : "GET");
-	static const char end[] = " HTTP/1.0\r\n\r\n";
-	size_t room = cap - (size_t)n - sizeof(end), part = mc_min(len - 1, room);
+	static const char *const methods[] = {"GET", "POST", "PUT", "DELETE"};
+	const uint8_t *path = data + 1, *nul = NULL, *body = data + len;
+	size_t path_len, body_len;
+	int n;
 
-	memcpy(to + n, data + 1, part);
-	memcpy(to + n + part, end, sizeof(end) - 1);
-	return (size_t)n + part + sizeof(end) - 1;
+	if (data[0] & HAS_BODY)
+		nul = memchr(path, 0, len - 1);
+	if (nul)
+		body = nul + 1;
+	path_len = mc_min((size_t)((nul ? nul : body) - path), cap / 4);
+	body_len = mc_min((size_t)(data + len - body), cap / 2);
+	n = snprintf((char *)to, cap, "%s /", methods[METHOD(data[0])]);
+	memcpy(to + n, path, path_len);
+	n += (int)path_len;
+	n += snprintf((char *)to + n, cap - (size_t)n, " HTTP/1.0\r\n%sContent-Length: %zu\r\n\r\n",
+		      data[0] & HAS_ORIGIN ? "Origin: http://elsewhere\r\n" : "", body_len);
+	memcpy(to + n, body, body_len);
+	return (size_t)n + body_len;
+}
+
+/* @return false: what was asked holds memory */
+static bool is_forgotten(int64_t before)
+{
+	int64_t after;
+
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		raw_http_be_served(&at);
+		mc_loop_call(side, count, &after);
+		if (after == before)
+			return true;
+	}
+	return false;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	uint8_t text[4096];
-	int64_t before, after;
+	static uint8_t text[1u << 17]; /* half of it is as much as a body may have */
+	int64_t before;
 	size_t n;
 	int fd;
 
@@ -104,14 +153,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	fd = raw_http_say(&at, text, n, n);
 	raw_http_be_served(&at);
 	(void)close(fd);
-	if (data[0] & 1)
-		return 0;
-	for (unsigned i = 0; i < ROUNDS; i++) {
-		raw_http_be_served(&at);
-		mc_loop_call(side, count, &after);
-		if (after == before)
-			return 0;
-	}
-	mc_assert(after == before);
+	if (METHOD(data[0]) == 0)
+		mc_assert(is_forgotten(before));
+	else if (++nchanges == CHANGES_MAX)
+		teardown();
 	return 0;
 }
