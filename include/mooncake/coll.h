@@ -13,10 +13,9 @@
  * the caller exchanges by any means (torch's store, a file, MPI).
  *
  * On one host a group lives in shared memory; one whose founders are on several hosts goes over TCP
- * between all of its ranks, and has no activation or joiners yet (-MC_E_UNSUPPORTED). A
- * death that its own host proves is left out everywhere; a host that does not answer at all for
- * MC_COLL_SILENT seconds is left out by those who are more than half, and the others get
- * -MC_E_PEER_DEAD from then on.
+ * between all of its ranks. There a death that its own host proves is left out everywhere; a host
+ * that does not answer at all for MC_COLL_SILENT seconds is left out by those who are more than
+ * half, and the others get -MC_E_PEER_DEAD from then on.
  *
  * Threads: operations of one group from one thread at a time (asynchronous ones are queued in call
  * order); messages, different groups and everything else from any thread. After fork() the child's

@@ -246,6 +246,13 @@ static int board_make(struct mc_coll *g)
 	return 0;
 }
 
+/* A joiner does not wait for those whose hosts are silent. */
+static uint64_t ask_until(const struct mc_coll *g, uint64_t deadline_ns)
+{
+	return g->is_joiner && g->net ? mc_min(deadline_ns, mc_now_ns() + g->net->silent_ns)
+				      : deadline_ns;
+}
+
 /* Founders ask those below, and are asked by those above. */
 static int meet(struct mc_coll *g, const char *const *addrs, uint64_t deadline_ns,
 		struct mc_diag *diag)
@@ -262,9 +269,9 @@ static int meet(struct mc_coll *g, const char *const *addrs, uint64_t deadline_n
 			}
 			continue;
 		}
-		rc = mc_coll_hub_attach(g, s, addrs[s], deadline_ns, diag);
+		rc = mc_coll_hub_attach(g, s, addrs[s], ask_until(g, deadline_ns), diag);
 		/* A joiner takes whom it finds: the dead do not answer. */
-		if (rc < 0 && !g->is_joiner)
+		if (rc < 0 && (!g->is_joiner || rc == -MC_E_UNSUPPORTED))
 			return rc;
 		nmet += rc == 0;
 	}
@@ -357,6 +364,8 @@ static int found(struct mc_coll *g, uint32_t founders, const char *const *addrs,
 			mc_coll_mail_renew(g, s, g->cur[s]->inc);
 	atomic_store_explicit(&g->active, founders == 64 ? UINT64_MAX : MC_COLL_BIT(founders) - 1,
 			      memory_order_relaxed);
+	if (g->net)
+		mc_coll_net_kick(g);
 	return 0;
 }
 
@@ -371,6 +380,20 @@ static int is_wide(struct mc_coll *g, const char *const *addrs, struct mc_diag *
 	return rc < 0 ? rc : !rc;
 }
 
+static void net_open(void *arg)
+{
+	struct mc_coll *g = arg;
+
+	g->widened = mc_coll_net_open(g);
+}
+
+/* On the loop, which may look at it. */
+static int widen(struct mc_coll *g)
+{
+	mc_loop_call(g->hub->loop, net_open, g);
+	return g->widened < 0 ? g->widened : board_make(g);
+}
+
 static int open_group(struct mc_coll *g, const struct mc_coll_opts *opts, const char *const *addrs,
 		      struct mc_diag *diag)
 {
@@ -382,10 +405,6 @@ static int open_group(struct mc_coll *g, const struct mc_coll_opts *opts, const 
 		rc = memory_make(g);
 	if (rc == 0)
 		rc = is_wide(g, addrs, diag);
-	if (rc > 0 && g->is_joiner) {
-		mc_diag_set(diag, "group %s goes over hosts, and takes no rank in later", g->name);
-		return -MC_E_UNSUPPORTED;
-	}
 	if (rc > 0)
 		rc = mc_coll_net_open(g);
 	/* Over hosts everyone has a board, and they are told the same. */
@@ -399,6 +418,12 @@ static int open_group(struct mc_coll *g, const struct mc_coll_opts *opts, const 
 	}
 	mc_coll_hub_add(g->hub, g);
 	rc = meet(g, addrs, deadline_ns, diag);
+	if (rc == -MC_E_UNSUPPORTED && !g->net) {
+		/* All who are left are near, but the group goes over hosts. */
+		rc = widen(g);
+		if (rc == 0)
+			rc = meet(g, addrs, deadline_ns, diag);
+	}
 	if (rc == 0)
 		rc = found(g, opts->ranks, addrs, deadline_ns, diag);
 	if (rc == 0 && g->board_fd < 0) {

@@ -63,6 +63,7 @@ static void on_kick(struct mc_task *t)
 		return;
 	look_after(net->g, atomic_exchange_explicit(&net->late, 0, memory_order_acq_rel));
 	mc_coll_agree_turn(net->g);
+	mc_coll_view_turn(net->g);
 	mc_coll_net_mail_turn(net->g);
 }
 
@@ -175,6 +176,7 @@ void mc_coll_net_stop(struct mc_coll *g)
 	struct mc_coll_peer *p;
 
 	g->net->is_stopped = true;
+	mc_coll_view_stop(g);
 	mc_list_each (p, &g->peers, link) {
 		if (!p->wire)
 			continue;

@@ -7,6 +7,7 @@
  * proved by the host they happened on (net_probe.c); whoever misses something of a dead rank tells
  * all others what it has of it, they do the same, and when everyone has told for the same dead all
  * decide the same (net_agree.c). Changes of membership are two rounds of messages (net_view.c).
+ * Changes of membership are two rounds of messages (net_view.c).
  *
  * Two connections to each rank: `data`, which the operation's thread drives, and `ctl`, the loop's,
  * for everything that must not wait behind data; messages go there, too (net_mail.c).
@@ -144,7 +145,9 @@ struct mc_coll_net {
 	_Atomic uint32_t asking; /* slot + 1 that this rank calls just now */
 	_Atomic int broken;	 /* why nothing can run any more */
 	_Atomic bool is_frozen;	 /* dead were told of and not agreed on; changed under `lock` */
-	struct mc_task kick;	 /* tell, probe: on the loop */
+	struct mc_coll_bid *bid; /* the loop's: a change that this rank makes */
+	uint64_t nbids;
+	struct mc_task kick; /* tell, probe: on the loop */
 	_Atomic bool is_kicked, is_telling;
 	_Atomic uint64_t late; /* slots that the operation's thread waits for too long */
 	bool is_stopped;       /* the loop's */
@@ -194,6 +197,11 @@ int mc_coll_content_read(struct mc_coll_page *page, unsigned parity, const uint8
 
 enum mc_coll_ctl {
 	MC_COLL_CTL_TOLD = 1, /* net_agree.c */
+	MC_COLL_CTL_GATE,     /* net_view.c: close the gate, and what do you know? */
+	MC_COLL_CTL_STATE,    /* the answer */
+	MC_COLL_CTL_CHANGE,   /* write this down */
+	MC_COLL_CTL_WRITTEN,  /* the answer */
+	MC_COLL_CTL_OPEN,     /* go on */
 	MC_COLL_CTL_RING,     /* net_mail.c: bytes of a ring */
 	MC_COLL_CTL_TAIL,     /* they were taken */
 };
@@ -222,6 +230,26 @@ void mc_coll_agree_need(struct mc_coll_peer *p);
 void mc_coll_agree_told(struct mc_coll_peer *p, const uint8_t *bytes, size_t len);
 /** On the loop: tell what was asked for by need(), and look whether all have told. */
 void mc_coll_agree_turn(struct mc_coll *g);
+
+/** The process that has the slot, or will have by the last change; any of a slot that is in none.
+ * On the loop. */
+struct mc_coll_peer *mc_coll_view_peer(struct mc_coll *g, uint32_t slot);
+
+/* ---- net_view.c ---- */
+
+/** mc_coll_activate() over hosts. */
+int mc_coll_net_activate(struct mc_coll *g, uint64_t add, uint64_t drop, uint64_t deadline_ns,
+			 uint64_t *ret_dropped);
+/* On the loop: */
+void mc_coll_view_frame(struct mc_coll_peer *p, enum mc_coll_ctl type, const uint8_t *bytes,
+			size_t len);
+/** Look whether a change that this rank makes can go on. */
+void mc_coll_view_turn(struct mc_coll *g);
+void mc_coll_view_stop(struct mc_coll *g);
+/** The last change, with its number. */
+void mc_coll_view_last(struct mc_coll *g, struct mc_wr *w);
+/** Write it down if it is newer. @return false: it is cut off */
+bool mc_coll_view_adopt(struct mc_coll *g, struct mc_rd *r);
 
 /* ---- net_mail.c: on the loop ---- */
 

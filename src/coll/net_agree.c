@@ -23,7 +23,12 @@ enum { FLAG_PROVED = 1, FLAG_FINAL = 2, FLAG_COMPLETE = 4 };
 
 #define ENTRY_MAX (4u + 4u + 8u + 8u + 2u * (16u + MC_COLL_ROUND_MAX))
 
-/* ---- frames: entries of a told list ---- */
+/* ---- frames: the last change, then entries of the dead ---- */
+
+static size_t last_len(const struct mc_coll *g)
+{
+	return 24 + 8 * (size_t)g->ranks_max;
+}
 
 static bool entry_read(struct mc_rd *r, struct mc_coll_word_of *e)
 {
@@ -48,11 +53,12 @@ static bool entry_read(struct mc_rd *r, struct mc_coll_word_of *e)
 }
 
 /* What `told` says of one incarnation. */
-static bool told_of(const uint8_t *told, size_t len, uint32_t slot, uint64_t inc,
+static bool told_of(const uint8_t *told, size_t len, size_t skip, uint32_t slot, uint64_t inc,
 		    struct mc_coll_word_of *ret)
 {
 	struct mc_rd r = mc_rd_make(told, len);
 
+	(void)mc_rd_bytes(&r, skip);
 	while (told && mc_rd_left(&r) > 0 && entry_read(&r, ret))
 		if (ret->slot == slot && ret->inc == inc)
 			return true;
@@ -99,7 +105,7 @@ static void entry_write(struct mc_str *out, const struct mc_coll_peer *p)
 
 /* ---- who is asked ---- */
 
-/* The process that has the slot in the last view that was written down. Under g->lock. */
+/* Under g->lock. */
 static struct mc_coll_peer *member(struct mc_coll *g, uint32_t slot)
 {
 	const struct mc_coll_change *c = mc_coll_last_change(g);
@@ -108,6 +114,18 @@ static struct mc_coll_peer *member(struct mc_coll *g, uint32_t slot)
 	if (c && next && c->inc[slot] == next->inc)
 		return next;
 	return g->cur[slot];
+}
+
+struct mc_coll_peer *mc_coll_view_peer(struct mc_coll *g, uint32_t slot)
+{
+	struct mc_coll_peer *p;
+
+	pthread_mutex_lock(&g->lock);
+	p = mc_coll_active(g) & MC_COLL_BIT(slot) ? member(g, slot)
+	    : g->next[slot]			  ? g->next[slot]
+						  : g->cur[slot];
+	pthread_mutex_unlock(&g->lock);
+	return p;
 }
 
 static bool is_lost(const struct mc_coll_peer *p)
@@ -189,7 +207,8 @@ static bool collect(struct mc_coll *g, uint64_t live, const struct mc_coll_peer 
 	{
 		const struct mc_coll_wire *wire = member(g, s)->wire;
 
-		if (!told_of(wire->told, wire->told_len, d->slot, d->inc, &v->of[v->n]))
+		if (!told_of(wire->told, wire->told_len, last_len(g), d->slot, d->inc,
+			     &v->of[v->n]))
 			return false;
 		v->n++;
 	}
@@ -293,11 +312,15 @@ static int conclude(struct mc_coll *g, uint64_t members, uint64_t live)
 
 static void tell(struct mc_coll *g)
 {
+	uint8_t last[24 + 8 * MC_COLL_RANKS_MAX];
+	struct mc_wr w = mc_wr_make(last, sizeof(last));
 	struct mc_coll_peer *p;
 	struct mc_str out;
 	unsigned n = 0;
 
 	mc_str_init(&out, MC_COLL_CTL_MAX);
+	mc_coll_view_last(g, &w);
+	(void)mc_str_append(&out, last, mc_wr_len(&w));
 	pthread_mutex_lock(&g->net->lock);
 	mc_list_each (p, &g->peers, link)
 		if (p->wire && p->wire->is_cut && n++ < MC_COLL_TOLD_MAX)
@@ -312,14 +335,17 @@ static void tell(struct mc_coll *g)
 /* The dead that no operation counts on need no agreement. */
 static void bury(struct mc_coll *g, uint64_t members)
 {
+	struct mc_coll_board *board = atomic_load_explicit(&g->board, memory_order_acquire);
 	struct mc_coll_peer *p;
 
 	mc_list_each (p, &g->peers, link) {
 		if (!p->wire || !is_lost(p) || mc_coll_peer_is_gone(p))
 			continue;
 		if (members & MC_COLL_BIT(p->slot) && member(g, p->slot) == p) {
-			/* Who has to tell and cannot is dead for this question, too. */
-			if (atomic_load_explicit(&g->net->is_frozen, memory_order_relaxed))
+			/* Who has to tell and cannot is dead for this question, too; and who holds
+			 * the gate would keep it closed. */
+			if (atomic_load_explicit(&g->net->is_frozen, memory_order_relaxed) ||
+			    atomic_load_explicit(&board->gate, memory_order_relaxed) == p->slot + 1)
 				cut(p);
 		} else if (!p->wire->is_cut) {
 			atomic_store_explicit(&p->is_dead, true, memory_order_release);
@@ -333,6 +359,9 @@ void mc_coll_agree_turn(struct mc_coll *g)
 	bool is_telling;
 	int rc = 0;
 
+	/* Not all founders have met: nobody has run anything, and who is in is not known here. */
+	if (members == 0)
+		return;
 	pthread_mutex_lock(&g->lock);
 	pthread_mutex_lock(&g->net->lock);
 	bury(g, members);
@@ -366,21 +395,29 @@ static struct mc_coll_peer *peer_of(struct mc_coll *g, uint32_t slot, uint64_t i
 	return NULL;
 }
 
-/* @return false: it broke the protocol, or this rank is among the dead */
-static bool hear(struct mc_coll *g, const uint8_t *bytes, size_t len)
+/* @return false: it broke the protocol */
+static bool hear(struct mc_coll_peer *p, const uint8_t *bytes, size_t len)
 {
+	struct mc_coll *g = p->coll;
 	struct mc_rd r = mc_rd_make(bytes, len);
 	struct mc_coll_word_of e;
 
+	/* Nobody acts by it before the others have it: to write it down early does no harm. */
+	if (!mc_coll_view_adopt(g, &r))
+		return false;
 	while (mc_rd_left(&r) > 0) {
 		struct mc_coll_peer *d;
 
 		if (!entry_read(&r, &e))
 			return false;
 		if (e.slot == g->rank && e.inc == g->inc) {
-			mc_diag_set(&g->diag, "the others of group %s have gone on without rank %u",
-				    g->name, g->rank);
-			return false;
+			/* It has given us up: so do we it, and the majority will be right. */
+			if (e.is_proved ||
+			    atomic_load_explicit(&p->wire->fate, memory_order_relaxed))
+				continue;
+			atomic_store_explicit(&p->wire->fate, MC_COLL_SILENT, memory_order_release);
+			cut(p);
+			continue;
 		}
 		d = peer_of(g, e.slot, e.inc);
 		if (!d || d->wire->is_decided)
@@ -408,7 +445,7 @@ void mc_coll_agree_told(struct mc_coll_peer *p, const uint8_t *bytes, size_t len
 	pthread_mutex_lock(&g->net->lock);
 	/* What the dead say does not count any more. */
 	is_cut = p->wire->is_cut;
-	is_good = is_cut || hear(g, bytes, len);
+	is_good = is_cut || hear(p, bytes, len);
 	if (!is_cut && is_good) {
 		mc_free(p->wire->told);
 		p->wire->told = copy;
@@ -419,7 +456,7 @@ void mc_coll_agree_told(struct mc_coll_peer *p, const uint8_t *bytes, size_t len
 	pthread_mutex_unlock(&g->lock);
 	mc_free(copy);
 	if (!is_good)
-		mc_coll_net_break(g, -MC_E_PEER_DEAD);
+		mc_coll_ctl_lost(p);
 	else
 		mc_coll_agree_turn(g);
 }

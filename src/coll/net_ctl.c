@@ -73,6 +73,13 @@ static void dispatch(struct mc_coll_peer *p, uint32_t type, const uint8_t *bytes
 	case MC_COLL_CTL_TOLD:
 		mc_coll_agree_told(p, bytes, len);
 		break;
+	case MC_COLL_CTL_GATE:
+	case MC_COLL_CTL_STATE:
+	case MC_COLL_CTL_CHANGE:
+	case MC_COLL_CTL_WRITTEN:
+	case MC_COLL_CTL_OPEN:
+		mc_coll_view_frame(p, (enum mc_coll_ctl)type, bytes, len);
+		break;
 	case MC_COLL_CTL_RING:
 	case MC_COLL_CTL_TAIL:
 		mc_coll_net_mail_frame(p, (enum mc_coll_ctl)type, bytes, len);

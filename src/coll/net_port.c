@@ -20,6 +20,7 @@
 #define PORT_MIN 12001
 #define PORT_MAX 17000
 #define BACKLOG 512
+#define AGAIN_MS 5 /* until a rank is called again that has another one in our slot */
 
 struct guest {
 	struct mc_list link;
@@ -160,7 +161,12 @@ static int check(struct mc_coll *g, const struct mc_coll_hello *h)
 	asking = atomic_load_explicit(&g->net->asking, memory_order_acquire);
 	if (asking == h->slot + 1 && g->rank < h->slot)
 		return -MC_E_EXIST;
-	return mc_coll_seat_check(g, h->slot, h->inc) == 0 ? 0 : -MC_E_EXIST;
+	if (mc_coll_seat_check(g, h->slot, h->inc) == 0)
+		return 0;
+	/* Whoever has the slot may be dead, and we the last to hear of it. */
+	atomic_fetch_or_explicit(&g->net->late, MC_COLL_BIT(h->slot), memory_order_relaxed);
+	mc_coll_net_kick(g);
+	return -MC_E_EXIST;
 }
 
 static struct guest *other_half(struct guest *one)
@@ -450,11 +456,17 @@ int mc_coll_net_attach(struct mc_coll *g, uint32_t slot, const char *address, ui
 	(void)mc_strlcpy(h.group, sizeof(h.group), g->name);
 	(void)mc_strlcpy(h.address, sizeof(h.address), g->hub->address);
 	(void)mc_strlcpy(t.hello.address, sizeof(t.hello.address), address);
-	atomic_store_explicit(&g->net->asking, slot + 1, memory_order_release);
-	rc = introduce(&t, &to, &h, deadline_ns);
-	atomic_store_explicit(&g->net->asking, 0, memory_order_release);
-	mc_fd_close(&t.data_fd);
-	mc_fd_close(&t.ctl_fd);
+	do {
+		atomic_store_explicit(&g->net->asking, slot + 1, memory_order_release);
+		rc = introduce(&t, &to, &h, deadline_ns);
+		atomic_store_explicit(&g->net->asking, 0, memory_order_release);
+		mc_fd_close(&t.data_fd);
+		mc_fd_close(&t.ctl_fd);
+		/* It has called us meanwhile; or does not know yet that who had our slot is dead.
+		 */
+		if (rc == -MC_E_EXIST && mc_coll_ready(g) & MC_COLL_BIT(slot))
+			return 0;
+	} while (rc == -MC_E_EXIST && mc_now_ns() < deadline_ns && poll(NULL, 0, AGAIN_MS) == 0);
 	if (rc < 0)
 		mc_diag_set(diag, "rank %u of group %s at %s: %s", slot, g->name, address,
 			    mc_err_text(rc));

@@ -133,6 +133,7 @@ struct mc_coll {
 	struct mc_coll_queue *queue; /* queue.c; NULL until the first asynchronous operation */
 	struct mc_coll_mail *mail;   /* p2p.c */
 	struct mc_coll_net *net;     /* net.h; NULL: all ranks are on this host */
+	int widened;		     /* while it is opened: what became of `net` */
 };
 
 /** Take over descriptors that a rank sent: map, watch, put into next[]. On the loop.

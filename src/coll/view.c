@@ -10,7 +10,7 @@
  */
 #include "base/clock.h"
 #include "base/sync.h"
-#include "coll/priv.h"
+#include "coll/net.h"
 
 static bool is_known_gone(const struct mc_coll_peer *p)
 {
@@ -303,8 +303,10 @@ int mc_coll_activate(struct mc_coll *g, uint64_t add, uint64_t drop, uint64_t ti
 		return -MC_E_INVAL;
 	if (mc_fork_is_child(g->fork_gen))
 		return -MC_E_FORKED;
-	if (g->net)
-		return -MC_E_UNSUPPORTED;
+	if (g->net) {
+		rc = mc_coll_net_activate(g, add, drop, deadline_ns, &dropped);
+		is_done = true;
+	}
 	while (!is_done) {
 		uint32_t bell = atomic_load_explicit(&g->bell, memory_order_acquire);
 
@@ -327,9 +329,9 @@ int mc_coll_activate(struct mc_coll *g, uint64_t add, uint64_t drop, uint64_t ti
 					      mc_min(deadline_ns, mc_now_ns() + MC_NS_PER_MS)) < 0)
 			continue;
 	}
-	if (ret_dropped)
+	if (rc == 0 && ret_dropped)
 		*ret_dropped = dropped;
-	return 0;
+	return rc < 0 ? rc : 0;
 }
 
 const struct mc_coll_change *mc_coll_last_change(struct mc_coll *g)

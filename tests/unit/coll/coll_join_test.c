@@ -54,8 +54,11 @@ static int until(struct rank *r, uint64_t want)
 
 	while (n < 3) {
 		rc = count_ranks(r, &ranks);
-		if (rc < 0)
+		if (rc < 0) {
+			(void)fprintf(stderr, "rank %u on %u hosts: %d %s\n", r->rank, r->w->hosts,
+				      rc, world_explain(r));
 			return rc;
+		}
 		n = ranks == want ? n + 1 : 0;
 		world_tick(r->w);
 	}
@@ -92,12 +95,12 @@ static int come_and_compute(struct rank *r)
 	return 0;
 }
 
-static void a_replacement_takes_the_slot_of_a_dead_rank(void **state)
+static void replace(uint32_t hosts)
 {
 	struct world *w = world_make(1);
 	pid_t pids[4];
 
-	(void)state;
+	w->hosts = hosts;
 	for (uint32_t i = 0; i < 3; i++)
 		pids[i] = world_fork(w, i, 3, 3, 0, survive_and_take_back);
 	assert_int_equal(world_reap(pids[2]), 1000 + SIGKILL);
@@ -107,6 +110,13 @@ static void a_replacement_takes_the_slot_of_a_dead_rank(void **state)
 	assert_int_equal(world_reap(pids[1]), 0);
 	assert_int_equal(world_reap(pids[3]), 0);
 	world_free(w);
+}
+
+static void a_replacement_takes_the_slot_of_a_dead_rank(void **state)
+{
+	(void)state;
+	replace(0);
+	replace(3);
 }
 
 /* ---- again and again, from everyone in turn ---- */
@@ -137,12 +147,12 @@ static void wait_all_in(struct world *w)
 	world_wait_ticks(w, atomic_load(&w->ticks) + 40);
 }
 
-static void ranks_die_and_are_replaced_in_every_slot_under_load(void **state)
+static void replace_all(uint32_t hosts)
 {
 	struct world *w = world_make(2);
 	pid_t pids[4];
 
-	(void)state;
+	w->hosts = hosts;
 	for (uint32_t i = 0; i < 4; i++)
 		pids[i] = world_fork(w, i, 4, 4, 0, endless);
 	for (uint32_t life = 0; life < LIVES; life++) {
@@ -159,6 +169,13 @@ static void ranks_die_and_are_replaced_in_every_slot_under_load(void **state)
 		assert_int_equal(world_reap(pids[v]), 1000 + SIGKILL);
 	}
 	world_free(w);
+}
+
+static void ranks_die_and_are_replaced_in_every_slot_under_load(void **state)
+{
+	(void)state;
+	replace_all(0);
+	replace_all(2);
 }
 
 /* ---- new slots, and ranks that are sent away ---- */
@@ -201,12 +218,12 @@ static int grow_joiner(struct rank *r)
 	return until(r, 19);
 }
 
-static void slots_are_added_left_empty_sent_away_and_taken_back(void **state)
+static void grow_and_shrink(uint32_t hosts)
 {
 	struct world *w = world_make(3);
 	pid_t pids[3];
 
-	(void)state;
+	w->hosts = hosts;
 	pids[0] = world_fork(w, 0, 2, 5, 0, grow);
 	pids[1] = world_fork(w, 1, 2, 5, 0, grow);
 	while (!atomic_load(&w->has_addr[0]) || !atomic_load(&w->has_addr[1]))
@@ -217,6 +234,13 @@ static void slots_are_added_left_empty_sent_away_and_taken_back(void **state)
 	world_free(w);
 }
 
+static void slots_are_added_left_empty_sent_away_and_taken_back(void **state)
+{
+	(void)state;
+	grow_and_shrink(0);
+	grow_and_shrink(5);
+}
+
 /* ---- stopped is not dead ---- */
 
 static int patient(struct rank *r)
@@ -224,13 +248,13 @@ static int patient(struct rank *r)
 	return until(r, 3);
 }
 
-static void a_stopped_rank_is_waited_for(void **state)
+static void stop_one(uint32_t hosts)
 {
 	struct world *w = world_make(4);
 	pid_t pids[2];
 	uint32_t ticks;
 
-	(void)state;
+	w->hosts = hosts;
 	for (uint32_t i = 0; i < 2; i++)
 		pids[i] = world_fork(w, i, 2, 2, 0, patient);
 	world_wait_ticks(w, 1);
@@ -243,6 +267,13 @@ static void a_stopped_rank_is_waited_for(void **state)
 	world_free(w);
 }
 
+static void a_stopped_rank_is_waited_for(void **state)
+{
+	(void)state;
+	stop_one(0);
+	stop_one(2);
+}
+
 /* ---- a founder that never comes ---- */
 
 static int never(struct rank *r)
@@ -251,19 +282,26 @@ static int never(struct rank *r)
 	return 9; /* not opened */
 }
 
-static void a_founder_that_dies_before_it_has_come_is_named_soon(void **state)
+static void lose_founder(uint32_t hosts)
 {
 	struct world *w = world_make(5);
 	uint64_t from_ns = mc_now_ns();
 	pid_t pids[2];
 
-	(void)state;
+	w->hosts = hosts;
 	pids[1] = world_fork_dead(w, 1);
 	assert_int_equal(world_reap(pids[1]), 1000 + SIGKILL);
 	pids[0] = world_fork(w, 0, 2, 2, 0, never);
 	assert_int_equal(world_reap(pids[0]), 3);
 	assert_true(mc_now_ns() - from_ns < 20 * MC_NS_PER_S);
 	world_free(w);
+}
+
+static void a_founder_that_dies_before_it_has_come_is_named_soon(void **state)
+{
+	(void)state;
+	lose_founder(0);
+	lose_founder(2);
 }
 
 /* ---- nothing is left behind ---- */
@@ -310,6 +348,7 @@ static void a_thousand_groups_leave_no_descriptor_and_no_name(void **state)
 {
 	(void)state;
 	world_run(2, 0, again_and_again);
+	world_run_on(2, 2, 0, again_and_again);
 }
 
 int main(void)
