@@ -1,8 +1,9 @@
 """Reads of tensors in another cut than they are stored in: only what is asked for is read, to where it belongs.
 
-Small reads of headers and manifests tell how a tensor is cut: first of the very shard that is asked for, then, if it is not
-there, of all that may tell. Then one call reads from each shard that has a part of it the header and the runs of bytes that
-are together in both. Where many short runs would cost more than what is between them, all of it is read, and put in place here.
+The very shard that is asked for is read whole when it is small. Else small reads of headers and manifests tell how a tensor is
+cut: of that shard first, then, if it is not there, of all that may tell. Then one call reads from each shard that has a part
+of it the header and the runs of bytes that are together in both. Where many short runs would cost more than what is between
+them, all of it is read, and put in place here.
 A header that is not the one expected (another cut was written meanwhile) makes the read fail: pieces are never mixed.
 """
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 CALL_MAX = 1 << 15  # objects of one call
 RUNS_MAX = 1 << 15  # pieces of one of them
+SMALL = 1 << 20  # bytes of an object that may be read for nothing
 RUN_COST = 1024  # bytes that take as long to read as one more run does (0.5 to 1 us on loopback)
 
 
@@ -84,6 +86,20 @@ def tensor_at(address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         return torch.empty(shape, dtype=kind)
     memory = (ctypes.c_char * size).from_address(address)
     return torch.frombuffer(memory, dtype=torch.uint8).view(kind).reshape(shape)
+
+
+def tensor_of(buffer: object, length: int) -> torch.Tensor | None:
+    """The tensor whose header and elements these bytes are, in place; None when they are none."""
+    import torch
+
+    header = parse_header(buffer, length)
+    kind = getattr(torch, header.dtype, None) if header else None
+    if kind is None:
+        return None
+    if header.bytes == 0:
+        return torch.empty(header.shape, dtype=kind)
+    elements = torch.frombuffer(buffer, dtype=torch.uint8, offset=HEADER_LEN, count=header.bytes)
+    return elements.view(kind).reshape(header.shape)
 
 
 # ---- how it is stored ----
@@ -223,7 +239,7 @@ class _Job:
 
         if self.into is None:
             self.tensor = torch.empty(self.header.shape, dtype=getattr(torch, self.header.dtype))
-        elif 0 < self.into[0] < 1 << 64 and self.into[1] >= HEADER_LEN + self.header.bytes:
+        elif self.into[1] >= HEADER_LEN + self.header.bytes:
             self.tensor = tensor_at(self.into[0] + HEADER_LEN, self.header.shape, self.header.dtype)
         else:
             return False
@@ -293,12 +309,37 @@ def _run(store, jobs: list[_Job]) -> list[torch.Tensor | None]:
     return [job.finish(came) if is_ready else None for job, is_ready in zip(jobs, ready)]
 
 
+def _read_small(
+    store, asked: list[tuple[int, _Probe]], into: list[tuple[int, int]] | None, found: list
+) -> list[tuple[int, _Probe]]:
+    """Put those of these shards that are small into `found`; the probes that are left are of larger ones."""
+    sizes = _in_calls(store.sizes, [probe.key for _, probe in asked])
+    small = {}  # one of each want: they share its memory
+    for (i, probe), size in zip(asked, sizes):
+        if HEADER_LEN <= size <= SMALL and i not in small:
+            small[i] = probe
+    keys = [probe.key for probe in small.values()]
+    if into is None:
+        got = [(handle, len(handle) if handle is not None else 0) for handle in store.get_handles(keys)]
+    else:
+        lengths = store.get_memory(keys, [into[i][0] for i in small], [into[i][1] for i in small])
+        got = [((ctypes.c_char * max(n, 0)).from_address(into[i][0]), n) for i, n in zip(small, lengths)]
+    for (i, probe), (buffer, length) in zip(small.items(), got):
+        if length >= HEADER_LEN and probe.source(buffer):
+            found[i] = tensor_of(buffer, length)
+    return [(i, probe) for (i, probe), size in zip(asked, sizes) if size > SMALL or (size > 0 and small.get(i) is not probe)]
+
+
 def read(store, what: str, wants: Iterable[Want | None], into: list[tuple[int, int]] | None = None) -> list[torch.Tensor | None]:
     """The tensors, or None where there is none; `into` has address and bytes of memory for header and elements of each."""
     wants = list(wants)
+    if into is not None:
+        wants = [want if 0 < ptr < 1 << 64 and size >= HEADER_LEN else None for want, (ptr, size) in zip(wants, into)]
     found: list[torch.Tensor | None] = [None] * len(wants)
     for stage in (_exact, _any):
         probes = [(i, probe) for i, want in enumerate(wants) if want and found[i] is None for probe in stage(want)]
+        if stage is _exact:
+            probes = [(i, probe) for i, probe in _read_small(store, probes, into, found) if found[i] is None]
         sources = _probe(store, [probe for _, probe in probes])
         choices: dict[int, list[_Job]] = {}
         for (i, _), source in zip(probes, sources):

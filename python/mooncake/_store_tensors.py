@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mooncake import _store_layout as layout
 from mooncake._store_layout import refuse
-from mooncake._store_reshard import Want, read, tensor_at
+from mooncake._store_reshard import Want, read, tensor_at, tensor_of
 from mooncake._store_tensor_format import (
     DIMS_MAX,
     DTYPES,
@@ -57,20 +57,6 @@ def _in_memory(tensor: object) -> torch.Tensor | None:
     return tensor if has_elements else None  # not so: fake ones, DTensors
 
 
-def _tensor_of(buffer: object, length: int) -> torch.Tensor | None:
-    """The tensor whose header and elements these bytes are, in place; None when they are none."""
-    import torch
-
-    header = parse_header(buffer, length)
-    kind = getattr(torch, header.dtype, None) if header else None
-    if kind is None:
-        return None
-    if header.bytes == 0:
-        return torch.empty(header.shape, dtype=kind)
-    elements = torch.frombuffer(buffer, dtype=torch.uint8, offset=HEADER_LEN, count=header.bytes)
-    return elements.view(kind).reshape(header.shape)
-
-
 def _tensor_in(buffer_ptr: int, size: int) -> torch.Tensor | None:
     """The tensor whose header and elements are exactly this memory."""
     if not 0 < buffer_ptr < 1 << 64 or size < HEADER_LEN:
@@ -91,7 +77,7 @@ def _serialize_tensor(arg0: torch.Tensor) -> tuple[bytes, int, int, torch.Tensor
 
 
 def _deserialize_tensor(arg0: bytes) -> torch.Tensor | None:
-    return _tensor_of(bytearray(arg0), len(arg0))
+    return tensor_of(bytearray(arg0), len(arg0))
 
 
 class Outgoing:
@@ -188,7 +174,7 @@ class Tensors:
 
     def batch_get_tensor(self, keys: list[str]) -> list[torch.Tensor | None]:
         """None where there is no such object, or it is no tensor."""
-        return [None if found is None else _tensor_of(found, len(found)) for found in self.get_handles(keys)]
+        return [None if found is None else tensor_of(found, len(found)) for found in self.get_handles(keys)]
 
     # ---- tensors whose header and elements lie in the caller's memory ----
 
@@ -221,7 +207,7 @@ class Tensors:
             return [INVALID_PARAMS] * len(keys)
         got = self.get_memory(keys, buffer_ptrs, sizes)
         return [
-            _tensor_of((ctypes.c_char * n).from_address(ptr), n) if n > 0 else None for ptr, n in zip(buffer_ptrs, got)
+            tensor_of((ctypes.c_char * n).from_address(ptr), n) if n > 0 else None for ptr, n in zip(buffer_ptrs, got)
         ]  # fmt: skip
 
     # ---- tensors of a GPU ----
@@ -241,7 +227,7 @@ class Tensors:
         pinned = {i: torch.empty(sizes[i], dtype=torch.uint8, pin_memory=True) for i in asked}
         got = self.get_memory([keys[i] for i in asked], [pinned[i].data_ptr() for i in asked], list(sizes.values()))
         for i, n in zip(asked, got):
-            found = _tensor_of(pinned[i].numpy(), n) if n == sizes[i] else None
+            found = tensor_of(pinned[i].numpy(), n) if n == sizes[i] else None
             if found is not None and (found.dtype, found.shape) == (tensors_list[i].dtype, tensors_list[i].shape):
                 tensors_list[i].copy_(found)
                 codes[i] = n - HEADER_LEN
