@@ -329,6 +329,11 @@ static int step(struct mc_dlog *log, uint64_t bytes)
 		return rc;
 	if (log->ngone > 0)
 		return remove_gone(log);
+	if (log->spare && (is_tight(log) || log->wants_room)) {
+		mc_dlog_spare_drop(log);
+		log->wants_room = false;
+		return 1;
+	}
 	if (log->since_ckpt > 4 * mc_max(log->segment_bytes, log->ckpt_bytes))
 		return mc_dlog_ckpt_save(log);
 	return 0;

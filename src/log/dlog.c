@@ -2,7 +2,8 @@
  * dlog.c: the log as a whole: its directory, its turns, what others ask of it.
  *
  * In the directory: "lock", held as long as the log is open, with the holder's pid; "format", the
- * version and the log's random id, twice; "checkpoint"; "seg-<id>". The id goes into every record
+ * version and the log's random id, twice; "checkpoint"; "seg-<id>"; "spare", an emptied one's file
+ * whose blocks the next segment uses. The id goes into every record
  * and seeds the hashes of keys, so nobody outside can make keys that collide.
  */
 #include "log/dlog.h"
@@ -376,6 +377,7 @@ void mc_dlog_close(struct mc_dlog *log)
 				mc_log_warn("no checkpoint of the disk log", "path=%s cause=\"%s\"",
 					    log->path, mc_err_text(rc));
 		}
+		mc_dlog_spare_drop(log);
 	}
 	dispose(log);
 }

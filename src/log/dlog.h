@@ -105,6 +105,7 @@ struct mc_dlog_stats {
 	uint64_t quota_bytes; /* 0: none */
 	uint64_t puts, deletes, gets, syncs, bytes_put, bytes_got;
 	uint64_t compactions, moved_bytes, removed_segments, checkpoints;
+	uint64_t reused_segments; /* made of the files of emptied ones */
 	uint64_t bad_records;	 /* places where a record was expected and what was there was not */
 	uint64_t bad_reads;	 /* gets that ended as -MC_E_CORRUPT */
 	uint64_t write_failures; /* groups that were taken back */

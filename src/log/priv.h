@@ -51,6 +51,7 @@ struct mc_dlog_seg {
 	bool is_direct;
 	bool is_footless; /* sealed, and has no footer that is good */
 	bool is_gone;	  /* holds nothing any more; removed with the next checkpoint */
+	bool is_reused;	  /* its file was another segment's before */
 	bool is_doubtful; /* parts could not be read: never removed, no tombstone dropped */
 };
 
@@ -130,6 +131,8 @@ struct mc_dlog {
 	size_t nsegs, segs_cap;
 	struct mc_dlog_seg *active; /* of segs; NULL: made with the next put */
 	uint32_t next_id;
+	struct mc_dlog_seg *spare; /* a file of an emptied one, for the next; NULL: none */
+	bool wants_room;	   /* the disk was full */
 	/* aio.c */
 	struct mc_dlog_slot *slots;
 	struct mc_list slots_free; /* mc_dlog_slot.io.link */
@@ -200,7 +203,12 @@ MC_MUST_CHECK int mc_dlog_seg_ids(struct mc_dlog *log, uint32_t **ret_ids, size_
 void mc_dlog_seg_extend(struct mc_dlog *log, struct mc_dlog_seg *seg, uint64_t end);
 /** Nothing more comes into the active one; all of it is durable. */
 void mc_dlog_seg_seal(struct mc_dlog *log);
-/** Remove the file; the segment is forgotten, or once the last get of it has ended. */
+/** That of an earlier life goes. */
+void mc_dlog_spare_unlink(struct mc_dlog *log);
+/** The spare file is removed, if there is one. */
+void mc_dlog_spare_drop(struct mc_dlog *log);
+/** Remove the file, or keep it as the spare; the segment is forgotten, or once the last get of it
+ * has ended. */
 int mc_dlog_seg_remove(struct mc_dlog *log, struct mc_dlog_seg *seg);
 /** Remove the file of a segment that is not known. */
 MC_MUST_CHECK int mc_dlog_seg_unlink(struct mc_dlog *log, uint32_t id);
@@ -261,9 +269,11 @@ struct mc_dlog_scan {
 	struct mc_dlog_seg *seg;
 	uint64_t at, end; /* the next record; where to stop */
 	uint64_t bad, unreadable;
-	bool is_in_bad;	   /* the bytes before `at` were no record */
-	uint64_t last_end; /* of the last record */
-	uint8_t *buf;	   /* mc_dlog_scan_view()'s */
+	uint64_t bad_before; /* of those, before the last record */
+	bool is_in_bad;	     /* the bytes before `at` were no record */
+	bool has_old;	     /* the file had another segment's bytes before */
+	uint64_t last_end;   /* of the last record */
+	uint8_t *buf;	     /* mc_dlog_scan_view()'s */
 	uint64_t buf_off;
 	uint32_t buf_len;
 };
@@ -280,6 +290,9 @@ int mc_dlog_scan_next(struct mc_dlog_scan *s, uint64_t until, struct mc_rec *ret
 		      const uint8_t **ret_head);
 /** Bytes of the segment, until the next call. len <= MC_DLOG_IO. NULL: it ends before. */
 const uint8_t *mc_dlog_scan_view(struct mc_dlog_scan *s, uint64_t off, uint32_t len);
+/** Places where a record was expected and something else was, but for what is behind the last
+ * record and another segment's. */
+uint64_t mc_dlog_scan_bad(const struct mc_dlog_scan *s);
 /** Is all of a record what was put? Overwrites the view. @return 1; 0; < 0 */
 int mc_dlog_scan_is_whole(struct mc_dlog_scan *s, const struct mc_rec *rec);
 

@@ -51,6 +51,7 @@ void mc_rec_encode(const struct mc_rec *rec, uint8_t *ret_head)
 	mc_wr_u32(&w, rec->tlv_len);
 	mc_wr_u32(&w, rec->meta_crc);
 	mc_wr_u64(&w, rec->durable);
+	mc_wr_u32(&w, rec->flags);
 	mc_assert(!w.is_bad);
 	crc = mc_crc32c(0, ret_head + CRC_OFF + 4, MC_REC_HEAD - CRC_OFF - 4);
 	w = mc_wr_make(ret_head + CRC_OFF, 4);
@@ -70,8 +71,8 @@ bool mc_rec_is_sane(const struct mc_rec *rec)
 	return rec->kind == MC_REC_PUT;
 }
 
-int mc_rec_decode(const uint8_t *head, uint64_t log_id, uint32_t segment, uint64_t off,
-		  struct mc_rec *ret_rec)
+/* Whatever segment it says. */
+static int decode(const uint8_t *head, uint64_t log_id, uint64_t off, struct mc_rec *ret_rec)
 {
 	struct mc_rd r = mc_rd_make(head, MC_REC_HEAD);
 	uint32_t magic = mc_rd_u32(&r), crc = mc_rd_u32(&r), version;
@@ -93,12 +94,31 @@ int mc_rec_decode(const uint8_t *head, uint64_t log_id, uint32_t segment, uint64
 	rec.tlv_len = mc_rd_u32(&r);
 	rec.meta_crc = mc_rd_u32(&r);
 	rec.durable = mc_rd_u64(&r);
-	if (version != VERSION || rec.log_id != log_id || rec.segment != segment || rec.off != off)
+	rec.flags = mc_rd_u32(&r);
+	if (version != VERSION || rec.log_id != log_id || rec.off != off)
 		return -MC_E_CORRUPT;
 	if (!mc_rec_is_sane(&rec))
 		return -MC_E_CORRUPT;
 	*ret_rec = rec;
 	return 0;
+}
+
+int mc_rec_decode(const uint8_t *head, uint64_t log_id, uint32_t segment, uint64_t off,
+		  struct mc_rec *ret_rec)
+{
+	struct mc_rec rec;
+
+	if (decode(head, log_id, off, &rec) < 0 || rec.segment != segment)
+		return -MC_E_CORRUPT;
+	*ret_rec = rec;
+	return 0;
+}
+
+bool mc_rec_is_old(const uint8_t *head, uint64_t log_id, uint32_t segment, uint64_t off)
+{
+	struct mc_rec rec;
+
+	return decode(head, log_id, off, &rec) == 0 && rec.segment < segment;
 }
 
 static uint32_t identity_crc(const struct mc_rec *rec, uint32_t salt)

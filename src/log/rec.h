@@ -21,6 +21,10 @@
 #define MC_REC_ALIGN 64u
 #define MC_REC_BLOCK 4096u /* writes begin and end at multiples of it */
 
+enum mc_rec_flag {
+	MC_REC_REUSED = 1, /* its file was another segment's before: bytes of that lie behind */
+};
+
 enum mc_rec_kind {
 	MC_REC_PUT = 1,
 	MC_REC_TOMB = 2, /* the key is deleted up to this generation */
@@ -36,6 +40,7 @@ struct mc_rec {
 	struct mc_dlog_gen gen;
 	uint64_t payload_len;
 	uint32_t key_len, tlv_len, meta_crc;
+	uint32_t flags;	  /* enum mc_rec_flag */
 	uint64_t durable; /* all before this place of the segment was, when this was written */
 };
 
@@ -53,6 +58,8 @@ void mc_rec_encode(const struct mc_rec *rec, uint8_t *ret_head);
  */
 int mc_rec_decode(const uint8_t *head, uint64_t log_id, uint32_t segment, uint64_t off,
 		  struct mc_rec *ret_rec);
+/** Was it a record of an earlier segment of this log, at this place? */
+bool mc_rec_is_old(const uint8_t *head, uint64_t log_id, uint32_t segment, uint64_t off);
 /** Lengths, kind and `durable` are such as a record has. */
 bool mc_rec_is_sane(const struct mc_rec *rec);
 /** Of what lies between header and payload, up to the end of the table. */

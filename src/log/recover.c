@@ -15,11 +15,13 @@
 
 static void note_scan(struct mc_dlog *log, const struct mc_dlog_scan *s)
 {
-	log->stats.bad_records += s->bad;
-	if (s->bad > 0)
+	uint64_t bad = mc_dlog_scan_bad(s);
+
+	log->stats.bad_records += bad;
+	if (bad > 0)
 		mc_log_warn("bad records in the disk log were skipped",
 			    "path=%s segment=%u places=%llu", log->path, s->seg->id,
-			    (unsigned long long)s->bad);
+			    (unsigned long long)bad);
 }
 
 /* How much of a segment was durable for certain. */
@@ -147,6 +149,7 @@ int mc_dlog_recover(struct mc_dlog *log, bool no_checkpoint, struct mc_diag *ret
 		return has_ckpt;
 	if (!has_ckpt)
 		log->is_counted = true;
+	mc_dlog_spare_unlink(log);
 	rc = adopt_all(log, has_ckpt, last_id);
 	for (size_t i = 0; i < log->nsegs && rc == 0; i++) {
 		struct mc_dlog_seg *seg = log->segs[i];

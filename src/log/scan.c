@@ -2,7 +2,8 @@
  * scan.c: walking a segment record by record.
  *
  * Where no record begins the walk goes on at the next multiple of 64, so one bad record costs
- * itself alone. Zeros are the padding between groups, anything else is counted. A place that can't
+ * itself alone. Zeros are the padding between groups, anything else is counted, but for what a file
+ * that is used again had before, behind the last record. A place that can't
  * be read is tried again block by block; blocks that stay unreadable count as bad, and make the
  * segment doubtful: it is never removed.
  */
@@ -121,6 +122,7 @@ static void step_over(struct mc_dlog_scan *s, const uint8_t *at)
 		s->at += MC_REC_BLOCK;
 		return;
 	}
+	s->has_old |= mc_rec_is_old(at, s->log->log_id, s->seg->id, s->at);
 	if (is_zero(at, MC_REC_ALIGN)) {
 		s->is_in_bad = false;
 	} else if (!s->is_in_bad) {
@@ -154,6 +156,8 @@ int mc_dlog_scan_next(struct mc_dlog_scan *s, uint64_t until, struct mc_rec *ret
 		if (!p)
 			break;
 		s->is_in_bad = false;
+		s->bad_before = s->bad;
+		s->has_old |= ret_rec->flags & MC_REC_REUSED;
 		s->at += l.len;
 		if (ret_rec->kind == MC_REC_FOOT)
 			continue;
@@ -162,6 +166,11 @@ int mc_dlog_scan_next(struct mc_dlog_scan *s, uint64_t until, struct mc_rec *ret
 		return 1;
 	}
 	return 0;
+}
+
+uint64_t mc_dlog_scan_bad(const struct mc_dlog_scan *s)
+{
+	return s->has_old ? s->bad_before : s->bad;
 }
 
 int mc_dlog_scan_is_whole(struct mc_dlog_scan *s, const struct mc_rec *rec)

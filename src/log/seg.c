@@ -15,6 +15,8 @@
 
 #define NAME "seg-%08x"
 #define NAME_LEN 12u
+#define SPARE "spare"
+#define SPARE_MAX (512ull << 20) /* an opening reads what it had of another life */
 
 struct mc_dlog_seg *mc_dlog_seg_find(const struct mc_dlog *log, uint32_t id)
 {
@@ -110,7 +112,8 @@ static int open_seg(struct mc_dlog *log, uint32_t id, uint32_t flags, struct mc_
 	return 0;
 }
 
-static void forget_seg(struct mc_dlog *log, struct mc_dlog_seg *seg)
+/* It is none of the log's any more. */
+static struct mc_dlog_seg *take_seg(struct mc_dlog *log, struct mc_dlog_seg *seg)
 {
 	for (size_t i = 0; i < log->nsegs; i++) {
 		if (log->segs[i] != seg)
@@ -120,10 +123,85 @@ static void forget_seg(struct mc_dlog *log, struct mc_dlog_seg *seg)
 		log->nsegs--;
 		break;
 	}
+	return seg;
+}
+
+static void forget_seg(struct mc_dlog *log, struct mc_dlog_seg *seg)
+{
+	(void)take_seg(log, seg);
 	if (seg->refs == 0)
 		free_seg(log, seg);
 	else
 		seg->is_gone = true; /* the last get frees it */
+}
+
+/* ---- a file that is used again ---- */
+
+void mc_dlog_spare_unlink(struct mc_dlog *log)
+{
+	char path[MC_DLOG_PATH_MAX];
+
+	if (mc_dlog_path(log, SPARE, 0, path) == 0)
+		(void)log->disk->unlink(log->disk, path); /* it does no harm, or is not there */
+}
+
+void mc_dlog_spare_drop(struct mc_dlog *log)
+{
+	if (!log->spare)
+		return;
+	free_seg(log, log->spare);
+	log->spare = NULL;
+	mc_dlog_spare_unlink(log);
+}
+
+/* A segment that holds nothing any more becomes the spare file: its name is gone, as if it had been
+ * removed. @return false: it is as it was */
+static bool spare_keep(struct mc_dlog *log, struct mc_dlog_seg *seg)
+{
+	char from[MC_DLOG_PATH_MAX], to[MC_DLOG_PATH_MAX];
+	uint64_t most = mc_min(log->segment_bytes, SPARE_MAX);
+
+	if (log->spare || seg->refs > 0 || seg->tail < log->segment_bytes / 2 ||
+	    mc_dlog_path(log, NAME, seg->id, from) < 0 || mc_dlog_path(log, SPARE, 0, to) < 0)
+		return false;
+	if (seg->tail > most && log->disk->truncate(seg->file, most) < 0)
+		return false;
+	if (log->disk->rename(log->disk, from, to) < 0)
+		return false;
+	log->spare = take_seg(log, seg);
+	log->spare->room = mc_min(seg->tail, most);
+	return true;
+}
+
+/* The spare file gets the next segment's name. Its blocks were written before, so that a write
+ * there changes nothing of the file but its bytes; what they are of an earlier segment no record of
+ * this one is. @return NULL: there is none that can be used */
+static struct mc_dlog_seg *spare_use(struct mc_dlog *log)
+{
+	char from[MC_DLOG_PATH_MAX], to[MC_DLOG_PATH_MAX];
+	struct mc_dlog_seg *seg = log->spare;
+
+	if (!seg || mc_dlog_path(log, SPARE, 0, from) < 0 ||
+	    mc_dlog_path(log, NAME, log->next_id, to) < 0)
+		return NULL;
+	if (log->disk->rename(log->disk, from, to) < 0) {
+		mc_dlog_spare_drop(log);
+		return NULL;
+	}
+	log->spare = NULL;
+	*seg = (struct mc_dlog_seg){.id = log->next_id,
+				    .file = seg->file,
+				    .room = seg->room,
+				    .is_reused = true,
+				    .is_direct = seg->is_direct};
+	if (add_seg(log, seg) == 0) {
+		log->stats.reused_segments++;
+		return seg;
+	}
+	(void)log->disk->unlink(log->disk, to);
+	free_seg(log, seg);
+	log->next_id++;
+	return NULL;
 }
 
 int mc_dlog_seg_make(struct mc_dlog *log)
@@ -133,7 +211,8 @@ int mc_dlog_seg_make(struct mc_dlog *log)
 
 	if (log->next_id == UINT32_MAX)
 		return -MC_E_LIMIT;
-	rc = open_seg(log, log->next_id, MC_DISK_CREATE | MC_DISK_EXCL, &seg);
+	seg = spare_use(log);
+	rc = seg ? 0 : open_seg(log, log->next_id, MC_DISK_CREATE | MC_DISK_EXCL, &seg);
 	if (rc < 0) {
 		log->next_id++; /* a file of that name may be there now */
 		return rc;
@@ -194,8 +273,11 @@ int mc_dlog_seg_unlink(struct mc_dlog *log, uint32_t id)
 
 int mc_dlog_seg_remove(struct mc_dlog *log, struct mc_dlog_seg *seg)
 {
-	int rc = mc_dlog_seg_unlink(log, seg->id);
+	int rc;
 
+	if (spare_keep(log, seg))
+		return 0;
+	rc = mc_dlog_seg_unlink(log, seg->id);
 	if (rc < 0)
 		return rc;
 	forget_seg(log, seg);
@@ -216,6 +298,9 @@ void mc_dlog_segs_close(struct mc_dlog *log)
 	mc_free(log->segs);
 	log->segs = NULL;
 	log->nsegs = log->segs_cap = 0;
+	if (log->spare)
+		free_seg(log, log->spare);
+	log->spare = NULL;
 	log->active = NULL;
 }
 
@@ -278,7 +363,7 @@ uint64_t mc_dlog_used(const struct mc_dlog *log)
 
 	for (size_t i = 0; i < log->nsegs; i++)
 		used += log->segs[i]->tail;
-	return used;
+	return used + (log->spare ? log->spare->room : 0);
 }
 
 bool mc_dlog_has_doubt(const struct mc_dlog *log)

@@ -104,6 +104,7 @@ static void group_join(struct mc_dlog *log, struct mc_dlog_group *g, struct mc_d
 	p->rec.segment = log->active->id;
 	p->rec.off = g->off + g->len;
 	p->rec.durable = log->active->durable;
+	p->rec.flags = log->active->is_reused ? MC_REC_REUSED : 0;
 	mc_dlog_encode(p, g->buf + g->len, !g->big);
 	g->len += p->layout.len;
 	log->active->tail = g->off + g->len;
@@ -349,6 +350,7 @@ static void take_back(struct mc_dlog *log)
 		group_free(log, g);
 	}
 	log->stats.write_failures++;
+	log->wants_room |= rc == -MC_E_NOSPACE;
 	cut_rc = cut(log);
 	if (cut_rc < 0) {
 		mc_dlog_set_read_only(log, "a failed write could not be taken back", cut_rc);

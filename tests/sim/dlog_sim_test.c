@@ -48,6 +48,7 @@ static struct {
 	struct ledger keys[KEYS];
 	uint64_t next_gen, dead_from; /* calls of the disk from this one on fail: no power */
 	uint64_t short_nr;	      /* this write comes back short; NEVER */
+	uint64_t reused;	      /* segments made of others' files, so far */
 	int64_t live_before;
 	bool is_plain; /* no O_DIRECT, no blocks ahead: a file system that has neither */
 } t;
@@ -208,6 +209,14 @@ static void must_open(void)
 	assert_int_equal(rc, 0);
 }
 
+static void count_reused(void)
+{
+	struct mc_dlog_stats stats;
+
+	mc_dlog_stats(t.log, &stats);
+	t.reused += stats.reused_segments;
+}
+
 /* Puts, deletes, housekeeping and a restart in between. */
 static void load(void)
 {
@@ -220,6 +229,7 @@ static void load(void)
 		if (i % 7 == 4)
 			(void)mc_dlog_checkpoint(t.log);
 		if (i == BURSTS / 2) {
+			count_reused();
 			mc_dlog_close(t.log);
 			t.log = NULL;
 		}
@@ -257,6 +267,7 @@ static uint64_t calls_of_load(uint64_t seed)
 	load();
 	calls = t.fault.calls;
 	check_all("no fault");
+	count_reused();
 	disk_end();
 	return calls;
 }
@@ -284,7 +295,8 @@ static void a_power_cut_at_any_call_loses_nothing_acknowledged(void **state)
 		for (uint64_t nr = 0; nr < calls; nr++, states++)
 			cut_at(t.seed + s, nr, false);
 	}
-	print_message("# %u states\n", states);
+	print_message("# %u states, %llu files used again\n", states, (unsigned long long)t.reused);
+	assert_true(t.reused > seeds);
 	assert_true(states >= (is_long ? 2000 : 300));
 	(void)state;
 }

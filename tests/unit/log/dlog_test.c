@@ -171,6 +171,33 @@ static void many_puts_share_a_write_and_a_sync(void **state)
 	(void)state;
 }
 
+static void the_file_of_an_emptied_segment_is_used_again(void **state)
+{
+	struct mc_dlog_stats stats;
+	uint64_t gen;
+
+	for (unsigned round = 1; round <= 10; round++) {
+		for (unsigned key = 0; key < 20; key++)
+			assert_int_equal(dlog_fix_put_wait(t.log, key, round, 20000 + key * 9000),
+					 0);
+		assert_int_equal(dlog_fix_tidy(t.log), 0);
+	}
+	mc_dlog_stats(t.log, &stats);
+	assert_true(stats.reused_segments > 3);
+	assert_true(stats.reused_segments <= stats.removed_segments);
+	for (unsigned i = 0; i < 2; i++) {
+		t.conf.no_checkpoint = i == 1;
+		reopen();
+		mc_dlog_stats(t.log, &stats);
+		assert_int_equal(stats.bad_records, 0);
+		for (unsigned key = 0; key < 20; key++) {
+			assert_int_equal(dlog_fix_look(t.log, key, &gen), 0);
+			assert_int_equal(gen, 10);
+		}
+	}
+	(void)state;
+}
+
 static void compaction_gives_back_what_is_dead(void **state)
 {
 	struct mc_dlog_stats stats;
@@ -362,6 +389,7 @@ int main(void)
 	    T(any_range_is_read_to_any_address),
 	    T(the_highest_generation_counts),
 	    T(many_puts_share_a_write_and_a_sync),
+	    T(the_file_of_an_emptied_segment_is_used_again),
 	    T(compaction_gives_back_what_is_dead),
 	    T(sealed_segments_are_found_by_their_footers),
 	    T(the_quota_refuses_until_space_is_given_back),
