@@ -504,6 +504,8 @@ static int look(void *user)
 
 	if (rc)
 		return rc;
+	if (w->p)
+		flush(w->p->wire);
 	if (w->p && !w->p->wire->is_data_over)
 		(void)pull(w->p->wire);
 	rc = look_only(w);
