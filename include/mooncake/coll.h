@@ -91,7 +91,8 @@ MC_API MC_MUST_CHECK int mc_coll_open(struct mc_coll_hub *hub, const struct mc_c
 				      const char *const *addrs, struct mc_diag *diag,
 				      struct mc_coll **ret_coll);
 /** Leave: the others go on without this rank, as if it had died after its last operation. Queued
- * operations end with -MC_E_CLOSED. NULL is allowed. */
+ * operations end with -MC_E_CLOSED. Not while another thread is in a call of the group, or waits
+ * for a message of it: mc_coll_abort() ends those. NULL is allowed. */
 MC_API void mc_coll_close(struct mc_coll *coll);
 /** End what runs and what is queued, and all later operations, with -MC_E_CANCELED. The others see
  * this rank as gone. Any thread. */

@@ -3,8 +3,8 @@
  * receiver. A message is a head and its bytes, which flow through the ring while both ends copy.
  *
  * What is to be sent and received stands in two lists of the group; whoever waits moves everybody's
- * bytes, and a thread does so for what is in the background. A message that nobody asked for yet,
- * in front of one that somebody asks for, is set aside.
+ * bytes, and a thread does so for what is in the background while nobody waits. A message that
+ * nobody asked for yet, in front of one that somebody asks for, is set aside.
  */
 #include <string.h>
 
@@ -14,7 +14,8 @@
 
 #define ASIDE_MAX (1ull << 30) /* bytes of messages set aside */
 #define STEP (MC_COLL_RING_LEN / 4)
-#define LOOKS 200 /* before a clock is read */
+#define LOOKS 200      /* before a clock is read */
+#define NAP_NS 500000u /* what has been left alone for so long, the thread takes over */
 
 /* In front of a message's bytes; in the ring it is 16-byte aligned. */
 struct head {
@@ -56,6 +57,9 @@ struct mc_coll_mail {
 	uint64_t kept_bytes;
 	bool has_thread, is_closing;
 	pthread_t thread;
+	_Atomic uint32_t drivers;     /* calls that move bytes */
+	_Atomic uint32_t worker_bell; /* the thread sleeps on it */
+	_Atomic bool is_worker_asleep;
 };
 
 /* ---- rings ---- */
@@ -429,7 +433,7 @@ static bool progress(struct mc_coll *g)
 
 /* ---- waiting ---- */
 
-/* Move bytes until `m` has ended, or `is_closing`, sleeping on our own bell. */
+/* Move bytes until `w` has ended, sleeping on our own bell; without one until nothing is left. */
 static int drive(struct mc_coll *g, struct mc_coll_work *w, uint64_t deadline_ns)
 {
 	struct mc_coll_mail *m = g->mail;
@@ -450,14 +454,17 @@ static int drive(struct mc_coll *g, struct mc_coll_work *w, uint64_t deadline_ns
 		pthread_mutex_lock(&m->lock);
 		has_moved = progress(g);
 		is_idle = mc_list_is_empty(&m->sends) && mc_list_is_empty(&m->recvs);
-		if (!w && m->is_closing)
-			slept = -MC_E_CLOSED;
+		is_idle = !w && (is_idle || m->is_closing);
 		pthread_mutex_unlock(&m->lock);
+		if (is_idle) {
+			if (looks >= LOOKS)
+				atomic_fetch_sub_explicit(&g->page->mail_sleepers, 1,
+							  memory_order_relaxed);
+			return 0;
+		}
 		if (looks < LOOKS) {
 			looks = has_moved ? 0 : looks + 1;
 			mc_cpu_relax();
-			if (!w && is_idle)
-				looks = LOOKS;
 			continue;
 		}
 		if (atomic_load_explicit(&g->is_aborted, memory_order_acquire))
@@ -486,12 +493,76 @@ static void withdraw(struct mc_coll *g, struct mail *m, int rc)
 	pthread_mutex_unlock(&g->mail->lock);
 }
 
+/* Everything that has not ended ends so. */
+static void end_all(struct mc_coll *g, int rc)
+{
+	struct mc_coll_mail *m = g->mail;
+	struct mail *it;
+
+	pthread_mutex_lock(&m->lock);
+	mc_list_each (it, &m->sends, work.link)
+		end(g, it, rc);
+	mc_list_each (it, &m->recvs, work.link)
+		end(g, it, rc);
+	pthread_mutex_unlock(&m->lock);
+}
+
+int mc_coll_mail_drive(struct mc_coll *g, struct mc_coll_work *w, uint64_t deadline_ns)
+{
+	struct mc_coll_mail *m = g->mail;
+	int rc;
+
+	if (deadline_ns == 0) {
+		pthread_mutex_lock(&m->lock);
+		(void)progress(g);
+		pthread_mutex_unlock(&m->lock);
+		return atomic_load_explicit(&w->is_done, memory_order_acquire) ? 0 : -MC_E_TIMEDOUT;
+	}
+	/* relaxed: a hint for the thread, no more */
+	atomic_fetch_add_explicit(&m->drivers, 1, memory_order_relaxed);
+	rc = drive(g, w, deadline_ns);
+	atomic_fetch_sub_explicit(&m->drivers, 1, memory_order_relaxed);
+	if (rc == -MC_E_CANCELED)
+		withdraw(g, mc_container_of(w, struct mail, work), rc);
+	return rc;
+}
+
+/* Sleeps while there is nothing, naps while others see to it. */
 static void *worker(void *arg)
 {
 	struct mc_coll *g = arg;
+	struct mc_coll_mail *m = g->mail;
+	bool is_idle, is_closing, has_napped = false;
 
-	(void)drive(g, NULL, MC_TIME_NEVER);
-	return NULL;
+	for (;;) {
+		uint32_t bell = atomic_load_explicit(&m->worker_bell, memory_order_acquire);
+
+		/* Before the look, which is under the lock that start() posts under. */
+		atomic_store_explicit(&m->is_worker_asleep, true, memory_order_relaxed);
+		pthread_mutex_lock(&m->lock);
+		is_idle = mc_list_is_empty(&m->sends) && mc_list_is_empty(&m->recvs);
+		is_closing = m->is_closing;
+		pthread_mutex_unlock(&m->lock);
+		if (is_closing)
+			return NULL;
+		if (is_idle) {
+			has_napped = false;
+			(void)!mc_futex_wait(&m->worker_bell, bell, MC_TIME_NEVER);
+			continue;
+		}
+		atomic_store_explicit(&m->is_worker_asleep, false, memory_order_relaxed);
+		if (has_napped && atomic_load_explicit(&m->drivers, memory_order_relaxed) == 0 &&
+		    drive(g, NULL, MC_TIME_NEVER) == -MC_E_CANCELED)
+			end_all(g, -MC_E_CANCELED);
+		(void)!mc_futex_wait(&m->worker_bell, bell, mc_now_ns() + NAP_NS);
+		has_napped = true;
+	}
+}
+
+static void worker_wake(struct mc_coll_mail *m)
+{
+	atomic_fetch_add_explicit(&m->worker_bell, 1, memory_order_release);
+	mc_futex_wake(&m->worker_bell, 1);
 }
 
 /* ---- calls ---- */
@@ -518,6 +589,7 @@ static int post(struct mc_coll *g, bool is_send, uint32_t peer, uint64_t tag, vo
 	m->tag = tag;
 	m->addr = addr;
 	m->len = len;
+	m->work.mail_of = g;
 	atomic_store_explicit(&m->work.nowners, 2, memory_order_relaxed);
 	pthread_mutex_lock(&g->mail->lock);
 	mc_list_push_back(is_send ? &g->mail->sends : &g->mail->recvs, &m->work.link);
@@ -537,7 +609,7 @@ static int run(struct mc_coll *g, bool is_send, uint32_t peer, uint64_t tag, voi
 
 	if (rc < 0)
 		return rc;
-	rc = drive(g, &m->work, mc_time_after(mc_now_ns(), g->timeout_ns));
+	rc = mc_coll_mail_drive(g, &m->work, mc_time_after(mc_now_ns(), g->timeout_ns));
 	if (rc < 0)
 		withdraw(g, m, rc);
 	result = m->work.result;
@@ -563,8 +635,14 @@ static int start(struct mc_coll *g, bool is_send, uint32_t peer, uint64_t tag, v
 		rc = post(g, is_send, peer, tag, addr, len, &m);
 	if (rc < 0)
 		return rc;
-	mc_coll_mail_bell(g->page);
 	*ret_work = &m->work;
+	/* What can be done at once; the rest is of whoever waits, or of the thread. */
+	pthread_mutex_lock(&mail->lock);
+	(void)progress(g);
+	pthread_mutex_unlock(&mail->lock);
+	if (!atomic_load_explicit(&m->work.is_done, memory_order_acquire) &&
+	    atomic_exchange_explicit(&mail->is_worker_asleep, false, memory_order_relaxed))
+		worker_wake(mail);
 	return 0;
 }
 
@@ -609,7 +687,6 @@ int mc_coll_mail_open(struct mc_coll *g)
 void mc_coll_mail_close(struct mc_coll *g)
 {
 	struct mc_coll_mail *m = g->mail;
-	struct mail *it;
 
 	if (!m)
 		return;
@@ -617,13 +694,11 @@ void mc_coll_mail_close(struct mc_coll *g)
 	m->is_closing = true;
 	pthread_mutex_unlock(&m->lock);
 	if (m->has_thread) {
+		worker_wake(m);
 		mc_coll_stir(g);
 		(void)pthread_join(m->thread, NULL);
 	}
-	mc_list_each (it, &m->sends, work.link)
-		end(g, it, -MC_E_CLOSED);
-	mc_list_each (it, &m->recvs, work.link)
-		end(g, it, -MC_E_CLOSED);
+	end_all(g, -MC_E_CLOSED);
 }
 
 void mc_coll_mail_free(struct mc_coll *g)

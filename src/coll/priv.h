@@ -173,6 +173,7 @@ struct mc_coll_work {
 	struct mc_coll_result result;
 	_Atomic uint32_t is_done;
 	_Atomic int nowners;
+	struct mc_coll *mail_of; /* it is a message: who waits moves bytes; NULL: an operation */
 };
 
 /** It has ended as its result says: tell who waits, give up one share of it. */
@@ -186,6 +187,8 @@ void mc_coll_queue_close(struct mc_coll *g);
 
 struct mc_coll_mail;
 int mc_coll_mail_open(struct mc_coll *g);
+/** Move messages until `w` has ended. @return 0; -MC_E_TIMEDOUT; -MC_E_CANCELED. Any thread. */
+int mc_coll_mail_drive(struct mc_coll *g, struct mc_coll_work *w, uint64_t deadline_ns);
 /** End what waits. Its thread ends; not from it. */
 void mc_coll_mail_close(struct mc_coll *g);
 /** After that, when the loop does not know the group any more. */

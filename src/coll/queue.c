@@ -165,6 +165,11 @@ int mc_coll_work_wait(struct mc_coll_work *w, uint64_t timeout_ns,
 	uint64_t deadline_ns = mc_time_after(timeout_ns ? mc_now_ns() : 0, timeout_ns);
 	int rc = 0;
 
+	if (w->mail_of && !atomic_load_explicit(&w->is_done, memory_order_acquire)) {
+		rc = mc_coll_mail_drive(w->mail_of, w, timeout_ns ? deadline_ns : 0);
+		rc = rc == -MC_E_CANCELED ? 0 : rc; /* its group ends it, or nobody */
+	}
+
 	/* acquire: pairs with the release in end() */
 	while (!atomic_load_explicit(&w->is_done, memory_order_acquire)) {
 		if (rc == -MC_E_TIMEDOUT || timeout_ns == 0)
