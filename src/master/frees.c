@@ -12,10 +12,10 @@
 
 static struct mc_mst_wait **bucket_of(struct mc_master *m, uint64_t key_hash)
 {
-	return &m->waits[key_hash % MC_MST_WAIT_BUCKETS];
+	return &m->waits[key_hash & (m->nbuckets - 1)];
 }
 
-void mc_mst_wait(struct mc_master *m, struct mc_mst_wait *w)
+static void append(struct mc_master *m, struct mc_mst_wait *w)
 {
 	struct mc_mst_wait **at = bucket_of(m, w->key_hash);
 
@@ -25,13 +25,38 @@ void mc_mst_wait(struct mc_master *m, struct mc_mst_wait *w)
 	*at = w;
 }
 
+/* A removal of everything has a wait for each key. Without memory the chains become longer. */
+static void buckets_grow(struct mc_master *m)
+{
+	struct mc_mst_wait **old = m->waits, **more, *w;
+	size_t n = m->nbuckets;
+
+	more = mc_calloc(n * 2, sizeof(struct mc_mst_wait *));
+	if (!more)
+		return;
+	m->waits = more;
+	m->nbuckets = n * 2;
+	for (size_t i = 0; i < n; i++)
+		while ((w = old[i])) {
+			old[i] = w->next;
+			append(m, w);
+		}
+	mc_free(old);
+}
+
+void mc_mst_wait(struct mc_master *m, struct mc_mst_wait *w)
+{
+	if (m->nwaits >= m->nbuckets)
+		buckets_grow(m);
+	append(m, w);
+	m->nwaits++;
+}
+
 /* To the end of those that run next. */
 static void wake(struct mc_master *m, uint64_t key_hash)
 {
-	struct mc_mst_wait **at = bucket_of(m, key_hash), **end = &m->woken;
+	struct mc_mst_wait **at = bucket_of(m, key_hash);
 
-	while (*end)
-		end = &(*end)->next;
 	while (*at) {
 		struct mc_mst_wait *w = *at;
 
@@ -41,8 +66,9 @@ static void wake(struct mc_master *m, uint64_t key_hash)
 		}
 		*at = w->next;
 		w->next = NULL;
-		*end = w;
-		end = &w->next;
+		*m->woken_end = w;
+		m->woken_end = &w->next;
+		m->nwaits--;
 	}
 }
 
@@ -191,6 +217,8 @@ void mc_mst_frees_send(struct mc_master *m)
 		if (!w)
 			continue;
 		m->woken = w->next;
+		if (!m->woken)
+			m->woken_end = &m->woken;
 		w->wake(m, w);
 	}
 	mc_list_each (o, &m->freeing, freeing_link) {
@@ -206,6 +234,9 @@ void mc_mst_frees_init(struct mc_master *m)
 	mc_list_init(&m->leaving);
 	mc_list_init(&m->walks);
 	mc_list_init(&m->copies_over);
+	m->woken_end = &m->woken;
+	m->nbuckets = MC_MST_WAIT_BUCKETS;
+	m->waits = mc_calloc(m->nbuckets, sizeof(struct mc_mst_wait *));
 }
 
 void mc_mst_frees_fini(struct mc_master *m)

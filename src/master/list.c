@@ -422,7 +422,7 @@ void mc_mst_walks_drop(struct mc_master *m)
 {
 	struct walk *w;
 
-	for (size_t i = 0; m->waits && i < MC_MST_WAIT_BUCKETS; i++)
+	for (size_t i = 0; m->waits && i < m->nbuckets; i++)
 		like_waits_drop(&m->waits[i]);
 	mc_list_each (w, &m->walks, link) {
 		mc_assert(!w->removal); /* whose asker has left before */

@@ -284,7 +284,6 @@ int mc_master_open(const struct mc_env *env, struct mc_loop *loop, struct mc_loo
 	mc_mst_frees_init(m);
 	m->arena_mem = mc_aligned_alloc(MC_CACHELINE, ARENA_LEN);
 	m->killed = mc_calloc(MC_MST_KILLED, sizeof(*m->killed));
-	m->waits = mc_calloc(MC_MST_WAIT_BUCKETS, sizeof(struct mc_mst_wait *));
 	if (!m->arena_mem || !m->killed || !m->waits)
 		goto fail;
 	mc_pb_arena_init(&m->arena, m->arena_mem, ARENA_LEN);

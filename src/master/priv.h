@@ -36,7 +36,7 @@
 #define MC_MST_OWNERS_MAX MC_STATE_OWNERS_MAX
 #define MC_MST_TEXT_MAX MC_STATE_NAME_MAX /* names of owners, with NUL */
 #define MC_MST_METHODS_MAX 32u
-#define MC_MST_WAIT_BUCKETS 4096u
+#define MC_MST_WAIT_BUCKETS 4096u /* to begin with; a power of two */
 #define MC_MST_KILLED 65536u
 #define MC_MST_VICTIMS_MAX 4096u /* of one look for room */
 #define MC_MST_GEN_BITS 40u	 /* of a generation: its counter; above them its epoch */
@@ -157,9 +157,11 @@ struct mc_master {
 	struct mc_index_frees frees; /* out of calls of the index, for mc_mst_frees_send() */
 	struct mc_list freeing;	     /* owners with frees not yet in a note */
 	struct mc_mst_bury bury;
-	struct mc_mst_wait **waits; /* buckets */
+	struct mc_mst_wait **waits; /* [nbuckets] */
+	size_t nbuckets, nwaits;    /* as many buckets as waits, where there is memory for them */
 	struct mc_mst_wait *woken;  /* to be looked at by mc_mst_frees_send() */
-	struct mc_list walks;	    /* over all objects, see list.c */
+	struct mc_mst_wait **woken_end;
+	struct mc_list walks; /* over all objects, see list.c */
 	uint32_t nwalks;
 	struct mc_list ops;	    /* not answered yet */
 	struct mc_list leaving;	    /* owners, see stream.c */
