@@ -186,12 +186,13 @@ static struct mc_st_place place_of(const struct mc_cli_write *w, const struct mc
 				    .gen = w->gen};
 }
 
-static void drop_one(struct mc_store *st, struct mc_cli_owner *o, const struct mc_st_place *p)
+/* @return it may be there, for readers, too */
+static bool drop_one(struct mc_store *st, const struct mc_cli_target *t, const struct mc_st_place *p)
 {
-	if (mc_cli_owner_is_own(o))
-		(void)mc_owner_drop(st->owner, p); /* always 0 */
-	else
-		mc_cli_drops_add(st->drops, o, p);
+	if (mc_cli_owner_is_own(t->owner))
+		return mc_owner_drop(st->owner, p) != 0;
+	mc_cli_drops_add(st->drops, t->owner, p);
+	return t->was_sealed || t->state == MC_CLI_TARGET_SEALED;
 }
 
 /* Here, or in the background when it was not heard: then the caller cannot be sure. */
@@ -199,13 +200,11 @@ static void drop_later(struct mc_cli_op *op, struct mc_cli_write *w, struct mc_c
 {
 	struct mc_st_place p = place_of(w, t);
 
-	drop_one(op->st, t->owner, &p);
+	w->may_show |= drop_one(op->st, t, &p);
 	if (t->state == MC_CLI_TARGET_FAILED && w->old_gen) {
 		p.gen = w->old_gen;
-		drop_one(op->st, t->owner, &p);
+		w->may_show |= drop_one(op->st, t, &p);
 	}
-	w->may_show |=
-	    !mc_cli_owner_is_own(t->owner) && (t->was_sealed || t->state == MC_CLI_TARGET_SEALED);
 	drop_done(t);
 }
 
@@ -230,10 +229,15 @@ static void drop_now(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n
 		}
 	run_twice(op, first, mc_min(op->deadline_ns, mc_time_after(mc_now_ns(), DROP_WAIT_NS)));
 	for (size_t i = first; i < op->ncalls; i++) {
-		const struct mc_cli_call *c = op->calls[i];
+		struct mc_cli_call *c = op->calls[i];
+		struct mc_rd r;
 
-		for (uint32_t k = 0; c->rc == 0 && k < c->n; k++)
+		if (c->rc < 0 || mc_cli_call_records(c, &r) < 0)
+			continue; /* in the background */
+		for (uint32_t k = 0; k < c->n; k++) {
+			writes[c->items[k] / MC_CLI_TARGETS_MAX].may_show |= mc_rd_u32(&r) != 0;
 			drop_done(target_of(writes, c->items[k]));
+		}
 	}
 	op->ncalls = first;
 }

@@ -231,6 +231,7 @@ static bool say_has(struct mc_owner *o, bool *ret_is_all)
 	pthread_mutex_lock(&o->lock);
 	while (p->announce != MC_OWNER_NIL && mc_wr_len(&w) + has_len(p, p->announce) <= BODY_MAX) {
 		has_encode(p, p->announce, &w);
+		p->slots[p->announce].is_announced = true;
 		p->announce = p->slots[p->announce].prev;
 	}
 	if (p->announce == MC_OWNER_NIL)

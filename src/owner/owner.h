@@ -92,7 +92,8 @@ int32_t mc_owner_seal(struct mc_owner *o, const struct mc_st_seal *s);
 /** Give up a grant, or what was sealed and never committed. Nobody may write there any more. With
  * address 0 whatever has the generation. It is the last word: a call of this generation that comes
  * later is refused with MC_STORE_REPLICA_IS_GONE (the last few thousand are remembered).
- * @return 0 (also when there is none) */
+ * @return 0 (also when there is none); MC_STORE_OBJECT_ALREADY_EXISTS: it stays, a master has been
+ * told of it and may have taken it in for the object, in place of an older one */
 int32_t mc_owner_drop(struct mc_owner *o, const struct mc_st_place *p);
 /** Another generation for a sealed slot. @return 0 (also again); MC_STORE_REPLICA_IS_GONE;
  * MC_STORE_INVALID_VERSION (not above) */

@@ -72,6 +72,7 @@ struct mc_oslot {
 	bool is_writing; /* the disk's thread pins it */
 	bool is_owed;	 /* its free is acknowledged when no record of it is left */
 	bool is_guest;	 /* fetched, and the master does not know: see mc_opool.guests */
+	bool is_announced; /* a master may have taken it in: it alone frees it */
 	bool is_asked;	 /* the master wants it on the disk: in mc_odisk.asked */
 };
 

@@ -162,28 +162,34 @@ int32_t mc_owner_seal(struct mc_owner *o, const struct mc_st_seal *s)
 	return status > 0 ? mc_owner_fill(o, id, NULL, 0) : status;
 }
 
+/* Under the lock. @return whether there is room again */
+static bool drop_slot(struct mc_owner *o, uint32_t id)
+{
+	mc_counter_add(&o->count.drops, 1);
+	(void)mc_odisk_slot_freed(o, id, false);
+	if (o->pool.slots[id].state != MC_OSLOT_GRANTED)
+		return mc_opool_kill(&o->pool, id);
+	mc_opool_release(&o->pool, id);
+	return true;
+}
+
 int32_t mc_owner_drop(struct mc_owner *o, const struct mc_st_place *p)
 {
-	bool is_freed = false;
+	bool is_freed = false, is_there, is_announced;
 	uint32_t id;
 
 	pthread_mutex_lock(&o->lock);
-	mc_opool_drop(&o->pool, p->gen);
 	id = p->addr ? mc_opool_at(&o->pool, p->addr, p->gen) : mc_opool_of_gen(&o->pool, p->gen);
-	if (id != MC_OWNER_NIL && o->pool.slots[id].state != MC_OSLOT_DEAD) {
-		mc_counter_add(&o->count.drops, 1);
-		(void)mc_odisk_slot_freed(o, id, false);
-		if (o->pool.slots[id].state == MC_OSLOT_GRANTED) {
-			mc_opool_release(&o->pool, id);
-			is_freed = true;
-		} else {
-			is_freed = mc_opool_kill(&o->pool, id);
-		}
-	}
+	is_there = id != MC_OWNER_NIL && o->pool.slots[id].state != MC_OSLOT_DEAD;
+	is_announced = is_there && o->pool.slots[id].is_announced;
+	if (!is_announced)
+		mc_opool_drop(&o->pool, p->gen);
+	if (is_there && !is_announced)
+		is_freed = drop_slot(o, id);
 	pthread_mutex_unlock(&o->lock);
 	if (is_freed)
 		mc_owner_room(o);
-	return 0;
+	return is_announced ? MC_STORE_OBJECT_ALREADY_EXISTS : 0;
 }
 
 /*
@@ -232,7 +238,8 @@ int32_t mc_owner_regen(struct mc_owner *o, const struct mc_st_regen *r)
 		status = MC_STORE_REPLICA_IS_GONE;
 	} else {
 		id = mc_opool_at(&o->pool, r->addr, r->gen);
-		if (id != MC_OWNER_NIL && o->pool.slots[id].state == MC_OSLOT_SEALED)
+		if (id != MC_OWNER_NIL && o->pool.slots[id].state == MC_OSLOT_SEALED &&
+		    !o->pool.slots[id].is_announced)
 			status = regen_seal(o, id, r->new_gen);
 		else
 			status = MC_STORE_REPLICA_IS_GONE;

@@ -53,7 +53,8 @@ enum mc_st_method {
 	MC_ST_SEAL,	 /* mc_st_seal -> mc_st_status */
 	MC_ST_DROP,	 /* mc_st_place -> mc_st_status: grants or seals given up by their writer;
 			    address 0: whatever has the generation. What of it comes later is
-			    refused with MC_STORE_REPLICA_IS_GONE */
+			    refused with MC_STORE_REPLICA_IS_GONE. Announced slots stay:
+			    MC_STORE_OBJECT_ALREADY_EXISTS */
 	MC_ST_REGEN,	 /* mc_st_regen -> mc_st_status: a newer generation for a sealed slot */
 	MC_ST_WRITER,	 /* Writer -> nothing: whose grants those of this connection are */
 	MC_ST_FETCH,	 /* one mc_st_place of a disk replica -> mc_st_granted: it is in memory */
