@@ -187,7 +187,8 @@ static struct mc_st_place place_of(const struct mc_cli_write *w, const struct mc
 }
 
 /* @return it may be there, for readers, too */
-static bool drop_one(struct mc_store *st, const struct mc_cli_target *t, const struct mc_st_place *p)
+static bool drop_one(struct mc_store *st, const struct mc_cli_target *t,
+		     const struct mc_st_place *p)
 {
 	if (mc_cli_owner_is_own(t->owner))
 		return mc_owner_drop(st->owner, p) != 0;

@@ -66,6 +66,39 @@ static bool replicas_check(struct mc_master *m, struct mc_st_commit *c)
 	return n > 0;
 }
 
+/*
+ * Granted in a master's life before this one: what no owner announced of it that master may have
+ * had freed, and the bytes may be another's by now. If some was announced, the rest is left out;
+ * else its writer asks the owners for a newer generation, and so learns which slots are there.
+ * @return it is that writer's turn
+ */
+static bool is_stale(const struct mc_master *m, struct mc_index_request *q, uint32_t i,
+		     struct mc_st_commit *c)
+{
+	uint64_t life = c->gen >> MC_MST_GEN_BITS; /* 0: of no master's */
+	struct mc_index_view view;
+	uint8_t n = 0;
+
+	if (life == 0 || life >= mc_master_epoch(m))
+		return false;
+	if (mc_index_view(q, i, &view) != 0)
+		return true;
+	if (view.object.gen != c->gen)
+		return view.object.gen < c->gen && c->flags & MC_ST_COMMIT_UPSERT;
+	for (unsigned r = 0; r < c->nreplicas; r++)
+		for (unsigned k = 0; k < view.object.nreplicas; k++) {
+			const struct mc_st_replica *has = &view.object.replicas[k];
+
+			if (has->owner == c->replicas[r].owner &&
+			    has->kind == c->replicas[r].kind && has->addr == c->replicas[r].addr) {
+				c->replicas[n++] = c->replicas[r];
+				break;
+			}
+		}
+	c->nreplicas = n;
+	return false;
+}
+
 /* @return true: done; false: it waits for its key */
 static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t i,
 		       struct mc_st_commit *c, struct mc_st_committed *ret)
@@ -90,6 +123,10 @@ static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t
 	if (m->is_recovering &&
 	    mc_index_view(q, i, &view) == MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS) {
 		ret->status = MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
+		return true;
+	}
+	if (is_stale(m, q, i, c)) {
+		ret->status = MC_STORE_INVALID_VERSION;
 		return true;
 	}
 	rc = mc_index_commit(q, i, c, &m->frees, &ret->gen);

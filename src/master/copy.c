@@ -4,9 +4,14 @@
  * A target has up to ORDERS_MAX orders at a time, the rest waits here. What it made counts from its
  * word on, and only if the index still has that generation; else it is freed like any slot that the
  * index does not know. So an order that is lost, repeated or late never makes a wrong replica.
+ *
+ * Nor may it bring back what was removed, with a later master: while an order may be carried out,
+ * whoever frees that generation has the target free it, too, and waits for that. An order ends by
+ * the target's word, or when the target has begun anew (it gives up what it had not done then).
  */
 #include <string.h>
 
+#include "base/hash.h"
 #include "base/log.h"
 #include "master/priv.h"
 #include "meta/place.h"
@@ -16,6 +21,13 @@
 #define ORDER_COPY 1u
 #define ORDER_BYTES (MC_STORE_KEY_MAX + 2 * MC_MST_TEXT_MAX + 128u)
 #define TARGETS_LOOK 8u /* owners looked at for one with room */
+
+struct order {
+	struct mc_list link; /* mc_mst_owner.orders */
+	uint64_t id, gen, key_hash;
+	struct mc_mst_copy *copy; /* NULL: nobody waits for it any more */
+	bool is_freed;		  /* that generation: what is made is none */
+};
 
 struct mc_mst_owner *mc_mst_owner_named(struct mc_master *m, const char *segment)
 {
@@ -149,17 +161,17 @@ static void order_send(struct mc_mst_owner *target, struct mc_mst_copy *c,
 		       const struct mc_st_object *object, const struct mc_st_replica *from)
 {
 	struct mc_master *m = target->master;
+	struct order *order = mc_calloc(1, sizeof(*order));
 	Mc__St__Order v = MC__ST__ORDER__INIT;
 	uint8_t buf[ORDER_BYTES];
 	size_t len;
 
-	c->id = mc_master_epoch(m) << MC_MST_GEN_BITS | ++m->order_next;
 	c->gen = object->gen;
 	c->len = object->len;
 	c->source = from->owner;
 	c->addr = from->addr;
 	c->kind = from->kind;
-	v.id = c->id;
+	v.id = mc_master_epoch(m) << MC_MST_GEN_BITS | ++m->order_next;
 	v.what = ORDER_COPY;
 	v.key = (ProtobufCBinaryData){.data = (uint8_t *)c->key, .len = c->key_len};
 	v.gen = object->gen;
@@ -169,14 +181,16 @@ static void order_send(struct mc_mst_owner *target, struct mc_mst_copy *c,
 	v.addr = from->addr;
 	if (from->kind == MC_ST_DISK)
 		v.address = mc_mst_owner_find(m, from->owner)->address;
-	if (mc_pb_pack(&v.base, buf, sizeof(buf), &len) < 0) {
-		over(m, c, MC_STORE_INVALID_PARAMS);
+	if (!order || mc_pb_pack(&v.base, buf, sizeof(buf), &len) < 0) {
+		over(m, c, order ? MC_STORE_INVALID_PARAMS : MC_STORE_INTERNAL_ERROR);
+		mc_free(order);
 		return;
 	}
 	mc_list_del(&c->link);
-	mc_list_push_back(&target->copies_sent, &c->link);
-	c->is_sent = true;
-	target->ncopies_sent++;
+	*order = (struct order){
+	    .id = v.id, .gen = c->gen, .key_hash = mc_hash64(c->key, c->key_len, 0), .copy = c};
+	mc_list_push_back(&target->orders, &order->link);
+	target->norders++;
 	mc_mst_note(target, MC_ST_NOTE_ORDER, buf, len);
 }
 
@@ -204,7 +218,7 @@ void mc_mst_copies_pump(struct mc_mst_owner *target)
 {
 	struct mc_mst_copy *c;
 
-	while (target->req && target->state == MC_MST_OK && target->ncopies_sent < ORDERS_MAX &&
+	while (target->req && target->state == MC_MST_OK && target->norders < ORDERS_MAX &&
 	       (c = mc_list_first(&target->copies_waiting, struct mc_mst_copy, link)) != NULL) {
 		const struct mc_st_replica *from;
 		struct mc_index_view v;
@@ -231,7 +245,6 @@ int32_t mc_mst_copy_start(struct mc_master *m, struct mc_mst_copy *c)
 	status = look(m, c, &v, &from);
 	if (status != 0)
 		return status;
-	c->is_sent = false;
 	c->status = 0;
 	mc_list_push_back(&target->copies_waiting, &c->link);
 	mc_mst_copies_pump(target);
@@ -265,35 +278,96 @@ static int32_t replica_take(struct mc_mst_owner *target, const struct mc_mst_cop
 	return rc == 1 ? MC_STORE_OBJECT_NOT_FOUND : rc;
 }
 
+/* What an owner has of it, or will have: at `addr`, or wherever. */
+static void order_free(struct mc_mst_owner *o, const struct order *order, uint64_t addr)
+{
+	const struct mc_index_free f = {.owner = o->id,
+					.addr = addr,
+					.gen = order->gen,
+					.key_hash = order->key_hash,
+					.kind = MC_ST_MEMORY};
+
+	if (mc_index_free(o->master->index, &f, &o->master->frees) < 0)
+		mc_log_error("no memory to take a copy back", "segment=%s", o->segment);
+}
+
+static void orders_free(struct mc_mst_owner *o, uint64_t gen)
+{
+	struct order *order;
+
+	mc_list_each (order, &o->orders, link) {
+		if (order->gen != gen || order->is_freed)
+			continue;
+		order->is_freed = true;
+		order_free(o, order, 0);
+	}
+}
+
+void mc_mst_orders_free(struct mc_master *m, const struct mc_index_free *f)
+{
+	struct mc_mst_owner *o;
+
+	mc_list_each (o, &m->owners, link)
+		orders_free(o, f->gen);
+}
+
+static void order_end(struct mc_mst_owner *o, struct order *order, uint64_t gen, uint64_t addr,
+		      int32_t status)
+{
+	struct mc_mst_copy *c = order->copy;
+
+	mc_list_del(&order->link);
+	o->norders -= c != NULL;
+	if (status == 0 && order->is_freed)
+		status = MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS; /* and what is there now? */
+	else if (status == 0 && !c)
+		order_free(o, order, addr);
+	else if (status == 0 && gen == c->gen)
+		status = replica_take(o, c, addr);
+	else if (status >= 0)
+		status = MC_STORE_INTERNAL_ERROR;
+	if (c)
+		over(o->master, c, status);
+	mc_free(order);
+}
+
 void mc_mst_copy_done(struct mc_mst_owner *o, uint64_t id, uint64_t gen, uint64_t addr,
 		      int32_t status)
 {
-	struct mc_mst_copy *c;
+	struct order *order;
 
-	mc_list_each (c, &o->copies_sent, link) {
-		if (c->id != id)
-			continue;
-		o->ncopies_sent--;
-		if (status == 0 && gen == c->gen)
-			status = replica_take(o, c, addr);
-		else if (status >= 0)
-			status = MC_STORE_INTERNAL_ERROR;
-		over(o->master, c, status);
-		break;
+	mc_list_each (order, &o->orders, link) {
+		if (order->id == id) {
+			order_end(o, order, gen, addr, status);
+			break;
+		}
 	}
-	mc_mst_copies_pump(
-	    o); /* else: of a stream or a master before; its slot is freed by a CHECK */
+	mc_mst_copies_pump(o); /* else: an order of a master before */
 }
 
 void mc_mst_copies_lost(struct mc_mst_owner *o)
 {
 	struct mc_mst_copy *c;
+	struct order *order;
 
-	mc_list_each (c, &o->copies_sent, link)
-		over(o->master, c, MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
+	mc_list_each (order, &o->orders, link) {
+		if (order->copy)
+			over(o->master, order->copy, MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
+		order->copy = NULL;
+	}
 	mc_list_each (c, &o->copies_waiting, link)
 		over(o->master, c, MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
-	o->ncopies_sent = 0;
+	o->norders = 0;
+}
+
+void mc_mst_orders_over(struct mc_mst_owner *o)
+{
+	struct order *order;
+
+	mc_list_each (order, &o->orders, link) {
+		mc_list_del(&order->link);
+		mc_free(order);
+	}
 }
 
 void mc_mst_copies_end(struct mc_master *m)

@@ -211,8 +211,12 @@ void mc_mst_frees_send(struct mc_master *m)
 	while (m->woken || m->frees.n > 0) {
 		struct mc_mst_wait *w = m->woken;
 
-		for (size_t i = 0; i < m->frees.n; i++)
-			send_one(m, &m->frees.v[i]);
+		for (size_t i = 0; i < m->frees.n; i++) {
+			const struct mc_index_free f = m->frees.v[i];
+
+			mc_mst_orders_free(m, &f);
+			send_one(m, &f);
+		}
 		m->frees.n = 0;
 		if (!w)
 			continue;

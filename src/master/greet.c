@@ -94,6 +94,7 @@ void mc_mst_welcome(struct mc_mst_owner *o)
 	if (o->is_resuming) {
 		v.from = o->rx_number + 1;
 	} else {
+		mc_mst_orders_over(o);
 		o->rx_number = 0;
 		o->is_announced = false;
 		o->is_buried = false;
@@ -188,8 +189,8 @@ static bool epoch_look(struct mc_master *m, const Mc__St__Owner *said, bool is_n
 {
 	uint64_t epoch = mc_max(m->epoch_next, mc_master_epoch(m));
 
-	if (said->epoch < epoch ||
-	    (said->epoch == epoch && (!is_new || mc_state_is_kept(m->state))))
+	/* An owner of our epoch that is not in the roster: that was another life's. */
+	if (said->epoch < epoch || (said->epoch == epoch && !is_new))
 		return false;
 	mc_log_warn("an owner knows a later epoch than the state directory", "ours=%llu its=%llu",
 		    (unsigned long long)epoch, (unsigned long long)said->epoch);

@@ -52,7 +52,7 @@ struct mc_mst_owner *mc_mst_owner_add(struct mc_master *m, uint64_t id)
 	o->want_ms[MC_ST_MEMORY] = o->want_ms[MC_ST_DISK] = UINT64_MAX;
 	mc_list_init(&o->freeing_link);
 	mc_list_init(&o->copies_waiting);
-	mc_list_init(&o->copies_sent);
+	mc_list_init(&o->orders);
 	mc_list_push_back(&m->owners, &o->link);
 	o->chain = *at;
 	*at = o;
@@ -256,6 +256,7 @@ static void owner_unlink(struct mc_master *m, struct mc_mst_owner *o)
 	struct mc_mst_owner **at = bucket_of(m, o->id);
 
 	mc_mst_copies_lost(o);
+	mc_mst_orders_over(o);
 	while (*at != o)
 		at = &(*at)->chain;
 	*at = o->chain;

@@ -99,8 +99,9 @@ struct mc_mst_owner {
 	struct mc_list freeing_link; /* mc_master.freeing */
 
 	enum mc_mst_drain_state drain;
-	struct mc_list copies_waiting, copies_sent; /* to here; see copy.c */
-	uint32_t ncopies_sent;
+	struct mc_list copies_waiting; /* to here; see copy.c */
+	struct mc_list orders;	       /* sent and not carried out, as far as is known */
+	uint32_t norders;	       /* those that somebody waits for */
 };
 
 /** One kind of call. */
@@ -327,10 +328,9 @@ struct mc_mst_copy {
 	void (*on_done)(struct mc_master *m, struct mc_mst_copy *c, int32_t status);
 	/* copy.c's */
 	struct mc_list link;
-	uint64_t id, gen, len, addr;
+	uint64_t gen, len, addr;
 	int32_t status;
 	uint8_t kind; /* of the source's replica: its memory's if it has both */
-	bool is_sent;
 };
 
 /**
@@ -345,6 +345,11 @@ void mc_mst_copy_done(struct mc_mst_owner *o, uint64_t id, uint64_t gen, uint64_
 		      int32_t status);
 /** Its stream is over: what it was ordered is not known, and may be ordered again. */
 void mc_mst_copies_lost(struct mc_mst_owner *o);
+/** It has begun anew: no order of before is carried out any more. */
+void mc_mst_orders_over(struct mc_mst_owner *o);
+/** A generation is freed: copies of it that are under way have to be, too, before its key goes on:
+ * appended to m->frees. */
+void mc_mst_orders_free(struct mc_master *m, const struct mc_index_free *f);
 /** Orders that wait for others to end go out. */
 void mc_mst_copies_pump(struct mc_mst_owner *o);
 /** Tell those whose copies have ended. */

@@ -310,11 +310,6 @@ void mc_state_wait(struct mc_state *s, struct mc_state_wait *w)
 	state_start(s);
 }
 
-bool mc_state_is_kept(const struct mc_state *s)
-{
-	return s->is_kept;
-}
-
 /* ---- reading ---- */
 
 void mc_state_found_fini(struct mc_state_found *found)

@@ -86,7 +86,5 @@ int mc_state_bury(struct mc_state *s, const struct mc_state_tomb *tomb);
 int mc_state_bury_anew(struct mc_state *s, const struct mc_state_tomb *tombs, size_t n);
 /** on_done comes from the loop, never from within this call, when nothing is being written too. */
 void mc_state_wait(struct mc_state *s, struct mc_state_wait *w);
-/** Files are kept. */
-bool mc_state_is_kept(const struct mc_state *s);
 
 #endif

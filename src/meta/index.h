@@ -72,6 +72,9 @@ struct mc_index_frees {
 };
 void mc_index_frees_fini(struct mc_index_frees *f);
 
+/** Something else that an owner has to free before its key goes on. @return 0; -MC_E_NOMEM */
+MC_MUST_CHECK int mc_index_free(struct mc_index *ix, const struct mc_index_free *f,
+				struct mc_index_frees *frees);
 /**
  * The owner cleared it (or a tombstone says so).
  * @return 1: nothing is pending of that key any more; 0; -MC_E_NOENT

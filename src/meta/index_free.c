@@ -93,6 +93,14 @@ void mc_ix_free_emit(struct mc_index *ix, struct mc_index_frees *frees,
 		owner->freeing[f->kind] += f->len;
 }
 
+int mc_index_free(struct mc_index *ix, const struct mc_index_free *f, struct mc_index_frees *frees)
+{
+	if (mc_ix_frees_reserve(ix, frees) < 0)
+		return -MC_E_NOMEM;
+	mc_ix_free_emit(ix, frees, f);
+	return 0;
+}
+
 void mc_ix_free_replica(struct mc_index *ix, struct mc_index_frees *frees, uint32_t object,
 			uint32_t replica, uint64_t hash)
 {

@@ -84,6 +84,7 @@ void mc_onotes_announce(struct mc_owner *o)
 {
 	pthread_mutex_lock(&o->lock);
 	o->pool.announce = o->pool.sealed.last;
+	mc_oorders_over(o);
 	pthread_mutex_unlock(&o->lock);
 	mc_odisk_announce(o);
 	o->stream.has_all = 0;

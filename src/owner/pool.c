@@ -352,6 +352,12 @@ void mc_opool_drop(struct mc_opool *p, uint64_t gen)
 	p->dropped[dropped_at(gen)] = gen;
 }
 
+void mc_opool_undrop(struct mc_opool *p, uint64_t gen)
+{
+	if (mc_opool_is_dropped(p, gen))
+		p->dropped[dropped_at(gen)] = 0;
+}
+
 bool mc_opool_is_dropped(const struct mc_opool *p, uint64_t gen)
 {
 	return p->dropped[dropped_at(gen)] == gen;

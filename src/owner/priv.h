@@ -67,13 +67,14 @@ struct mc_oslot {
 	uint32_t prev, next; /* granted: its writer's; sealed: all, oldest first; none: unused */
 	uint16_t key_len, tlv_len;
 	uint8_t state;
-	bool is_doomed;	 /* the master freed it before it was sealed */
-	bool is_fetched; /* from the disk, where it is still, too */
-	bool is_writing; /* the disk's thread pins it */
-	bool is_owed;	 /* its free is acknowledged when no record of it is left */
-	bool is_guest;	 /* fetched, and the master does not know: see mc_opool.guests */
+	bool is_doomed;	   /* the master freed it before it was sealed */
+	bool is_fetched;   /* from the disk, where it is still, too */
+	bool is_writing;   /* the disk's thread pins it */
+	bool is_owed;	   /* its free is acknowledged when no record of it is left */
+	bool is_guest;	   /* fetched, and the master does not know: see mc_opool.guests */
 	bool is_announced; /* a master may have taken it in: it alone frees it */
-	bool is_asked;	 /* the master wants it on the disk: in mc_odisk.asked */
+	bool is_copy;	   /* being made by an order */
+	bool is_asked;	   /* the master wants it on the disk: in mc_odisk.asked */
 };
 
 /** A list of slots by their links. */
@@ -307,6 +308,7 @@ struct mc_owner {
 	struct mc_list writers;
 	uint32_t nwriters;
 	struct mc_owriter self; /* grants of this process */
+	uint64_t orders_life;	/* changes when the orders of before are over; under the lock */
 	struct mc_cq *cq;	/* watches of writers */
 	struct mc_watch cq_watch;
 	bool is_cq_watched;
@@ -360,6 +362,8 @@ uint64_t mc_opool_used(const struct mc_opool *p);
 bool mc_opool_kill(struct mc_opool *p, uint32_t id);
 /** A generation was given up by its writer: what of it is still on its way comes too late. */
 void mc_opool_drop(struct mc_opool *p, uint64_t gen);
+/** It is wanted after all. */
+void mc_opool_undrop(struct mc_opool *p, uint64_t gen);
 bool mc_opool_is_dropped(const struct mc_opool *p, uint64_t gen);
 void mc_opool_regen(struct mc_opool *p, uint32_t id, uint64_t gen);
 /** What slot.h says of it. Views into the private texts. */
@@ -500,5 +504,7 @@ void mc_owork_close(struct mc_owner *o);
 int mc_owork_add(struct mc_owner *o, struct mc_ojob *job);
 /** Copy an object here. Loop. @return 0; < 0: not started */
 int mc_oorder_copy(struct mc_owner *o, const Mc__St__Order *order);
+/** Copies that are not made by now will not be. Loop, under the lock. */
+void mc_oorders_over(struct mc_owner *o);
 
 #endif

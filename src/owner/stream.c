@@ -116,6 +116,8 @@ static void on_free(struct mc_owner *o, const struct mc_st_place *p)
 	uint32_t id;
 
 	pthread_mutex_lock(&o->lock);
+	if (p->addr == 0)
+		mc_opool_drop(&o->pool, p->gen); /* a copy that is not made yet */
 	is_later = p->addr == MC_ST_DISK_ADDR && mc_odisk_free(o, p->gen);
 	id = p->addr ? mc_opool_at(&o->pool, p->addr, p->gen) : mc_opool_of_gen(&o->pool, p->gen);
 	if (id != MC_OWNER_NIL && o->pool.slots[id].state != MC_OSLOT_DEAD) {

@@ -97,6 +97,7 @@ struct copy_job {
 	struct mc_odone done;
 	struct mc_st_grant grant;
 	uint64_t addr; /* of the source's slot */
+	uint64_t life; /* mc_owner.orders_life when it came */
 	char segment[MC_OWNER_NAME_MAX];
 	char address[MC_OWNER_NAME_MAX]; /* "" or of the source, which has it on its disk */
 	uint8_t texts[];		 /* key, and room for the TLV */
@@ -189,6 +190,10 @@ static int32_t copy_here(struct copy_job *j, int32_t segment, uint8_t *head, siz
 		return status;
 	pthread_mutex_lock(&o->lock);
 	j->done.addr = mc_opool_addr(&o->pool, id);
+	if (!is_old) {
+		o->pool.slots[id].is_copy = true;
+		o->pool.slots[id].is_doomed |= j->life != o->orders_life;
+	}
 	if (is_old && o->pool.slots[id].state != MC_OSLOT_SEALED)
 		status = MC_STORE_OBJECT_REPLICA_BUSY; /* somebody else is at it */
 	pthread_mutex_unlock(&o->lock);
@@ -239,6 +244,16 @@ static int32_t fetch(struct copy_job *j)
 		return MC_STORE_TRANSFER_FAIL;
 	j->addr = g.addr;
 	return g.status;
+}
+
+/* A master that is told all that is here does not know that more would come. */
+void mc_oorders_over(struct mc_owner *o)
+{
+	struct mc_opool *p = &o->pool;
+
+	o->orders_life++;
+	for (uint32_t id = o->self.grants.first; id != MC_OWNER_NIL; id = p->slots[id].next)
+		p->slots[id].is_doomed |= p->slots[id].is_copy;
 }
 
 static void copy_run(struct mc_ojob *job)
@@ -294,6 +309,10 @@ int mc_oorder_copy(struct mc_owner *o, const Mc__St__Order *order)
 					.key_len = (uint16_t)order->key.len,
 					.tlv_len = (uint16_t)order->tlv_len};
 	j->addr = order->addr;
+	j->life = o->orders_life; /* changes on the loop */
+	pthread_mutex_lock(&o->lock);
+	mc_opool_undrop(&o->pool, order->gen); /* a free before this order was not about it */
+	pthread_mutex_unlock(&o->lock);
 	j->done = (struct mc_odone){
 	    .id = order->id, .gen = order->gen, .status = MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS};
 	j->job = (struct mc_ojob){.run = copy_run, .end = copy_end};

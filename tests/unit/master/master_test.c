@@ -699,6 +699,35 @@ static void commit_of_what_a_restart_freed_is_refused(void **state)
 	(void)state;
 }
 
+/* The master before may have had its bytes freed: only what was announced is published. */
+static void commit_of_an_earlier_life_publishes_what_was_announced(void **state)
+{
+	const uint64_t seen = (1ull << 40) | 7, unseen = (1ull << 40) | 8;
+	struct mc_st_object obj;
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	fo_stop(&o);
+	fix_restart(&f);
+	fo_start(&o);
+	assert_int_equal(fo_welcomed(&o), 0);
+	fo_has(&o, MC_ST_NOTE_HAS, "seen", seen, 4096);
+	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
+	fix_until(&f, "none", MC_STORE_OBJECT_NOT_FOUND);
+	assert_int_equal(fix_commit(&f, "seen", seen, 5, 4096, 0).status, 0);
+	assert_int_equal(fix_lookup(&f, "seen", &obj), 0);
+	assert_int_equal(obj.nreplicas, 1);
+	assert_int_equal(fix_commit(&f, "unseen", unseen, 5, 8192, 0).status,
+			 MC_STORE_INVALID_VERSION);
+	assert_int_equal(fix_lookup(&f, "unseen", &obj), MC_STORE_OBJECT_NOT_FOUND);
+	fo_close(&o);
+	fix_close(&f);
+	(void)state;
+}
+
 static void tombstone_of_a_late_put_spares_the_object_that_was_first(void **state)
 {
 	struct fix_later late;
@@ -833,6 +862,7 @@ int main(void)
 	    cmocka_unit_test(remove_waits_until_all_owners_have_announced),
 	    cmocka_unit_test(upsert_that_was_taken_in_before_its_commit_covers_what_is_away),
 	    cmocka_unit_test(commit_of_what_a_restart_freed_is_refused),
+	    cmocka_unit_test(commit_of_an_earlier_life_publishes_what_was_announced),
 	    cmocka_unit_test(tombstone_of_a_late_put_spares_the_object_that_was_first),
 	    cmocka_unit_test(upsert_covers_what_an_owner_has_that_this_master_never_saw),
 	    cmocka_unit_test(nonsense_is_refused_by_every_call),

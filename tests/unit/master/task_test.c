@@ -324,16 +324,41 @@ static void copy_of_what_was_replaced_meanwhile_is_freed(void **state)
 	fix_commit_later(&s.f, &later, "k", 12, 5, 16384, MC_ST_COMMIT_UPSERT);
 	fo_expect_free(&s.a, 4096, 11);
 	fo_freed(&s.a, 4096, 11);
+	fo_expect_free(&s.b, 0, 11); /* wherever it is, or would be */
+	done(&s.b, &order, 8192, 0); /* said before that came */
+	fo_freed(&s.b, 0, 11);
 	assert_int_equal(fix_committed_later(&s.f, &later).status, 0);
-	done(&s.b, &order, 8192, 0);
-	fo_expect_free(&s.b, 8192, 11);
-	fo_freed(&s.b, 8192, 11);
-	r = task_end(&s.f, &s.arena, hi, lo);
-	assert_int_equal(r->state, MC_STORE_TASK_FAILED);
-	assert_string_equal(r->message, "OBJECT_NOT_FOUND");
+	order = expect_order(&s.b); /* of what is there now */
+	assert_int_equal(order.gen, 12);
 	assert_int_equal(fix_lookup(&s.f, "k", &obj), 0);
 	assert_int_equal(obj.gen, 12);
 	assert_int_equal(obj.nreplicas, 1);
+	done(&s.b, &order, 12288, 0);
+	r = task_end(&s.f, &s.arena, hi, lo);
+	assert_int_equal(r->state, MC_STORE_TASK_SUCCESS);
+	scene_close(&s);
+	(void)state;
+}
+
+/* Its order's stream broke: whether there is a copy nobody knows, and it must not come back. */
+static void removal_waits_for_a_copy_that_may_be(void **state)
+{
+	struct fix_later later;
+	struct scene s;
+
+	scene_open(&s);
+	(void)task_create(&s.f, &s.arena, "k", NULL, "host-6:1");
+	(void)expect_order(&s.b);
+	fo_stop(&s.b);
+	fo_start(&s.b);
+	assert_int_not_equal(fo_welcomed(&s.b), 0); /* it goes on where it was */
+	(void)expect_order(&s.b);
+	fix_remove_later(&s.f, &later, "k");
+	fo_expect_free(&s.a, 4096, 11);
+	fo_freed(&s.a, 4096, 11);
+	fo_expect_free(&s.b, 0, 11); /* for both orders */
+	fo_freed(&s.b, 0, 11);
+	assert_int_equal(fix_removed(&s.f, &later), 0);
 	scene_close(&s);
 	(void)state;
 }
@@ -643,6 +668,7 @@ int main(void)
 	    cmocka_unit_test(tasks_time_out),
 	    cmocka_unit_test(tasks_are_tried_again_so_often),
 	    cmocka_unit_test(copy_of_what_was_replaced_meanwhile_is_freed),
+	    cmocka_unit_test(removal_waits_for_a_copy_that_may_be),
 	    cmocka_unit_test(copy_is_ordered_again_after_a_passing_failure),
 	    cmocka_unit_test(tasks_that_cannot_be_are_refused),
 	    cmocka_unit_test(task_of_a_master_before_is_told_to_be_lost),

@@ -91,6 +91,32 @@ static void new_epoch_gets_a_new_announcement(void **state)
 	(void)state;
 }
 
+/* A master may have taken it in for the object: its writer cannot give it up any more. */
+static void announced_slot_is_not_dropped(void **state)
+{
+	struct mc_st_granted old, young;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	assert_int_equal(fix_put_one(&f, "old", 1, 1000, payload, &old), 0);
+	restart_master(&f, 2, 0);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_HAS_ALL] == 1);
+	assert_int_equal(fix_put_one(&f, "young", 2, 1000, payload, &young), 0);
+	const struct mc_st_place places[] = {{old.addr, 1}, {0, 1}, {young.addr, 2}};
+	const struct mc_st_regen newer = {.addr = old.addr, .gen = 1, .new_gen = 9};
+
+	assert_int_equal(mc_owner_drop(f.o, &places[0]), MC_STORE_OBJECT_ALREADY_EXISTS);
+	assert_int_equal(mc_owner_drop(f.o, &places[1]), MC_STORE_OBJECT_ALREADY_EXISTS);
+	assert_int_equal(mc_owner_regen(f.o, &newer), MC_STORE_REPLICA_IS_GONE);
+	fix_check(old.addr, "old", 1, 1000, payload[0]);
+	assert_int_equal(mc_owner_drop(f.o, &places[2]), 0);
+	fix_say_free(f.m, old.addr, 1); /* its master may */
+	fix_until(f.m, f.m->nfreed == 1);
+	assert_int_equal(mc_owner_drop(f.o, &places[0]), 0);
+	fix_close(&f);
+	(void)state;
+}
+
 /* Notes that the same master did not acknowledge come again with their numbers. */
 static void same_master_gets_what_it_lacks(void **state)
 {
@@ -231,6 +257,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(late_master_hears_of_everything_newest_first),
 	    cmocka_unit_test(new_epoch_gets_a_new_announcement),
+	    cmocka_unit_test(announced_slot_is_not_dropped),
 	    cmocka_unit_test(same_master_gets_what_it_lacks),
 	    cmocka_unit_test(sealed_slots_are_checked_after_a_while),
 	    cmocka_unit_test(idle_owner_gives_signs_of_life),
