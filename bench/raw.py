@@ -22,8 +22,10 @@ def cache_dir() -> Path:
 
 
 def program(name: str) -> Path:
-    """One of bench/meson.build, optimized, in the cache; quick when nothing has changed."""
-    folder, tools = cache_dir() / "bench" / "programs", Path(sys.executable).parent
+    """One of bench/meson.build, optimized, in the cache; quick when nothing has changed. A build knows its sources by
+    their path, so each checkout has one of its own."""
+    checkout = hashlib.sha256(str(HERE.parent).encode()).hexdigest()[:16]
+    folder, tools = cache_dir() / "bench" / f"programs-{checkout}", Path(sys.executable).parent
     steps = [[str(tools / "ninja"), "-C", str(folder), f"bench/{name}"]]
     if not (folder / "build.ninja").exists():
         setup = [str(tools / "meson"), "setup", "--buildtype=release", str(folder), str(HERE.parent)]
