@@ -174,6 +174,7 @@ class Core:
         if not isinstance(group, MooncakeProcessGroup):
             raise TypeError(f"group: one of the backend mooncake-cpu (mooncake.pg), not {type(group).__name__}")
         self.group, self.ep, self.pool = group, _mooncake.EpBuffer(group._coll), Pool()
+        self.ranks = 0
         self._worker: ThreadPoolExecutor | None = None
         self._running: list[Future] = []
 
@@ -182,6 +183,8 @@ class Core:
         code, text = self.ep.update()
         if code < 0:
             fail(code, text)
+        # Experts do not move when the last ranks are gone: the number of ranks only grows.
+        self.ranks = max(self.ranks, self.group.size(), self.group._founders)
 
     def drain(self) -> None:
         """Halves of the background end in their order, and before the next begins; their callers are told of errors."""

@@ -96,7 +96,7 @@ class ElasticBuffer:
     def update_ep_member(self) -> None:
         """Whoever is active in the group takes part from here on. All ranks call it."""
         self._alive().update()
-        self.rank_idx, self.num_ranks = self.group.rank(), self.group.size()
+        self.rank_idx, self.num_ranks = self.group.rank(), self._alive().ranks
         self.num_rdma_ranks, self.num_nvlink_ranks = self.get_physical_domain_size()
         self.num_scaleout_ranks, self.num_scaleup_ranks = self.get_logical_domain_size()
         self.scaleout_rank_idx, self.scaleup_rank_idx = 0, self.rank_idx

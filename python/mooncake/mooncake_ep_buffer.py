@@ -41,7 +41,7 @@ class Buffer:
     def connect(self, is_update: bool = False) -> None:
         """Meet the others: all active ranks of the group have to call it."""
         self._core.update()
-        self.rank, self.group_size = self.group.rank(), self.group.size()
+        self.rank, self.group_size = self.group.rank(), self._core.ranks
 
     def update_ep_member(self) -> None:
         """Whoever is active in the group takes part from here on, as if nobody had ever been missing. All ranks call it;

@@ -20,9 +20,9 @@
 
 #define MC_EP_MAGIC 0x31505043434dull /* "MCCEP1" */
 #define MC_EP_SLOTS 4
-#define MC_EP_SPAN (1ull << 35) /* bytes that a slot may have; memory is behind what was needed */
+#define MC_EP_SPAN (1ull << 33) /* bytes that a slot may have; memory is behind what was needed */
 #define MC_EP_PAGE_LEN 4096ull
-#define MC_EP_REGION (1ull << 38) /* page and slots */
+#define MC_EP_REGION (1ull << 36) /* page and slots */
 #define MC_EP_EPOCH_BITS 40	  /* those below it */
 #define MC_EP_FROZEN 1ull
 

@@ -19,10 +19,12 @@ static inline uint8_t e4m3(float f)
 	uint32_t normal = ((rest + 0x7ffff + (rest >> 20 & 1)) >> 20) - (120u << 3);
 	/* Below: the addition rounds at 2^-9. */
 	uint32_t tiny = mc_f32_bits(mc_f32_of_bits(rest) + 16384.0f) - 0x46800000;
-	uint32_t out = rest < 0x3c800000 ? tiny : normal;
+	/* Masks: compilers make a branch of the choice, and then no vectors. */
+	uint32_t is_tiny = -(uint32_t)(rest < 0x3c800000), is_nan = -(uint32_t)(rest > 0x7f800000);
+	uint32_t out = (tiny & is_tiny) | (normal & ~is_tiny);
 
-	out = out > 0x7e ? 0x7e : out;
-	return (uint8_t)(sign | (rest > 0x7f800000 ? 0x7f : out));
+	out = mc_min(out, 0x7eu) | (is_nan & 0x7f);
+	return (uint8_t)(sign | out);
 }
 
 static MC_WIDEST uint32_t amax_of(const uint16_t *row, uint32_t n)

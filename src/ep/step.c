@@ -144,15 +144,18 @@ static int wait_unused(struct mc_ep_half *h, struct mc_diag *diag)
 	return 0;
 }
 
-static int need(struct mc_ep_half *h, uint64_t len)
+static int need(struct mc_ep_half *h, uint64_t len, struct mc_diag *diag)
 {
 	struct mc_ep *ep = h->ep;
 	struct mc_ep_slot *slot = &ep->slot[h->slot];
 	uint64_t at = ep->side_at + MC_EP_PAGE_LEN + h->slot * MC_EP_SPAN;
 	int rc;
 
-	if (len > MC_EP_SPAN)
+	if (len > MC_EP_SPAN) {
+		mc_diag_set(diag, "a half would show %llu bytes, at most %llu",
+			    (unsigned long long)len, (unsigned long long)MC_EP_SPAN);
 		return -MC_E_TOO_BIG;
+	}
 	if (len <= slot->kept)
 		return 0;
 	len = mc_min(mc_ep_align(len + len / 8, 1u << 16), MC_EP_SPAN);
@@ -184,7 +187,7 @@ int mc_ep_take_slot(struct mc_ep_half *h, uint64_t len, struct mc_diag *diag)
 	}
 	rc = wait_unused(h, diag);
 	if (rc == 0)
-		rc = need(h, len);
+		rc = need(h, len, diag);
 	if (rc < 0)
 		return rc;
 	/* Before the first byte is: pairs with the fence in mc_ep_check_tags(). */
