@@ -53,7 +53,7 @@ def demo(args: argparse.Namespace) -> list[Result]:
         return []
     return [
         suites.step(f"demo: {name}, one prompt", ["./run", "demo", name, "--one"], LOGS / f"demo-{name}.log", LIMIT_S["demo"])
-        for name in ("pd", "store")
+        for name in ("pd", "store", "ep")
     ]
 
 

@@ -1,7 +1,9 @@
-"""./run demo: real vLLM servers on the CPU, on our engine and our store. Runs in the environment that setup.sh makes.
+"""./run demo: real vLLM servers on the CPU, on our engine and our store; experts across processes. Runs in the environment
+that setup.sh makes.
 
-Two demos, each in a module of its own: pd_demo.py (prefill and decode apart) and store_demo.py (a pool of KV that
-outlives the engines, the master and the node). See docs/demo.md.
+Three demos, each in a module of its own: pd_demo.py (prefill and decode apart), store_demo.py (a pool of KV that
+outlives the engines, the master and the node) and ep_demo.py (a layer of experts that outlives its ranks). See
+docs/demo.md.
 """
 
 import argparse
@@ -12,11 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ep_demo import EpDemo
 from pd_demo import PdDemo
 from story import Story, run
 from store_demo import StoreDemo
 
-DEMOS: dict[str, type[Story]] = {demo.name: demo for demo in (PdDemo, StoreDemo)}
+DEMOS: dict[str, type[Story]] = {demo.name: demo for demo in (PdDemo, StoreDemo, EpDemo)}
 BY_DEFAULT = ["pd", "store"]
 
 
@@ -37,7 +40,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "what",
         nargs="?",
         choices=tuple(DEMOS),
-        help="pd: prefill and decode apart; store: a pool of KV that outlives engines, master and node "
+        help="pd: prefill and decode apart; store: a pool of KV that outlives engines, master and node; ep: "
+        "a layer of experts that outlives its ranks "
         f"(default: {', then '.join(BY_DEFAULT)})",
     )
     parser.add_argument(

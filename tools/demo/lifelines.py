@@ -1,6 +1,8 @@
-"""A picture (SVG) of the store demo: who lived when, and how long the first token took in each instance."""
+"""Pictures (SVG) of the demos of the store and of expert parallelism: who lived when; and how long the first token took in
+each instance of vLLM."""
 
 import html
+import time
 from collections.abc import Sequence
 
 from process import Process
@@ -40,6 +42,24 @@ def picture(phases: list[Phase], processes: Sequence[Process]) -> str:
     parts += bars(readings, bars_top + 16)
     parts.append("</svg>")
     return "\n".join(parts) + "\n"
+
+
+def rank_picture(processes: Sequence[Process]) -> str:
+    """Who served when, in the demo of expert parallelism."""
+    first = min(process.lives[0].start for process in processes)
+    last = max(life.end or time.time() for process in processes for life in process.lives)
+    scale = (WIDTH - LEFT - RIGHT) / max(last - first, 1e-3)
+    height = HEAD + ROW * len(processes) + GAP
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="13">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        heading(26, "A layer of experts that outlives its ranks"),
+    ]
+    for index, process in enumerate(processes):
+        parts += lifeline(process, HEAD + index * ROW, first, last, scale, ENGINE)
+    parts += render_axis(last - first, scale, HEAD + ROW * len(processes))
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def legend() -> list[str]:
