@@ -98,21 +98,13 @@ static PyObject *py_is_open(PyObject *obj, PyObject *none)
 
 /* ---- memory ---- */
 
-/* "O&": an address or a length, of whatever has __index__. */
-static int number(PyObject *obj, void *ret)
-{
-	static const struct mc_py_sig sig = {.func = "Store", .name = {"address or size"}};
-
-	return mc_py_u64(&sig, 0, obj, ret) == 0;
-}
-
 static PyObject *py_reg(PyObject *obj, PyObject *args)
 {
 	struct mc_py_store_uses *uses;
 	uint64_t addr, len;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "O&O&", number, &addr, number, &len))
+	if (!PyArg_ParseTuple(args, "O&O&", mc_py_number, &addr, mc_py_number, &len))
 		return NULL;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)
@@ -130,7 +122,7 @@ static PyObject *py_unreg(PyObject *obj, PyObject *args)
 	uint64_t addr;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "O&", number, &addr))
+	if (!PyArg_ParseTuple(args, "O&", mc_py_number, &addr))
 		return NULL;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)
@@ -148,7 +140,7 @@ static PyObject *py_alloc(PyObject *obj, PyObject *args)
 	uint64_t len;
 	void *mem;
 
-	if (!PyArg_ParseTuple(args, "O&", number, &len))
+	if (!PyArg_ParseTuple(args, "O&", mc_py_number, &len))
 		return NULL;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)
@@ -166,7 +158,7 @@ static PyObject *py_release(PyObject *obj, PyObject *args)
 	uint64_t addr;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "O&", number, &addr))
+	if (!PyArg_ParseTuple(args, "O&", mc_py_number, &addr))
 		return NULL;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)
@@ -186,14 +178,11 @@ static PyObject *py_mount(PyObject *obj, PyObject *args)
 	struct mc_store_segment_id id = {0, 0};
 	struct mc_py_store_uses *uses;
 	struct mc_diag diag = {.text = ""};
-	unsigned long long bytes, offset;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "KzKss", &bytes, &mount.path, &offset, &mount.protocol,
-			      &mount.location))
+	if (!PyArg_ParseTuple(args, "O&zO&ss", mc_py_number, &mount.bytes, &mount.path,
+			      mc_py_number, &mount.offset, &mount.protocol, &mount.location))
 		return NULL;
-	mount.bytes = bytes;
-	mount.offset = offset;
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (!uses)
 		return Py_BuildValue("(isKK)", MC_STORE_INTERNAL_ERROR, "not set up", 0ull, 0ull);

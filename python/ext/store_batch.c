@@ -167,6 +167,13 @@ int mc_py_batch_values(struct mc_py_batch *b, PyObject *values)
 
 /* ---- memory ---- */
 
+int mc_py_number(PyObject *obj, void *ret)
+{
+	static const struct mc_py_sig sig = {.func = "Store", .name = {"number"}};
+
+	return mc_py_u64(&sig, 0, obj, ret) == 0;
+}
+
 static const struct mc_py_sig sig_memory = {
     .func = "buffers",
     .total = 2,
@@ -311,20 +318,21 @@ static int texts_read(PyObject *obj, PyObject **ret_tuple, const char ***ret_tex
 int mc_py_store_conf_open(struct mc_py_store_conf *c, PyObject *obj, uint32_t n)
 {
 	PyObject *segments, *groups;
-	unsigned replicas, type, soft;
-	unsigned long long ttl;
+	unsigned type, soft;
+	uint64_t replicas, ttl;
 	int hard, same;
 	uint32_t ngroups = 0;
 
 	*c = (struct mc_py_store_conf){.conf = {.size = sizeof(c->conf)}};
 	if (obj == Py_None)
 		return 0;
-	if (!PyArg_ParseTuple(obj, "IIIppKOO", &replicas, &type, &soft, &hard, &same, &ttl,
-			      &segments, &groups))
+	if (!PyArg_ParseTuple(obj, "O&IIppO&OO", mc_py_number, &replicas, &type, &soft, &hard,
+			      &same, mc_py_number, &ttl, &segments, &groups))
 		return -1;
-	if (replicas == 0) /* the library's default; upstream refuses it */
+	/* 0 is the library's default, but upstream refuses it. */
+	if (replicas == 0 || replicas > UINT32_MAX)
 		return 1;
-	c->conf.replicas = replicas;
+	c->conf.replicas = (uint32_t)replicas;
 	c->conf.type = type;
 	c->conf.soft_pin = (uint8_t)soft;
 	c->conf.is_hard_pinned = hard;

@@ -47,6 +47,8 @@ struct mc_py_batch {
 	Py_buffer small_views[MC_PY_BATCH_SMALL];
 };
 
+/** For "O&" of PyArg_ParseTuple(): as mc_py_u64(). @param ret  uint64_t */
+int mc_py_number(PyObject *obj, void *ret);
 /** A sequence of str or bytes; items get their keys. @return 0; -1 with an exception */
 int mc_py_batch_keys(struct mc_py_batch *b, PyObject *keys);
 /** Values: of each key one object with the buffer protocol, or a sequence of such. @return 0; 1: as

@@ -74,12 +74,10 @@ static PyObject *py_task(PyObject *obj, PyObject *args)
 	struct mc_py_store_uses *uses;
 	struct mc_store_task_id id;
 	struct mc_store_task t;
-	unsigned long long hi, lo;
 	int code = MC_STORE_INVALID_PARAMS;
 
-	if (!PyArg_ParseTuple(args, "(KK)", &hi, &lo))
+	if (!PyArg_ParseTuple(args, "(O&O&)", mc_py_number, &id.hi, mc_py_number, &id.lo))
 		return NULL;
-	id = (struct mc_store_task_id){hi, lo};
 	uses = mc_py_store_use((struct mc_py_store *)obj);
 	if (uses) {
 		Py_BEGIN_ALLOW_THREADS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import socket
 import sys
 import threading
@@ -144,10 +145,13 @@ class Service:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.port = server.server_port
+        self._pid = os.getpid()
         self.thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
         self.thread.start()
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a child has no such thread to wait for, and the port is the parent's
         self.server.shutdown()
         self.server.server_close()
         self.thread.join(timeout=2)

@@ -12,10 +12,13 @@ GRACE_MAX_S = 3600
 OK = 0
 INTERNAL_ERROR = -1
 INVALID_PARAMS = -600
+NOT_SUPPORTED = -1012
 
 
 class Segments:
     """A part of MooncakeDistributedStore. A segment's id is a text, "number-number"."""
+
+    _has_disk = False
 
     def mount_segment(self, path: str, size: int, offset: int = 0, protocol: str = "tcp", location: str = "") -> dict:
         """Give a range of a file, mostly of /dev/shm, to the pool; what is in it is lost. The offset is a page's."""
@@ -47,9 +50,14 @@ class Segments:
         return self._unmount("unmount_and_free_segment", segment_ids, False, grace_period_seconds)
 
     def unmount_local_disk_segment(self, grace_period_seconds: int = 0) -> int:
-        """0: an embedded client has no disk. A node's disk goes with its mooncake_client."""
+        """0 where this client has no disk. One that it has leaves the pool with close(), a node's with its mooncake_client."""
+        if not self.is_open():
+            return INTERNAL_ERROR
+        if self._has_disk:
+            _log.warning("unmount_local_disk_segment(): not supported: the disk leaves the pool when the store is closed")
+            return NOT_SUPPORTED
         _log.warning("unmount_local_disk_segment(): this client has no disk; a node's ends with its mooncake_client")
-        return OK if self.is_open() else INTERNAL_ERROR
+        return OK
 
     def get_offload_rpc_read_count(self) -> int:
         """How often this client asked an owner to bring an object back from its disk."""

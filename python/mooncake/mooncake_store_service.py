@@ -135,7 +135,7 @@ class MooncakeStoreService:
 
     def mount(self, asked: dict) -> tuple[int, dict]:
         size = asked.get("size")
-        if type(size) is not int or size <= 0:
+        if type(size) is not int or not 0 < size < 1 << 63:
             raise BadRequest("Invalid size, must be a positive integer")
         given = self.store.allocate_and_mount_segment(size, *self._transport(asked))
         if given["ret"] != 0:

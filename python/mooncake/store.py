@@ -169,6 +169,7 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
         code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, address, node, disk)
         if code != OK:
             _log.warning("setup(): %s", why or f"code {code}")
+        self._has_disk = code == OK and disk is not None
         return code
 
     def close(self) -> int:

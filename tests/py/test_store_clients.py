@@ -601,6 +601,26 @@ def test_arguments_may_be_whatever_holds_numbers(pool: Pool, opened: list) -> No
     assert store.unregister_buffer(numpy.uint64(data.ctypes.data)) == 0
 
 
+def test_numbers_beyond_64_bits_are_named_and_not_cut(pool: Pool, opened: list) -> None:
+    store = MooncakeDistributedStore()
+    opened.append(store)
+    assert store.setup(HOST, P2P, 0, MIB, "tcp", "", pool.address) == 0
+    for wrong in (-1, 1 << 64, (1 << 64) + MIB):
+        for call in (
+            lambda: store.register_buffer(wrong, 8), lambda: store.register_buffer(8, wrong), lambda: store.unregister_buffer(wrong),
+            lambda: store.get_into("key", wrong, 8), lambda: store.batch_put_from(["key"], [8], [wrong]),
+            lambda: store.alloc_from_mem_pool(wrong), lambda: store.query_task((wrong, 0)),
+            lambda: store.put("key", b"x", ReplicateConfig(replica_num=wrong)),
+            lambda: store.put("key", b"x", ReplicateConfig(soft_pin_ttl_ms=wrong)),
+        ):  # fmt: skip
+            with pytest.raises((OverflowError, TypeError), match=r"2\*\*64|not negative"):
+                call()
+    with pytest.raises(OverflowError):
+        store.allocate_and_mount_segment((1 << 64) + MIB)
+    assert store.put("key", b"x", ReplicateConfig(replica_num=(1 << 32) + 1)) == INVALID_PARAMS
+    assert store.is_exist("key") == 0
+
+
 # ---- SGLang with --enable-metrics: each rank serves its own ----
 
 
@@ -643,3 +663,21 @@ def test_sglang_asks_a_rank_for_its_metrics(tmp_path: Path, caplog: pytest.LogCa
     assert again.setup(HOST, P2P, 0, 0, "tcp", "", "127.0.0.1:1", None, enable_client_http_server=True, client_http_port=port) == -900
     with pytest.raises(OSError):
         page(port, "/health")  # only a store that is set up has it
+
+
+def test_children_of_a_process_that_serves_its_metrics_end(pool: Pool) -> None:
+    """Engines fork workers after they have set their store up; neither the store nor its server is in a child's way."""
+    port = free_port(31_000, 32_000)
+    program = textwrap.dedent(f"""
+        import os, sys, urllib.request
+        from mooncake.store import MooncakeDistributedStore
+        store = MooncakeDistributedStore()
+        assert store.setup("{HOST}", "{P2P}", 0, 0, "tcp", "", "{pool.address}", enable_client_http_server=True, client_http_port={port}) == 0
+        child = os.fork()
+        if child == 0:
+            sys.exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        assert urllib.request.urlopen("http://{HOST}:{port}/health", timeout=20).status == 200
+        sys.exit(4)
+    """)
+    assert subprocess.run([sys.executable, "-P", "-c", program], timeout=60, check=False).returncode == 4
