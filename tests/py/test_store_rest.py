@@ -277,6 +277,7 @@ def test_answers_are_upstreams(upstream_python: str, pool: Pool, tmp_path: Path,
     ]  # fmt: skip
     theirs, ours = Theirs(upstream_python, tmp_path), Rest(pool, "-D", "global_segment_size=32MB")
     try:
+        ours.json("DELETE", "/api/remove_all")  # of other tests
         for method, path, body in requests:
             answers = [one.ask(method, path, body) for one in (theirs, ours)]
             said = [(status, kind.split(";")[0], json.loads(text)) for status, kind, text in answers]
