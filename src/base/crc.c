@@ -7,13 +7,19 @@
  * length of pieces that is no power of two keeps the three from the same sets of the cache; stores
  * past the cache stay close together (measured on Zen 4 from memory to memory: 10 GB/s, 7 with long
  * pieces, memcpy alone 8 to 10).
+ *
+ * With carry-less multiplication of 64 bytes at once the message is folded instead: what stands at
+ * its front is moved behind by 256 bytes, and added (Gopal et al., "Fast CRC Computation for
+ * Generic Polynomials Using PCLMULQDQ Instruction", Intel, 2009). The 64 bytes that are left have
+ * the CRC of the whole.
  */
 #include "base/crc.h"
 
 #include <endian.h>
 #include <pthread.h>
-#include <stdbool.h>
 #include <string.h>
+
+#include "base/mem.h"
 
 #define POLY 0x82f63b78u /* reflected */
 
@@ -75,12 +81,6 @@ static uint32_t copy_table(uint32_t crc, uint8_t *dst, const uint8_t *src, size_
 #define FAST __attribute__((target("sse4.2,pclmul")))
 #define MERGED __attribute__((always_inline, target("sse4.2,pclmul")))
 
-enum mode {
-	READ,
-	COPY,
-	STREAM,
-};
-
 /* Bytes of one of three pieces, and x^(16 n - 33), x^(8 n - 33) modulo the polynomial: what moves a
  * CRC over two and over one of them. */
 #define LONG_LEN 5440u
@@ -99,36 +99,38 @@ MERGED static inline uint32_t shift(uint64_t crc, uint32_t k)
 }
 
 /* Each word is loaded once: counted and stored from the register. */
-MERGED static inline uint64_t word(uint64_t crc, uint8_t *dst, const uint8_t *src, enum mode mode)
+MERGED static inline uint64_t word(uint64_t crc, uint8_t *dst, const uint8_t *src,
+				   enum mc_crc_what mode)
 {
 	uint64_t w;
 
 	memcpy(&w, src, 8);
-	if (mode == COPY)
+	if (mode == MC_CRC_COPY)
 		memcpy(dst, &w, 8);
-	else if (mode == STREAM)
+	else if (mode == MC_CRC_STREAM)
 		_mm_stream_si64((void *)dst, (long long)w);
 	return _mm_crc32_u64(crc, w);
 }
 
-MERGED static inline uint64_t line(uint64_t crc, uint8_t *dst, const uint8_t *src, enum mode mode)
+MERGED static inline uint64_t line(uint64_t crc, uint8_t *dst, const uint8_t *src,
+				   enum mc_crc_what mode)
 {
 #pragma GCC unroll 8
 	for (unsigned i = 0; i < 64; i += 8)
-		crc = word(crc, mode == READ ? NULL : dst + i, src + i, mode);
+		crc = word(crc, mode == MC_CRC_READ ? NULL : dst + i, src + i, mode);
 	return crc;
 }
 
 /* Three pieces of `len` bytes, a multiple of 64. */
 MERGED static inline uint64_t three(uint64_t crc, uint8_t *dst, const uint8_t *src, size_t len,
-				    enum mode mode)
+				    enum mc_crc_what mode)
 {
 	uint64_t b = 0, c = 0;
 
 	for (size_t at = 0; at < len; at += 64) {
-		uint8_t *to = mode == READ ? NULL : dst + at;
-		uint8_t *to_b = mode == READ ? NULL : to + len;
-		uint8_t *to_c = mode == READ ? NULL : to_b + len;
+		uint8_t *to = mode == MC_CRC_READ ? NULL : dst + at;
+		uint8_t *to_b = mode == MC_CRC_READ ? NULL : to + len;
+		uint8_t *to_c = mode == MC_CRC_READ ? NULL : to_b + len;
 
 		crc = line(crc, to, src + at, mode);
 		b = line(b, to_b, src + at + len, mode);
@@ -140,12 +142,12 @@ MERGED static inline uint64_t three(uint64_t crc, uint8_t *dst, const uint8_t *s
 }
 
 MERGED static inline uint64_t bytes(uint64_t crc, uint8_t *dst, const uint8_t *src, size_t n,
-				    enum mode mode)
+				    enum mc_crc_what mode)
 {
 	for (size_t i = 0; i < n; i++) {
 		uint8_t byte = src[i];
 
-		if (mode != READ)
+		if (mode != MC_CRC_READ)
 			dst[i] = byte;
 		crc = _mm_crc32_u8((uint32_t)crc, byte);
 	}
@@ -153,19 +155,19 @@ MERGED static inline uint64_t bytes(uint64_t crc, uint8_t *dst, const uint8_t *s
 }
 
 MERGED static inline uint32_t run(uint32_t start, uint8_t *dst, const uint8_t *src, size_t n,
-				  enum mode mode)
+				  enum mc_crc_what mode)
 {
 	uint64_t crc = ~start;
 	size_t step;
 
-	if (mode == STREAM) {
+	if (mode == MC_CRC_STREAM) {
 		step = -(uintptr_t)dst & 63;
 		step = step < n ? step : n;
 		crc = bytes(crc, dst, src, step, mode);
 		src += step, dst += step, n -= step;
 	}
 	while (n >= (size_t)3 * SHORT_LEN) {
-		if (mode != STREAM && n >= (size_t)3 * LONG_LEN) {
+		if (mode != MC_CRC_STREAM && n >= (size_t)3 * LONG_LEN) {
 			crc = three(crc, dst, src, LONG_LEN, mode);
 			step = (size_t)3 * LONG_LEN;
 		} else {
@@ -173,43 +175,149 @@ MERGED static inline uint32_t run(uint32_t start, uint8_t *dst, const uint8_t *s
 			step = (size_t)3 * SHORT_LEN;
 		}
 		src += step, n -= step;
-		dst = mode == READ ? NULL : dst + step;
+		dst = mode == MC_CRC_READ ? NULL : dst + step;
 	}
 	for (; n >= 8; src += 8, n -= 8) {
 		crc = word(crc, dst, src, mode);
-		dst = mode == READ ? NULL : dst + 8;
+		dst = mode == MC_CRC_READ ? NULL : dst + 8;
 	}
 	crc = bytes(crc, dst, src, n, mode);
-	if (mode == STREAM)
+	if (mode == MC_CRC_STREAM)
 		_mm_sfence();
 	return ~(uint32_t)crc;
 }
 
 FAST static uint32_t read_fast(uint32_t crc, const uint8_t *src, size_t n)
 {
-	return run(crc, NULL, src, n, READ);
+	return run(crc, NULL, src, n, MC_CRC_READ);
 }
 
 FAST static uint32_t copy_fast(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t n)
 {
-	return run(crc, dst, src, n, COPY);
+	return run(crc, dst, src, n, MC_CRC_COPY);
 }
 
 FAST static uint32_t stream_fast(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t n)
 {
-	return run(crc, dst, src, n, STREAM);
+	return run(crc, dst, src, n, MC_CRC_STREAM);
 }
 
-static bool is_fast(void)
+/* ---- by folding ---- */
+
+#define WIDE __attribute__((target("avx512f,vpclmulqdq,sse4.2,pclmul")))
+#define WIDE_MERGED __attribute__((always_inline, target("avx512f,vpclmulqdq,sse4.2,pclmul")))
+#define WIDE_MIN 512u
+#define WIDE_STEP 256u
+
+/* x^(8 n + 63) and x^(8 n - 1) modulo the polynomial, in the upper halves of words: what moves the
+ * lower and the upper half of 16 bytes by n bytes. */
+#define BY_256_LOW 0xe9a5d8be00000000ull
+#define BY_256_HIGH 0x1426a81500000000ull
+#define BY_64_LOW 0x1c19243b00000000ull
+#define BY_64_HIGH 0x75bba45b00000000ull
+
+WIDE_MERGED static inline __m512i wide_key(uint64_t low, uint64_t high)
 {
-	return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul");
+	long long l = (long long)low, h = (long long)high;
+
+	return _mm512_set_epi64(h, l, h, l, h, l, h, l);
+}
+
+WIDE_MERGED static inline __m512i wide_fold(__m512i front, __m512i key, __m512i next)
+{
+	return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(front, key, 0x00),
+					 _mm512_clmulepi64_epi128(front, key, 0x11), next,
+					 0x96 /* the sum of all three */);
+}
+
+/* Each line is loaded once: counted and stored from the register. */
+WIDE_MERGED static inline __m512i wide_line(uint8_t *dst, const uint8_t *src, size_t at,
+					    enum mc_crc_what mode)
+{
+	__m512i line = _mm512_loadu_si512(src + at);
+
+	if (mode == MC_CRC_COPY)
+		_mm512_storeu_si512(dst + at, line);
+	else if (mode == MC_CRC_STREAM)
+		_mm512_stream_si512((void *)(dst + at), line);
+	return line;
+}
+
+/* n bytes, a multiple of WIDE_STEP. @return the CRC's state */
+WIDE_MERGED static inline uint64_t wide_steps(uint64_t crc, uint8_t *dst, const uint8_t *src,
+					      size_t n, enum mc_crc_what mode)
+{
+	const __m512i far = wide_key(BY_256_LOW, BY_256_HIGH),
+		      near = wide_key(BY_64_LOW, BY_64_HIGH);
+	__m512i a = wide_line(dst, src, 0, mode), b = wide_line(dst, src, 64, mode),
+		c = wide_line(dst, src, 128, mode), d = wide_line(dst, src, 192, mode);
+	uint64_t left[8];
+
+	a = _mm512_xor_si512(a, _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
+	for (size_t at = WIDE_STEP; at < n; at += WIDE_STEP) {
+		a = wide_fold(a, far, wide_line(dst, src, at, mode));
+		b = wide_fold(b, far, wide_line(dst, src, at + 64, mode));
+		c = wide_fold(c, far, wide_line(dst, src, at + 128, mode));
+		d = wide_fold(d, far, wide_line(dst, src, at + 192, mode));
+	}
+	b = wide_fold(a, near, b);
+	c = wide_fold(b, near, c);
+	d = wide_fold(c, near, d);
+	_mm512_storeu_si512(left, d);
+	crc = 0;
+	for (unsigned i = 0; i < 8; i++)
+		crc = _mm_crc32_u64(crc, left[i]);
+	return crc;
+}
+
+WIDE_MERGED static inline uint32_t wide_run(uint32_t start, uint8_t *dst, const uint8_t *src,
+					    size_t n, enum mc_crc_what mode)
+{
+	uint64_t crc = ~start;
+	size_t step;
+
+	if (mode == MC_CRC_STREAM) { /* to where whole lines begin */
+		step = -(uintptr_t)dst & 63;
+		crc = bytes(crc, dst, src, step, mode);
+		src += step, dst += step, n -= step;
+	}
+	step = n & ~(size_t)(WIDE_STEP - 1);
+	crc = wide_steps(crc, dst, src, step, mode);
+	return run(~(uint32_t)crc, mode == MC_CRC_READ ? NULL : dst + step, src + step, n - step,
+		   mode);
+}
+
+WIDE static uint32_t read_wide(uint32_t crc, const uint8_t *src, size_t n)
+{
+	return wide_run(crc, NULL, src, n, MC_CRC_READ);
+}
+
+WIDE static uint32_t copy_wide(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t n)
+{
+	return wide_run(crc, dst, src, n, MC_CRC_COPY);
+}
+
+WIDE static uint32_t stream_wide(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t n)
+{
+	return wide_run(crc, dst, src, n, MC_CRC_STREAM);
+}
+
+static enum mc_crc_way best(size_t n)
+{
+	if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("pclmul"))
+		return MC_CRC_TABLE;
+	if (n < WIDE_MIN || !__builtin_cpu_supports("avx512f") ||
+	    !__builtin_cpu_supports("vpclmulqdq"))
+		return MC_CRC_FAST;
+	return MC_CRC_WIDE;
 }
 
 #else
 
-static bool is_fast(void)
+static enum mc_crc_way best(size_t n)
 {
-	return false;
+	(void)n;
+	return MC_CRC_TABLE;
 }
 
 static uint32_t read_fast(uint32_t crc, const uint8_t *src, size_t n)
@@ -222,10 +330,10 @@ static uint32_t copy_fast(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t
 	return copy_table(crc, dst, src, n);
 }
 
-static uint32_t stream_fast(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t n)
-{
-	return copy_table(crc, dst, src, n);
-}
+#define stream_fast copy_fast
+#define read_wide read_fast
+#define copy_wide copy_fast
+#define stream_wide copy_fast
 
 #endif
 
@@ -262,19 +370,36 @@ uint32_t mc_crc32c_skip(uint32_t crc, uint64_t n)
 	return crc;
 }
 
+uint32_t mc_crc32c_by(enum mc_crc_way way, enum mc_crc_what what, uint32_t crc, void *dst,
+		      const void *src, size_t n)
+{
+	switch (mc_max(way, best(n))) {
+	case MC_CRC_WIDE:
+		return what == MC_CRC_READ   ? read_wide(crc, src, n)
+		       : what == MC_CRC_COPY ? copy_wide(crc, dst, src, n)
+					     : stream_wide(crc, dst, src, n);
+	case MC_CRC_FAST:
+		return what == MC_CRC_READ   ? read_fast(crc, src, n)
+		       : what == MC_CRC_COPY ? copy_fast(crc, dst, src, n)
+					     : stream_fast(crc, dst, src, n);
+	default:
+		return what == MC_CRC_READ ? mc_crc32c_table(crc, src, n)
+					   : copy_table(crc, dst, src, n);
+	}
+}
+
 uint32_t mc_crc32c(uint32_t crc, const void *data, size_t n)
 {
-	return is_fast() ? read_fast(crc, data, n) : mc_crc32c_table(crc, data, n);
+	return mc_crc32c_by(MC_CRC_WIDE, MC_CRC_READ, crc, NULL, data, n);
 }
 
 uint32_t mc_crc32c_copy(uint32_t crc, void *dst, const void *src, size_t n)
 {
-	if (n >= MC_CRC_STREAM_MIN)
-		return mc_crc32c_stream(crc, dst, src, n);
-	return is_fast() ? copy_fast(crc, dst, src, n) : copy_table(crc, dst, src, n);
+	return mc_crc32c_by(MC_CRC_WIDE, n < MC_CRC_STREAM_MIN ? MC_CRC_COPY : MC_CRC_STREAM, crc,
+			    dst, src, n);
 }
 
 uint32_t mc_crc32c_stream(uint32_t crc, void *dst, const void *src, size_t n)
 {
-	return is_fast() ? stream_fast(crc, dst, src, n) : copy_table(crc, dst, src, n);
+	return mc_crc32c_by(MC_CRC_WIDE, MC_CRC_STREAM, crc, dst, src, n);
 }

@@ -32,7 +32,22 @@ uint32_t mc_crc32c_stream(uint32_t crc, void *dst, const void *src, size_t n);
  */
 uint32_t mc_crc32c_skip(uint32_t crc, uint64_t n);
 
-/** The way without special instructions: for tests, and what others fall back to. */
+/* ---- for tests: each way of the above ---- */
+
+enum mc_crc_way { /* best first */
+		  MC_CRC_WIDE,
+		  MC_CRC_FAST,
+		  MC_CRC_TABLE,
+};
+enum mc_crc_what {
+	MC_CRC_READ,
+	MC_CRC_COPY,
+	MC_CRC_STREAM,
+};
+/** This way, or the next one that this processor has and that is any good for so few bytes. */
+uint32_t mc_crc32c_by(enum mc_crc_way way, enum mc_crc_what what, uint32_t crc, void *dst,
+		      const void *src, size_t n);
+/** The way without special instructions. */
 uint32_t mc_crc32c_table(uint32_t crc, const void *data, size_t n);
 
 #endif

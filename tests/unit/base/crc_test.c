@@ -42,13 +42,11 @@ static uint8_t *noise(size_t n)
 }
 
 /* Copies, and sees that nothing beside the target was touched. */
-static void check_copy(uint8_t *dst, const uint8_t *src, size_t n, uint32_t seed, bool is_stream)
+static void check_copy(uint8_t *dst, const uint8_t *src, size_t n, uint32_t seed,
+		       enum mc_crc_way way, enum mc_crc_what what)
 {
-	uint32_t crc;
-
 	memset(dst - GUARD, 0xa5, n + (size_t)2 * GUARD);
-	crc = is_stream ? mc_crc32c_stream(seed, dst, src, n) : mc_crc32c_copy(seed, dst, src, n);
-	assert_int_equal(crc, oracle(seed, src, n));
+	assert_int_equal(mc_crc32c_by(way, what, seed, dst, src, n), oracle(seed, src, n));
 	assert_memory_equal(dst, src, n);
 	for (size_t i = 0; i < GUARD; i++) {
 		assert_int_equal(dst[-1 - (ptrdiff_t)i], 0xa5);
@@ -62,8 +60,13 @@ static void check_all(const uint8_t *src, uint8_t *dst, size_t n, uint32_t seed)
 
 	assert_int_equal(mc_crc32c(seed, src, n), want);
 	assert_int_equal(mc_crc32c_table(seed, src, n), want);
-	check_copy(dst, src, n, seed, false);
-	check_copy(dst, src, n, seed, true);
+	assert_int_equal(mc_crc32c_copy(seed, dst, src, n), want);
+	assert_int_equal(mc_crc32c_stream(seed, dst, src, n), want);
+	for (enum mc_crc_way way = MC_CRC_WIDE; way <= MC_CRC_TABLE; way++) {
+		assert_int_equal(mc_crc32c_by(way, MC_CRC_READ, seed, NULL, src, n), want);
+		check_copy(dst, src, n, seed, way, MC_CRC_COPY);
+		check_copy(dst, src, n, seed, way, MC_CRC_STREAM);
+	}
 }
 
 static void crc_of_the_standard_string(void **state)
@@ -79,7 +82,7 @@ static void every_short_length_at_every_alignment(void **state)
 	uint8_t *src = noise(2048), *dst = mc_calloc(1, 4096);
 
 	assert_non_null(dst);
-	for (size_t n = 0; n < 300; n++) {
+	for (size_t n = 0; n < 900; n += n < 300 ? 1 : 7) {
 		for (size_t at = 0; at < 16; at++)
 			check_all(src + at, dst + GUARD + (at * 5) % 64, n, (uint32_t)n * 77);
 	}
@@ -88,10 +91,10 @@ static void every_short_length_at_every_alignment(void **state)
 	(void)state;
 }
 
-/* Around multiples of what is run three abreast. */
+/* Around multiples of what is run three abreast, and of what is folded. */
 static void lengths_around_the_limits(void **state)
 {
-	static const size_t at[] = {768, 1536, 5440, 16320, 17088, 32640, 65536, 262144};
+	static const size_t at[] = {512, 768, 1024, 1536, 5440, 16320, 17088, 32640, 65536, 262144};
 	uint8_t *src = noise(300000), *dst = mc_calloc(1, 300000 + 2 * GUARD + 64);
 
 	assert_non_null(dst);
