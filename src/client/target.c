@@ -148,6 +148,20 @@ static struct mc_st_grant grant_of(const struct mc_cli_write *w)
 				    .tlv = w->tlv};
 }
 
+/* The payload behind a Put's record, counted as it is copied: what somebody changes meanwhile is
+ * what the CRC says. @return the CRC */
+static uint32_t payload_add(struct mc_wr *wr, const struct mc_cli_write *w)
+{
+	uint32_t crc = 0;
+
+	mc_assert(w->len <= (size_t)(wr->end - wr->at)); /* room was made for it */
+	for (uint32_t i = 0; i < w->nranges; i++) {
+		crc = mc_crc32c_copy(crc, wr->at, w->ranges[i].addr, w->ranges[i].len);
+		wr->at += w->ranges[i].len;
+	}
+	return crc;
+}
+
 static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, uint32_t item,
 		   struct mc_cli_owner *o)
 {
@@ -155,15 +169,16 @@ static int ask_one(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, u
 	size_t len = sizeof(g) + g.key_len + g.tlv_len + (is_inline(w) ? (size_t)w->len : 0);
 	struct mc_cli_call *c =
 	    mc_cli_call_for(op, first, &o->end, is_inline(w) ? MC_ST_PUT : MC_ST_GRANT, len);
-	struct mc_wr wr;
+	struct mc_wr wr, head;
 
 	if (!c || mc_cli_call_add(c, len, item, &wr) < 0)
 		return -MC_E_NOMEM;
-	for (uint32_t i = 0; is_inline(w) && i < w->nranges; i++)
-		g.crc = mc_crc32c(g.crc, w->ranges[i].addr, w->ranges[i].len);
+	head = wr;
 	mc_st_grant_encode(&wr, &g, false);
-	for (uint32_t i = 0; is_inline(w) && i < w->nranges; i++)
-		mc_wr_bytes(&wr, w->ranges[i].addr, w->ranges[i].len);
+	if (is_inline(w)) {
+		g.crc = payload_add(&wr, w);
+		mc_st_grant_encode(&head, &g, false); /* again, with it */
+	}
 	mc_cli_call_added(c, &wr);
 	return 0;
 }
