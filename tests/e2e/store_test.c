@@ -205,6 +205,43 @@ static void batches_in_parts_on_several_owners(void **state)
 	(void)state;
 }
 
+/* More than the master begins with places for who waits until owners have freed. */
+static void all_of_very_many_are_removed_by_one_call(void **state)
+{
+	enum { N = 10000 };
+	struct real *c = real_open(2, 32 * MIB);
+	struct mc_store *st = real_store(c, 20000, 0);
+	struct mc_store_item *items = mc_calloc(N, sizeof(*items));
+	struct mc_store_key *keys = mc_calloc(N, sizeof(*keys));
+	int32_t *ret = mc_calloc(N, sizeof(*ret));
+	char(*texts)[16] = mc_calloc(N, sizeof(*texts));
+	uint8_t byte = 7;
+	struct mc_store_part part = {&byte, 1};
+
+	assert_true(items && keys && ret && texts);
+	owners_wait(st, 2);
+	assert_int_equal(mc_store_remove_like(st, NULL, true) >= 1, 1);
+	for (unsigned i = 0; i < N; i++) {
+		(void)snprintf(texts[i], sizeof(texts[i]), "many-%u", i);
+		keys[i] = key_of(texts[i]);
+		items[i] = (struct mc_store_item){keys[i], &part, 1};
+	}
+	for (unsigned round = 0; round < 2; round++) {
+		assert_int_equal(mc_store_put(st, items, N, NULL, 0, ret), 0);
+		assert_int_equal(mc_store_remove_like(st, NULL, true), N);
+		assert_int_equal(mc_store_exist(st, keys, N, ret), 0);
+		for (unsigned i = 0; i < N; i++)
+			assert_int_equal(ret[i], 0);
+	}
+	mc_store_close(st);
+	mc_free(items);
+	mc_free(keys);
+	mc_free(ret);
+	mc_free(texts);
+	real_close(c);
+	(void)state;
+}
+
 /* ---- a full pool ---- */
 
 static void a_full_pool_evicts_and_never_gives_other_bytes(void **state)
@@ -444,6 +481,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(a_process_reads_and_writes_its_own_segment),
 	    cmocka_unit_test(the_first_put_wins_and_an_upsert_replaces),
 	    cmocka_unit_test(batches_in_parts_on_several_owners),
+	    cmocka_unit_test(all_of_very_many_are_removed_by_one_call),
 	    cmocka_unit_test(a_full_pool_evicts_and_never_gives_other_bytes),
 	    cmocka_unit_test(a_put_waits_until_leases_run_out),
 	    cmocka_unit_test(a_put_that_waits_for_room_rides_through_a_new_master),
