@@ -2,14 +2,13 @@
 
 import os
 import sys
-from pathlib import Path
 
-PROGRAMS = Path(__file__).resolve().parent / "bin"
+PROGRAMS = os.path.join(os.path.dirname(os.path.realpath(__file__)), "bin")
 
 
 def run_program(name: str, arguments: list[str]) -> None:
     """Become one of the package's programs."""
-    path = PROGRAMS / name
+    path = os.path.join(PROGRAMS, name)
     try:
         os.execv(path, [name, *arguments])
     except OSError as why:
