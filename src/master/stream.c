@@ -304,6 +304,52 @@ static int on_has(struct mc_mst_owner *o, struct mc_rd *r, uint8_t type)
 	return mc_min(rc, 0);
 }
 
+static bool is_in_memory_alone(const struct mc_st_object *object, uint64_t owner)
+{
+	bool is_there = false;
+
+	for (unsigned i = 0; i < object->nreplicas; i++) {
+		const struct mc_st_replica *r = &object->replicas[i];
+
+		if (r->owner == owner && r->kind == MC_ST_DISK)
+			return false;
+		is_there |= r->owner == owner;
+	}
+	return is_there;
+}
+
+/* Of what an owner would write to its disk, what is committed. @return 0 or < 0 */
+static int on_due(struct mc_mst_owner *o, struct mc_rd *r)
+{
+	struct mc_master *m = o->master;
+	int n = has_decode(m, r), rc;
+	const struct mc_st_has *rows = (const struct mc_st_has *)m->rows;
+	struct mc_index_request q;
+	struct mc_index_view v;
+	struct mc_wr w;
+	uint8_t *buf;
+
+	if (n <= 0)
+		return n;
+	buf = mc_mst_buf(m, (size_t)n * PLACE_LEN);
+	rc = buf ? mc_index_begin(m->index, &q, mc_mst_now_ms(m), m->keys, (uint32_t)n)
+		 : -MC_E_NOMEM;
+	if (rc < 0)
+		return rc;
+	w = mc_wr_make(buf, (size_t)n * PLACE_LEN);
+	for (uint32_t i = 0; i < (uint32_t)n; i++) {
+		const struct mc_st_place p = {rows[i].addr, rows[i].gen};
+
+		if (mc_index_view(&q, i, &v) == 0 && v.object.gen == p.gen &&
+		    is_in_memory_alone(&v.object, o->id))
+			mc_st_place_encode(&w, &p);
+	}
+	mc_index_end(&q);
+	if (mc_wr_len(&w) > 0)
+		mc_mst_note(o, MC_ST_NOTE_OFFLOAD, buf, mc_wr_len(&w));
+	return 0;
+}
+
 static void on_freed(struct mc_mst_owner *o, struct mc_rd *r)
 {
 	struct mc_st_place p;
@@ -342,6 +388,9 @@ static int on_note(struct mc_mst_owner *o, const struct mc_st_note_head *head, c
 	case MC_ST_NOTE_CHECK:
 	case MC_ST_NOTE_MORE:
 		rc = on_has(o, &r, head->type);
+		break;
+	case MC_ST_NOTE_DUE:
+		rc = on_due(o, &r);
 		break;
 	case MC_ST_NOTE_HAS_ALL:
 		mc_mst_owner_announced(o->master, o);

@@ -14,7 +14,6 @@
 
 #define BUCKETS_MIN 1024u
 #define MORE_MAX (1u << 26)
-#define HAS_FIX 32u /* fixed part of mc_st_has */
 
 /* ---- records ---- */
 
@@ -188,7 +187,7 @@ static void rec_encode(const struct mc_orec *rec, struct mc_wr *w)
 	mc_st_has_encode(w, &v);
 }
 
-static void slot_encode(const struct mc_opool *p, uint32_t id, struct mc_wr *w)
+void mc_oslot_encode(const struct mc_opool *p, uint32_t id, struct mc_wr *w)
 {
 	const struct mc_oslot *s = &p->slots[id];
 	const struct mc_st_has v = {.gen = s->gen,
@@ -227,7 +226,8 @@ void mc_odisk_say_has(struct mc_owner *o, struct mc_wr *w, size_t max, uint64_t 
 	struct mc_list *prev;
 
 	while (d->announce &&
-	       mc_wr_len(w) + HAS_FIX + d->announce->key_len + d->announce->tlv_len <= max) {
+	       mc_wr_len(w) + MC_OWNER_HAS_FIX + d->announce->key_len + d->announce->tlv_len <=
+		   max) {
 		rec_encode(d->announce, w);
 		d->announce->told = number;
 		prev = d->announce->link.prev;
@@ -261,7 +261,7 @@ size_t mc_odisk_say_more(struct mc_owner *o, struct mc_wr *w, size_t max)
 	for (; n < d->nmore; n++) {
 		const struct mc_orec *rec = more_rec(o, &d->more[n]);
 		uint32_t id = more_slot(o, &d->more[n]);
-		size_t len = HAS_FIX;
+		size_t len = MC_OWNER_HAS_FIX;
 
 		if (rec)
 			len += (size_t)rec->key_len + rec->tlv_len;
@@ -272,7 +272,7 @@ size_t mc_odisk_say_more(struct mc_owner *o, struct mc_wr *w, size_t max)
 		if (rec)
 			rec_encode(rec, w);
 		else if (id != MC_OWNER_NIL)
-			slot_encode(&o->pool, id, w);
+			mc_oslot_encode(&o->pool, id, w);
 	}
 	pthread_mutex_unlock(&o->lock);
 	return n;
@@ -294,49 +294,6 @@ void mc_odisk_said_more(struct mc_owner *o, size_t n, uint64_t number)
 	}
 	d->nmore -= n;
 	memmove(d->more, d->more + n, d->nmore * sizeof(*d->more));
-	pthread_mutex_unlock(&o->lock);
-}
-
-void mc_odisk_policy(struct mc_owner *o, bool is_lazy)
-{
-	pthread_mutex_lock(&o->lock);
-	o->disk.is_lazy = is_lazy;
-	mc_odisk_wake(o);
-	pthread_mutex_unlock(&o->lock);
-}
-
-void mc_odisk_ask(struct mc_owner *o, const struct mc_st_place *p)
-{
-	struct mc_odisk *d = &o->disk;
-	struct mc_oslot *s;
-	void *asked = d->asked;
-	uint32_t id;
-
-	if (!d->is_there)
-		return;
-	pthread_mutex_lock(&o->lock);
-	id = mc_opool_at(&o->pool, p->addr, p->gen);
-	s = &o->pool.slots[id];
-	/* Without memory the master asks again. */
-	if (id != MC_OWNER_NIL && s->state == MC_OSLOT_SEALED && !s->is_asked &&
-	    mc_array_grow(&asked, &d->asked_cap, d->nasked + 1, MORE_MAX, sizeof(*d->asked)) == 0) {
-		d->asked = asked;
-		d->asked[d->nasked++] = s->gen;
-		s->is_asked = true;
-		mc_odisk_wake(o);
-	}
-	pthread_mutex_unlock(&o->lock);
-}
-
-void mc_odisk_no_room(struct mc_owner *o)
-{
-	pthread_mutex_lock(&o->lock);
-	if (o->disk.write_ns > 0 && mc_odisk_skip(o)) {
-		/* It stays in memory alone. */
-		o->disk.write_ns = 0;
-		mc_counter_add(&o->count.disk_failures, 1);
-		mc_odisk_wake(o);
-	}
 	pthread_mutex_unlock(&o->lock);
 }
 
@@ -386,6 +343,7 @@ bool mc_owner_disk_flush(struct mc_owner *o, uint64_t until_ns)
 	pthread_mutex_lock(&o->lock);
 	d->flush_ns = mc_clock_now(o->env->clk);
 	d->is_flushed = false;
+	o->pool.offload = o->pool.sealed.first; /* whatever the master said of them */
 	mc_odisk_wake(o);
 	while (!d->is_flushed && rc == 0)
 		rc = pthread_cond_timedwait(&d->flush_cond, &o->lock, &ts);
@@ -494,6 +452,7 @@ void mc_odisk_fini(struct mc_owner *o)
 	mc_free(d->buckets);
 	mc_free(d->more);
 	mc_free(d->asked);
+	mc_free(d->due);
 	pthread_cond_destroy(&d->cond);
 	pthread_cond_destroy(&d->flush_cond);
 }

@@ -4,9 +4,7 @@
  */
 #include "owner/priv.h"
 
-#define WRITE_AFTER_NS (200 * MC_NS_PER_MS) /* sealed: by then it is committed, or never */
-#define WRITE_SOON_NS (100 * MC_NS_PER_MS)  /* somebody waits for room */
-#define AGAIN_NS (100 * MC_NS_PER_MS)	    /* of a write that had no room */
+#define AGAIN_NS (100 * MC_NS_PER_MS) /* of a write that had no room */
 #define DELETE_AGAIN_NS MC_NS_PER_S
 #define GRANT_FIX 24u
 #define GRANTED_LEN 20u
@@ -245,51 +243,6 @@ static bool write_job(struct mc_owner *o, uint32_t id, struct mc_owner_disk_job 
 	return true;
 }
 
-bool mc_odisk_skip(struct mc_owner *o)
-{
-	struct mc_opool *p = &o->pool;
-	struct mc_odisk *d = &o->disk;
-
-	if (d->asked_at < d->nasked) {
-		p->slots[mc_opool_of_gen(p, d->asked[d->asked_at++])].is_asked = false;
-		return true;
-	}
-	if (p->offload == MC_OWNER_NIL)
-		return false;
-	p->offload = p->slots[p->offload].next;
-	return true;
-}
-
-/* The next one to be written, which mc_odisk_skip() takes. @return MC_OWNER_NIL: none, before
- * `*ret_next` at least */
-static uint32_t next_write(struct mc_owner *o, uint64_t now, uint64_t *ret_next)
-{
-	uint64_t after = atomic_load(&o->nwaiting) > 0 ? WRITE_SOON_NS : WRITE_AFTER_NS;
-	const struct mc_opool *p = &o->pool;
-	struct mc_odisk *d = &o->disk;
-	const struct mc_oslot *s;
-
-	while (d->asked_at < d->nasked) {
-		uint32_t id = mc_opool_of_gen(p, d->asked[d->asked_at]);
-
-		if (id != MC_OWNER_NIL && p->slots[id].state == MC_OSLOT_SEALED)
-			return id;
-		(void)mc_odisk_skip(o);
-	}
-	d->asked_at = d->nasked = 0;
-	if (p->offload == MC_OWNER_NIL)
-		return MC_OWNER_NIL;
-	s = &p->slots[p->offload];
-	if (s->when_ns <= d->flush_ns)
-		return p->offload;
-	if (d->is_lazy)
-		return MC_OWNER_NIL;
-	if (now - s->when_ns >= after)
-		return p->offload;
-	*ret_next = mc_min(*ret_next, s->when_ns + after);
-	return MC_OWNER_NIL;
-}
-
 static unsigned take_writes(struct mc_owner *o, struct mc_owner_disk_job *jobs, unsigned max,
 			    uint64_t bytes_max, uint64_t now, uint64_t *ret_next)
 {
@@ -305,13 +258,13 @@ static unsigned take_writes(struct mc_owner *o, struct mc_owner_disk_job *jobs, 
 		*ret_next = mc_min(*ret_next, d->write_ns);
 		return 0;
 	}
-	while (n < max && (id = next_write(o, now, ret_next)) != MC_OWNER_NIL) {
+	while (n < max && (id = mc_odisk_next_write(o)) != MC_OWNER_NIL) {
 		const struct mc_oslot *s = &p->slots[id];
 
 		if (n > 0 && bytes + s->len > bytes_max)
 			break;
-		(void)mc_odisk_skip(o);
-		if (s->is_fetched || s->is_writing || mc_orec_find(d, s->gen))
+		mc_odisk_take_write(o);
+		if (!mc_odisk_is_unwritten(o, id))
 			continue;
 		bytes += s->len;
 		n += write_job(o, id, &jobs[n]);
@@ -397,12 +350,7 @@ static void write_failed(struct mc_owner *o, const struct mc_owner_disk_job *job
 		mc_counter_add(&o->count.disk_failures, 1);
 		return;
 	}
-	if (!d->is_lazy) {
-		o->pool.offload = job->slot;
-	} else if (d->asked_at > 0) {
-		d->asked[--d->asked_at] = job->gen;
-		s->is_asked = true;
-	} /* else the master asks for it again */
+	mc_odisk_put_back(o, job->slot);
 	d->write_ns = mc_clock_now(o->env->clk) + AGAIN_NS;
 	d->want = mc_max(d->want, 2 * job->len);
 	post(o);

@@ -11,10 +11,10 @@
 
 #define BODY_MAX (60u << 10) /* bytes of records of one note */
 #define KEPT_MAX (4u << 20)  /* bytes of notes that are kept */
-#define HAS_FIX 32u	     /* fixed part of mc_st_has */
 #define PLACE_LEN 16u
 
-_Static_assert(MC_ST_NOTE_HEAD_LEN + BODY_MAX + HAS_FIX + MC_SLOT_KEY_MAX + MC_SLOT_TLV_MAX <=
+_Static_assert(MC_ST_NOTE_HEAD_LEN + BODY_MAX + MC_OWNER_HAS_FIX + MC_SLOT_KEY_MAX +
+		       MC_SLOT_TLV_MAX <=
 		   MC_FRAME_CREDIT_START,
 	       "a note is sent in one piece");
 
@@ -200,25 +200,9 @@ static bool say_space(struct mc_owner *o, uint8_t type, uint64_t want)
 	return true;
 }
 
-/* Under the lock. */
-static void has_encode(const struct mc_opool *p, uint32_t id, struct mc_wr *w)
-{
-	const struct mc_oslot *s = &p->slots[id];
-	const struct mc_st_has v = {.gen = s->gen,
-				    .len = s->len,
-				    .addr = mc_opool_addr(p, id),
-				    .key_len = s->key_len,
-				    .tlv_len = s->tlv_len,
-				    .kind = MC_ST_MEMORY,
-				    .key = s->texts,
-				    .tlv = s->texts + s->key_len};
-
-	mc_st_has_encode(w, &v);
-}
-
 static size_t has_len(const struct mc_opool *p, uint32_t id)
 {
-	return HAS_FIX + (size_t)p->slots[id].key_len + p->slots[id].tlv_len;
+	return MC_OWNER_HAS_FIX + (size_t)p->slots[id].key_len + p->slots[id].tlv_len;
 }
 
 /* A page of slots that are there, newest first. @return false: there is none left, or no memory for
@@ -231,7 +215,7 @@ static bool say_has(struct mc_owner *o, bool *ret_is_all)
 
 	pthread_mutex_lock(&o->lock);
 	while (p->announce != MC_OWNER_NIL && mc_wr_len(&w) + has_len(p, p->announce) <= BODY_MAX) {
-		has_encode(p, p->announce, &w);
+		mc_oslot_encode(p, p->announce, &w);
 		p->slots[p->announce].is_announced = true;
 		p->announce = p->slots[p->announce].prev;
 	}
@@ -258,7 +242,7 @@ static bool say_check(struct mc_owner *o)
 	pthread_mutex_lock(&o->lock);
 	while (p->check != MC_OWNER_NIL && now - p->slots[p->check].when_ns >= o->check_after_ns &&
 	       mc_wr_len(&w) + has_len(p, p->check) <= BODY_MAX) {
-		has_encode(p, p->check, &w);
+		mc_oslot_encode(p, p->check, &w);
 		p->check = p->slots[p->check].next;
 	}
 	pthread_mutex_unlock(&o->lock);
@@ -267,6 +251,19 @@ static bool say_check(struct mc_owner *o)
 	/* Without memory for the note those slots are announced to the next master at the latest.
 	 */
 	return note_add(o, MC_ST_NOTE_CHECK, body, mc_wr_len(&w));
+}
+
+/* Slots that are to go to the disk, if they are committed. */
+static bool say_due(struct mc_owner *o)
+{
+	uint8_t body[BODY_MAX];
+	struct mc_wr w = mc_wr_make(body, sizeof(body));
+
+	if (!o->disk.is_there)
+		return false;
+	mc_odisk_say_due(o, &w, sizeof(body));
+	/* Without memory for the note they are offered again. */
+	return mc_wr_len(&w) > 0 && note_add(o, MC_ST_NOTE_DUE, body, mc_wr_len(&w));
 }
 
 bool mc_onote_next(struct mc_owner *o)
@@ -299,5 +296,5 @@ bool mc_onote_next(struct mc_owner *o)
 		s->has_all = s->number;
 		return true;
 	}
-	return say_more(o) || say_check(o);
+	return say_more(o) || say_due(o) || say_check(o);
 }

@@ -25,6 +25,7 @@ static void on_tick(struct mc_timer *t)
 
 	mc_owriters_tick(o, now);
 	mc_ostream_tick(o, now);
+	next = mc_min(next, mc_odisk_due_ns(o));
 	next = mc_min(next, now + TICK_NS);
 	tick_at(o, mc_max(next, now + MC_NS_PER_MS));
 }

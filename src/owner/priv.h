@@ -9,7 +9,8 @@
  *   notes.c   what is said to the master
  *   work.c    what may block: a thread of its own
  *   disk.c    records on the disk behind the pool
- *   disk_work.c  what the thread does that has that disk
+ *   due.c     which slots go to that disk, and when
+ *   disk_work.c  what the thread does that has it
  *
  * One lock: pool and waiting calls. Nothing else is taken under it, and no bytes of payloads are
  * moved. Everything of serve.c, stream.c and notes.c belongs to the loop.
@@ -38,7 +39,8 @@
 #define MC_OWNER_ORDERS_MAX 64u
 #define MC_OWNER_NAME_MAX 256u
 #define MC_OWNER_DROPPED 4096u
-#define MC_OWNER_NIL 0u /* no slot; ids begin with 1 */
+#define MC_OWNER_HAS_FIX 32u /* fixed part of mc_st_has */
+#define MC_OWNER_NIL 0u	     /* no slot; ids begin with 1 */
 
 /* Between a writer's proven death and the reuse of what it had granted: what its kernel had sent
  * may still be moved from our sockets. */
@@ -75,6 +77,7 @@ struct mc_oslot {
 	bool is_announced; /* a master may have taken it in: it alone frees it */
 	bool is_copy;	   /* being made by an order */
 	bool is_asked;	   /* the master wants it on the disk: in mc_odisk.asked */
+	bool is_refused;   /* the disk had no room for it: it is not offered again */
 };
 
 /** A list of slots by their links. */
@@ -106,7 +109,7 @@ struct mc_opool {
 	uint64_t guest_bytes;
 	uint32_t announce; /* next to announce, newest first; NIL: all are */
 	uint32_t check;	   /* oldest that was not yet checked with the index */
-	uint32_t offload;  /* oldest that was not yet written to the disk */
+	uint32_t offload;  /* oldest that was not yet offered for the disk */
 	uint64_t nsealed, ngranted;
 	uint64_t dropped[MC_OWNER_DROPPED]; /* generations, by their hash: the last one of each */
 };
@@ -213,6 +216,11 @@ struct mc_omore {
 	uint8_t kind;
 };
 
+/** A slot that the master was asked about. */
+struct mc_odue {
+	uint64_t gen, again_ns;
+};
+
 /** The disk behind the pool. Under the lock. */
 struct mc_odisk {
 	bool is_there, is_over;
@@ -226,7 +234,9 @@ struct mc_odisk {
 	struct mc_omore *more;
 	size_t nmore, more_cap;
 	uint64_t capacity, used, want;
-	bool is_lazy;	 /* what is asked for is written, else all that is sealed */
+	bool is_lazy;	     /* nothing is offered to the master: it asks by itself */
+	struct mc_odue *due; /* offered, [due_at, ndue), oldest first */
+	size_t due_at, ndue, due_cap;
 	uint64_t *asked; /* generations, [asked_at, nasked) */
 	size_t asked_at, nasked, asked_cap;
 	uint64_t write_ns, delete_ns; /* not before */
@@ -487,14 +497,30 @@ void mc_odisk_say_has(struct mc_owner *o, struct mc_wr *w, size_t max, uint64_t 
 size_t mc_odisk_say_more(struct mc_owner *o, struct mc_wr *w, size_t max);
 /** They are in the note of this number. Loop. */
 void mc_odisk_said_more(struct mc_owner *o, size_t n, uint64_t number);
-/** What its master wants: @param is_lazy  only what it asks for goes to the disk. Loop. */
+/** A slot as mc_st_has. Under the lock. */
+void mc_oslot_encode(const struct mc_opool *p, uint32_t id, struct mc_wr *w);
+
+/* ---- due.c ---- */
+/** What its master wants: @param is_lazy  it asks by itself for what is to go to the disk. Loop. */
 void mc_odisk_policy(struct mc_owner *o, bool is_lazy);
 /** OFFLOAD: a slot is to be written to the disk. Loop. */
 void mc_odisk_ask(struct mc_owner *o, const struct mc_st_place *p);
-/** The next one to be written is not, or is taken. Under the lock. @return false: there is none */
-bool mc_odisk_skip(struct mc_owner *o);
 /** NO_ROOM on the disk. Loop. */
 void mc_odisk_no_room(struct mc_owner *o);
+/** It is in memory alone, and nobody is writing it. Under the lock. */
+bool mc_odisk_is_unwritten(struct mc_owner *o, uint32_t id);
+/** A slot has another generation. Under the lock. */
+void mc_odisk_renamed(struct mc_owner *o, uint32_t id);
+/** Slots to offer, as mc_st_has. Loop. */
+void mc_odisk_say_due(struct mc_owner *o, struct mc_wr *w, size_t max);
+/** When there will be some. MC_TIME_NEVER: nobody knows. Loop. */
+uint64_t mc_odisk_due_ns(struct mc_owner *o);
+/** The slot to be written next; take_write() takes it. Under the lock. @return MC_OWNER_NIL: none
+ */
+uint32_t mc_odisk_next_write(struct mc_owner *o);
+void mc_odisk_take_write(struct mc_owner *o);
+/** One that was taken had no room: it is the next. Under the lock. */
+void mc_odisk_put_back(struct mc_owner *o, uint32_t id);
 
 /* ---- work.c ---- */
 int mc_owork_open(struct mc_owner *o);

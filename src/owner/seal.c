@@ -27,7 +27,6 @@ int32_t mc_owner_finish(struct mc_owner *o, uint32_t id, const uint32_t *table)
 		mc_slot_seal(&info, table, o->pool.base + s->off);
 		mc_opool_sealed(&o->pool, id, mc_clock_now(o->env->clk));
 		mc_counter_add(&o->count.seals, 1);
-		mc_odisk_wake(o);
 	}
 	pthread_mutex_unlock(&o->lock);
 	if (!table || status < 0)
@@ -244,6 +243,8 @@ int32_t mc_owner_regen(struct mc_owner *o, const struct mc_st_regen *r)
 		else
 			status = MC_STORE_REPLICA_IS_GONE;
 	}
+	if (status == 0 && id != MC_OWNER_NIL)
+		mc_odisk_renamed(o, id);
 	pthread_mutex_unlock(&o->lock);
 	return status;
 }

@@ -200,6 +200,8 @@ enum mc_st_note {
 	MC_ST_NOTE_DONE,  /* OrderDone of store.proto */
 	MC_ST_NOTE_MORE,  /* mc_st_has: another replica of what is committed; what the index does
 			     not know is freed */
+	MC_ST_NOTE_DUE,	  /* mc_st_has of slots that are to go to the disk: OFFLOAD names those of
+			     them that are committed */
 	/* master -> owner */
 	MC_ST_NOTE_ACK = 64, /* u64: the owner's notes up to this number are in the index */
 	MC_ST_NOTE_FREE,     /* mc_st_place */

@@ -4,6 +4,7 @@
  */
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -200,6 +201,43 @@ static void what_was_just_put_is_on_the_disk_after_a_stop(void **state)
 	come_back(&f, 0, 0);
 	for (unsigned i = 0; i < N; i++)
 		assert_int_equal(get(&f, i, i), (int64_t)(512 * KIB + i));
+	fix_close(&f);
+	(void)state;
+}
+
+struct late {
+	struct fix *f;
+	int ret;
+};
+
+static void *put_one(void *arg)
+{
+	struct late *x = arg;
+
+	x->ret = put(x->f, 1, 512 * KIB, 1, 0);
+	return NULL;
+}
+
+static void what_is_committed_late_gets_to_the_disk(void **state)
+{
+	struct late late;
+	pthread_t thread;
+	struct fix f;
+
+	fix_open(&f, 64 * MIB, 1024 * MIB);
+	assert_int_equal(put(&f, 0, 1000, 0, 0), 0);
+	real_stop(&f.c->m);
+	late = (struct late){&f, 1};
+	assert_int_equal(pthread_create(&thread, NULL, put_one, &late), 0);
+	nap(1000); /* it is sealed, and its commit waits */
+	assert_int_equal(kill(f.c->m.pid, SIGCONT), 0);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(late.ret, 0);
+	settle(&f, 2);
+	real_owner_kill(f.c, f.node);
+	fix_start(&f);
+	come_back(&f, 0, 0);
+	assert_int_equal(get(&f, 1, 1), 512 * (int64_t)KIB);
 	fix_close(&f);
 	(void)state;
 }
@@ -403,6 +441,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(more_than_memory_is_read_back_also_after_a_kill),
 	    cmocka_unit_test(what_was_just_put_is_on_the_disk_after_a_stop),
+	    cmocka_unit_test(what_is_committed_late_gets_to_the_disk),
 	    cmocka_unit_test(the_disk_gets_what_leaves_memory_when_the_master_wants_that),
 	    cmocka_unit_test(what_is_read_often_is_promoted_when_the_master_wants_that),
 	    cmocka_unit_test(what_was_removed_or_replaced_stays_so_after_a_kill),

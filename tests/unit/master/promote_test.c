@@ -1,5 +1,6 @@
 /*
- * promote_test.c: which objects that are on a disk are to stay in memory when they are read.
+ * promote_test.c: which objects go to a disk, and which that are on one are to stay in memory when
+ * they are read.
  */
 #include "fixture.h"
 
@@ -164,9 +165,48 @@ static void what_is_damaged_or_gone_is_counted(void **state)
 	(void)state;
 }
 
+static void expect_offload(struct fix_owner *o, uint64_t addr, uint64_t gen)
+{
+	struct fix_note n = fo_expect(o, MC_ST_NOTE_OFFLOAD);
+	struct mc_rd r = mc_rd_make(n.data, n.len);
+	struct mc_st_place p;
+
+	mc_st_place_decode(&r, &p);
+	assert_true(mc_rd_is_done(&r));
+	assert_int_equal(p.addr, addr);
+	assert_int_equal(p.gen, gen);
+}
+
+static void what_is_due_for_a_disk_is_asked_for_once_it_is_committed(void **state)
+{
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	fo_has(&o, MC_ST_NOTE_DUE, "k", 11, 4096); /* not yet */
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
+	assert_int_equal(fix_commit(&f, "other", 12, 5, 8192, 0).status, 0);
+	fo_has(&o, MC_ST_NOTE_DUE, "other", 12, 8192);
+	expect_offload(&o, 8192, 12);
+	fo_has(&o, MC_ST_NOTE_DUE, "k", 11, 4096);
+	expect_offload(&o, 4096, 11);
+	fo_has(&o, MC_ST_NOTE_MORE, "k", 11, MC_ST_DISK_ADDR);
+	fo_has(&o, MC_ST_NOTE_DUE, "k", 11, 4096);	/* it is there */
+	fo_has(&o, MC_ST_NOTE_DUE, "other", 10, 16384); /* another generation */
+	assert_int_equal(fix_commit(&f, "last", 13, 5, 12288, 0).status, 0);
+	fo_has(&o, MC_ST_NOTE_DUE, "last", 13, 12288);
+	expect_offload(&o, 12288, 13);
+	fo_close(&o);
+	fix_close(&f);
+	(void)state;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(what_is_due_for_a_disk_is_asked_for_once_it_is_committed),
 	    cmocka_unit_test(what_is_looked_up_often_stays_in_memory),
 	    cmocka_unit_test(limits_hold),
 	    cmocka_unit_test(what_is_damaged_or_gone_is_counted),

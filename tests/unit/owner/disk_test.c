@@ -497,6 +497,77 @@ static void what_is_not_asked_for_is_not_written(void **state)
 	(void)state;
 }
 
+/* The log takes a generation that was deleted never again, so nothing is written too early. */
+static void what_is_committed_late_is_written_then(void **state)
+{
+	struct mc_owner_disk_job job;
+	struct mc_st_granted a;
+	struct mc_st_regen r;
+	struct fix f;
+
+	fix_open(&f, with_disk());
+	f.m->is_uncommitted = true;
+	memset(payload, 1, sizeof(payload));
+	assert_int_equal(fix_put_one(&f, "a", 1, LEN, payload, &a), 0);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_DUE] >= 3);
+	nothing_to_do(&f);
+	f.m->is_uncommitted = false;
+	job = take(&f, MC_OWNER_DISK_WRITE, 1);
+	mc_owner_disk_done(f.o, &job, 0);
+	fix_until(f.m, f.m->nhas == 1);
+	assert_true(f.m->has[0].gen == 1 && f.m->has[0].addr == MC_ST_DISK_ADDR);
+	/* Under another name meanwhile. */
+	f.m->is_uncommitted = true;
+	assert_int_equal(fix_put_one(&f, "b", 2, LEN, payload, &a), 0);
+	pthread_mutex_lock(&f.m->lock);
+	f.m->notes[MC_ST_NOTE_DUE] = 0;
+	pthread_mutex_unlock(&f.m->lock);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_DUE] >= 1);
+	r = (struct mc_st_regen){a.addr, 2, 3};
+	assert_int_equal(mc_owner_regen(f.o, &r), 0);
+	f.m->is_uncommitted = false;
+	job = take(&f, MC_OWNER_DISK_WRITE, 3);
+	assert_int_equal(mc_owner_disk_check(f.o, &job), 0);
+	mc_owner_disk_done(f.o, &job, 0);
+	fix_until(f.m, f.m->nhas == 2);
+	nothing_to_do(&f);
+	fix_close(&f);
+	(void)state;
+}
+
+static void *flush(void *arg)
+{
+	struct fix *f = arg;
+
+	return mc_owner_disk_flush(f->o, mc_now_ns() + FIX_SOON_NS) ? f : NULL;
+}
+
+static void an_owner_that_ends_writes_all_that_it_has(void **state)
+{
+	struct mc_owner_disk_job job;
+	struct mc_st_granted a;
+	pthread_t thread;
+	struct fix f;
+	void *ret;
+
+	fix_open(&f, with_disk());
+	f.m->is_uncommitted = true;
+	memset(payload, 1, sizeof(payload));
+	for (uint64_t gen = 1; gen <= 3; gen++)
+		assert_int_equal(fix_put_one(&f, "k", gen, LEN, payload, &a), 0);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_DUE] >= 2);
+	assert_int_equal(pthread_create(&thread, NULL, flush, &f), 0);
+	for (uint64_t gen = 1; gen <= 3; gen++) {
+		job = take(&f, MC_OWNER_DISK_WRITE, gen);
+		mc_owner_disk_done(f.o, &job, 0);
+	}
+	nothing_to_do(&f);
+	assert_int_equal(pthread_join(thread, &ret), 0);
+	assert_ptr_equal(ret, &f);
+	fix_close(&f);
+	(void)state;
+}
+
 enum { RECORDS = 3000 };
 
 static void tell_records(struct mc_owner *o)
@@ -547,6 +618,8 @@ int main(void)
 	    cmocka_unit_test(a_fetch_that_fails_says_why),
 	    cmocka_unit_test(a_full_disk_asks_for_room),
 	    cmocka_unit_test(what_is_not_asked_for_is_not_written),
+	    cmocka_unit_test(what_is_committed_late_is_written_then),
+	    cmocka_unit_test(an_owner_that_ends_writes_all_that_it_has),
 	    cmocka_unit_test(records_of_an_earlier_life_are_announced),
 	};
 

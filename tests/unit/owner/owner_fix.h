@@ -38,7 +38,8 @@ struct fix_master {
 	struct mc_rpc_req *req; /* the stream */
 	uint64_t epoch, from;	/* said in the welcome */
 	uint64_t number, told_epoch, told_acked;
-	bool is_silent; /* acknowledges nothing */
+	bool is_silent;	     /* acknowledges nothing */
+	bool is_uncommitted; /* what it is offered for a disk */
 	uint8_t in[2u << 20];
 	size_t in_len;
 	struct fix_has has[FIX_HAS_MAX];
@@ -130,6 +131,23 @@ static inline void fix_note_has(struct fix_master *m, struct mc_rd *rd, bool is_
 	}
 }
 
+/* What is offered is committed. */
+static inline void fix_note_due(struct fix_master *m, struct mc_rd *rd)
+{
+	struct mc_st_has v;
+
+	while (mc_rd_left(rd) > 0) {
+		uint8_t body[16];
+		struct mc_wr w = mc_wr_make(body, sizeof(body));
+
+		mc_st_has_decode(rd, &v);
+		assert_false(rd->is_bad);
+		mc_st_place_encode(&w, &(struct mc_st_place){v.addr, v.gen});
+		if (!m->is_uncommitted)
+			fix_say(m, MC_ST_NOTE_OFFLOAD, body, sizeof(body));
+	}
+}
+
 static inline void fix_note_done(struct fix_master *m, struct mc_rd *rd)
 {
 	_Alignas(16) uint8_t buf[512];
@@ -159,6 +177,8 @@ static inline void fix_note(struct fix_master *m, const struct mc_st_note_head *
 	if (head->type == MC_ST_NOTE_HAS || head->type == MC_ST_NOTE_CHECK ||
 	    head->type == MC_ST_NOTE_MORE)
 		fix_note_has(m, &rd, head->type == MC_ST_NOTE_CHECK);
+	else if (head->type == MC_ST_NOTE_DUE)
+		fix_note_due(m, &rd);
 	else if (head->type == MC_ST_NOTE_SPACE)
 		mc_st_space_decode(&rd, &m->space);
 	else if (head->type == MC_ST_NOTE_WANT)
