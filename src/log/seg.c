@@ -155,21 +155,19 @@ void mc_dlog_spare_drop(struct mc_dlog *log)
 }
 
 /* A segment that holds nothing any more becomes the spare file: its name is gone, as if it had been
- * removed. @return false: it is as it was */
+ * removed. Its bytes stay: after a power cut the name may be there again. @return false: it is as
+ * it was */
 static bool spare_keep(struct mc_dlog *log, struct mc_dlog_seg *seg)
 {
 	char from[MC_DLOG_PATH_MAX], to[MC_DLOG_PATH_MAX];
-	uint64_t most = mc_min(log->segment_bytes, SPARE_MAX);
 
 	if (log->spare || seg->refs > 0 || seg->tail < log->segment_bytes / 2 ||
 	    mc_dlog_path(log, NAME, seg->id, from) < 0 || mc_dlog_path(log, SPARE, 0, to) < 0)
 		return false;
-	if (seg->tail > most && log->disk->truncate(seg->file, most) < 0)
-		return false;
 	if (log->disk->rename(log->disk, from, to) < 0)
 		return false;
 	log->spare = take_seg(log, seg);
-	log->spare->room = mc_min(seg->tail, most);
+	log->spare->room = seg->tail;
 	return true;
 }
 
@@ -222,6 +220,8 @@ int mc_dlog_seg_make(struct mc_dlog *log)
 		(void)mc_dlog_seg_remove(log, seg); /* an empty segment does no harm */
 		return mc_err_from_errno(-rc);
 	}
+	if (seg->room > SPARE_MAX && log->disk->truncate(seg->file, SPARE_MAX) == 0)
+		seg->room = SPARE_MAX;
 	log->active = seg;
 	mc_dlog_foot_begin(log);
 	return 0;
