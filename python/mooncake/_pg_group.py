@@ -99,14 +99,21 @@ class MooncakeProcessGroup(dist.ProcessGroup):
                              f"not {tensor.dtype} with {tensor.numel()}")  # fmt: skip
         return tensor
 
-    def _refresh(self) -> None:
-        """The mirror of who is active, where it changed."""
+    def _refresh(self, is_asked: bool = False) -> bool:
+        """The mirror of who is active, where it changed; deaths alone change it at once, or when that is asked for."""
         active, _, _, epoch = self._coll.state()
         if (active, epoch) == self._mirror_state:
-            return
+            return False
+        if epoch == self._mirror_state[1] and not (is_asked or self.options.auto_sync_on_failure):
+            return False
         self._mirror_state = (active, epoch)
         now = torch.tensor([active >> i & 1 for i in range(self._slots)], dtype=torch.int32)
         self.active_ranks[: self._slots].copy_(now)
+        return True
+
+    def sync(self) -> bool:
+        """Who died since the mirror was last brought up to date is taken out of it. -> whether anybody was"""
+        return self._refresh(is_asked=True)
 
     def shutdown(self) -> None:
         self._coll.close()
@@ -190,6 +197,9 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         if code == 0:
             if staged is not None:
                 staged.finish()
+            if not self.options.auto_sync_on_failure:
+                # Missing is who counts as active, though the operation has long gone on without.
+                failed |= self._mirror_state[0] & ~self._coll.state()[0]
             if not failed and ranks == self._whole.ranks:
                 return self._whole
             if failed:
@@ -385,12 +395,12 @@ class MooncakeProcessGroup(dist.ProcessGroup):
 
     def activate(self, add: int, drop: int, timeout_ns: int) -> tuple[int, int]:
         code, dropped = self._coll.activate(add, drop, timeout_ns)
-        self._refresh()
+        self._refresh(is_asked=True)
         return code, dropped
 
     def join(self, timeout_ns: int) -> None:
         code = self._coll.join(timeout_ns)
-        self._refresh()
+        self._refresh(is_asked=True)
         if code < 0:
             raise dist.DistBackendError(f"rank {self._rank} was not taken into group {self._name} (code {code})")
 

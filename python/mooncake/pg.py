@@ -77,8 +77,9 @@ class MooncakeBackendOptions:
     auto_deactivate_on_failure, auto_sync_on_failure]])`.
 
     active_ranks: int32 storage in which the group keeps who is active. is_extension: this process joins a group that
-    runs. max_group_size: slots; default: the group's size. Deactivation is part of every operation here, so both autos
-    are always on; asking to turn them off is an error.
+    runs. max_group_size: slots; default: the group's size. Operations always go on without the dead. With
+    auto_sync_on_failure off, these count as active (in `active_ranks`, and as missing in each operation's hint) until
+    sync_after_failure(); with auto_deactivate_on_failure off as well, until deactivate_ranks().
     """
 
     def __init__(self, *args, **kwargs):
@@ -104,8 +105,6 @@ class MooncakeBackendOptions:
         self.auto_sync_on_failure = bool(given.get("auto_sync_on_failure", True))
         if self.auto_sync_on_failure and not self.auto_deactivate_on_failure:
             raise ValueError("auto_sync_on_failure needs auto_deactivate_on_failure")
-        if not self.auto_deactivate_on_failure or not self.auto_sync_on_failure:
-            raise NotImplementedError("operations leave dead ranks out on all survivors at once; that cannot be turned off")
 
 
 def _default_options() -> MooncakeBackendOptions:
@@ -265,9 +264,13 @@ def join_group(pg) -> None:
 
 
 def sync_after_failure(pg) -> SyncAfterFailureResponse:
-    """Survivors agree within the operation itself, so there is nothing left to do."""
-    _group(pg).state()
-    return SyncAfterFailureResponse(SyncStatus.NoPending)
+    """Survivors agree within the operation itself. What is left to do where the group does not do it by itself is to take
+    the dead out of its active ranks."""
+    group = _group(pg)
+    if not group.options.auto_deactivate_on_failure:
+        return SyncAfterFailureResponse(SyncStatus.Rejected, "this group leaves that to deactivate_ranks()")
+    has_dead = group.sync() and not group.options.auto_sync_on_failure
+    return SyncAfterFailureResponse(SyncStatus.Reconciled if has_dead else SyncStatus.NoPending)
 
 
 def get_current_epoch(pg) -> int:

@@ -130,18 +130,54 @@ int mc_coll_seat_check(struct mc_coll *g, uint32_t slot, uint64_t inc)
 	return rc;
 }
 
+/* It is in no list any more. On the loop. */
+static void peer_drop(struct mc_coll_peer *p)
+{
+	if (p->is_watched)
+		mc_loop_unwatch(p->coll->hub->loop, &p->pid);
+	mc_coll_peer_free(p);
+}
+
+static void retire_on_loop(void *arg)
+{
+	struct mc_coll_peer *p = arg;
+	struct mc_coll *g = p->coll;
+	bool is_ours;
+
+	pthread_mutex_lock(&g->lock);
+	is_ours = !p->wire && !p->is_kept;
+	if (is_ours)
+		mc_list_del(&p->link);
+	pthread_mutex_unlock(&g->lock);
+	if (is_ours)
+		peer_drop(p);
+}
+
+void mc_coll_peer_retire(struct mc_coll_peer *p)
+{
+	mc_loop_call(p->coll->hub->loop, retire_on_loop, p);
+}
+
 int mc_coll_peer_seat(struct mc_coll *g, struct mc_coll_peer *p)
 {
+	struct mc_coll_peer *old = NULL;
 	int rc;
 
 	pthread_mutex_lock(&g->lock);
 	rc = seat_check(g, p->slot, p->inc);
 	if (rc == 0) {
-		/* What was in next[] stays in the list of peers, and is freed with the group. */
+		/* One that died before it was taken into use; over hosts it goes with the group. */
+		old = g->next[p->slot];
+		if (old && old->wire)
+			old = NULL;
+		if (old)
+			mc_list_del(&old->link);
 		g->next[p->slot] = p;
 		mc_list_push_back(&g->peers, &p->link);
 	}
 	pthread_mutex_unlock(&g->lock);
+	if (old)
+		peer_drop(old);
 	if (rc == 0) {
 		/* release: whoever activates the slot has seen that we know it */
 		atomic_store_explicit(&g->page->known[p->slot], p->inc, memory_order_release);

@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -22,7 +23,8 @@
 #include "coll/shmem.h"
 
 #define METHOD_ATTACH 0x0c01
-#define ATTACH_VERSION 1u
+#define ATTACH_VERSION 2u
+#define SETTLE_NS (2 * MC_NS_PER_S) /* for a death that is not known everywhere yet */
 #define HELD_MAX 4096u
 #define ADDRESS_PARTS 4
 
@@ -367,6 +369,7 @@ int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, ui
 {
 	struct mc_view parts[ADDRESS_PARTS];
 	char sock[MC_COLL_ID_MAX];
+	uint64_t settle_ns;
 	struct mc_addr to;
 	int rc;
 
@@ -377,8 +380,13 @@ int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, ui
 		return rc;
 	part_copy(sock, parts[2]);
 	rc = mc_addr_unix(sock, &to);
-	if (rc == 0)
+	if (rc < 0)
+		return rc;
+	settle_ns = mc_min(deadline_ns, mc_now_ns() + SETTLE_NS);
+	do {
 		rc = ask(g, slot, &to, deadline_ns);
+		/* Perhaps it does not know yet that who had our slot is dead. */
+	} while (rc == -MC_E_EXIST && mc_now_ns() < settle_ns && poll(NULL, 0, 1) == 0);
 	if (rc < 0)
 		mc_diag_set(diag, "rank %u of group %s at %s: %s", slot, g->name, sock,
 			    mc_err_text(rc));

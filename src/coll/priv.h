@@ -61,6 +61,7 @@ struct mc_coll_peer {
 	/* the operation's thread */
 	uint8_t *area;
 	uint64_t area_len;
+	bool is_kept; /* under `lock`: somebody uses it for as long as the group lives */
 	struct mc_coll_wire *wire; /* net.h: it is reached over sockets, which fill its page here */
 };
 
@@ -77,7 +78,8 @@ int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, ui
 
 /* ---- taste.c ---- */
 
-#define MC_COLL_TASTES 10 /* sizes: 128 KiB, 256 KiB, … */
+#define MC_COLL_STREAM_MIN 4096u /* bytes for others that go past the cache (taste.c says why) */
+#define MC_COLL_TASTES 10	 /* sizes: 128 KiB, 256 KiB, … */
 
 /** How long rounds of one kind and size took, by enum mc_copy_hint. Zeroed is a valid start. */
 struct mc_coll_taste {
@@ -148,6 +150,9 @@ int mc_coll_peer_seat(struct mc_coll *g, struct mc_coll_peer *p);
 int mc_coll_seat_check(struct mc_coll *g, uint32_t slot, uint64_t inc);
 /** It is gone, or its host said so though how far it got is not agreed on yet. */
 bool mc_coll_peer_is_lost(const struct mc_coll_peer *p);
+/** It was replaced: unmap and forget, unless somebody keeps it. Whoever reads cur[] under a lock
+ * has had it since. Not on a loop, without a lock. */
+void mc_coll_peer_retire(struct mc_coll_peer *p);
 /** Unmap and forget. Not watched any more, used by nobody. */
 void mc_coll_peer_free(struct mc_coll_peer *p);
 /** Its word is final: the process is dead, or has left. Look at the word again after this. */
@@ -183,7 +188,7 @@ struct mc_coll_queue;
 /** End all that is queued. The worker ends; not from it. */
 void mc_coll_queue_close(struct mc_coll *g);
 
-/* ---- p2p.c ---- */
+/* ---- p2p.c, p2p_call.c ---- */
 
 struct mc_coll_mail;
 int mc_coll_mail_open(struct mc_coll *g);

@@ -15,7 +15,6 @@
 #include "base/clock.h"
 #include "coll/priv.h"
 
-#define STREAM_MIN 4096u
 #define LEARN_MIN (128u << 10)
 #define TRY_EVERY 128u /* rounds, of which the last two try the other way */
 
@@ -39,7 +38,7 @@ void mc_coll_taste_begin(struct mc_coll_round *r)
 	bool is_stream;
 
 	r->from_ns = 0;
-	r->hint = r->len < STREAM_MIN ? MC_COPY_CACHED : MC_COPY_STREAM;
+	r->hint = r->len < MC_COLL_STREAM_MIN ? MC_COPY_CACHED : MC_COPY_STREAM;
 	/* Of the others each rank sees only its own end. */
 	if (r->len < LEARN_MIN || !is_seen_by_all(r->op->kind))
 		return;

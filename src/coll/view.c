@@ -72,10 +72,10 @@ static int gate_pass(struct mc_coll *g, struct mc_coll_board *b, uint64_t deadli
 	}
 }
 
-/* Use the incarnation that the change names; what was used before is kept until close, for it may
- * still be read. */
+/* Use the incarnations that the change names. */
 static void take_peers(struct mc_coll *g, const struct mc_coll_change *c)
 {
+	struct mc_coll_peer *old[MC_COLL_RANKS_MAX];
 	uint64_t renewed = 0;
 	unsigned slot;
 
@@ -83,13 +83,20 @@ static void take_peers(struct mc_coll *g, const struct mc_coll_change *c)
 	mc_coll_each(slot, c->active & ~MC_COLL_BIT(g->rank))
 	{
 		if (g->next[slot] && g->next[slot]->inc == c->inc[slot]) {
+			old[slot] = g->cur[slot];
 			g->cur[slot] = g->next[slot];
 			g->next[slot] = NULL;
 			renewed |= MC_COLL_BIT(slot);
 		}
 	}
 	pthread_mutex_unlock(&g->lock);
-	mc_coll_each(slot, renewed) mc_coll_mail_renew(g, slot, c->inc[slot]);
+	mc_coll_each(slot, renewed)
+	{
+		mc_coll_mail_renew(g, slot, c->inc[slot]);
+		if (old[slot])
+			mc_coll_peer_retire(old[slot]);
+		g->crowd_of = 0; /* it may run on other cores */
+	}
 }
 
 /* Take what is true for operation `op`. */

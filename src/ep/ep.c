@@ -138,6 +138,8 @@ static int peer_take(struct mc_ep *ep, unsigned q, const struct meeting *m, stru
 
 	pthread_mutex_lock(&g->lock);
 	p = atomic_load_explicit(&g->cur[q], memory_order_relaxed);
+	if (p)
+		p->is_kept = true; /* its words tell how far it got, also when it is gone */
 	pthread_mutex_unlock(&g->lock);
 	if (!p || p->inc != m->inc) {
 		mc_diag_set(diag, "rank %u has changed again", q);

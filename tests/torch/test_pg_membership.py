@@ -77,6 +77,42 @@ def test_the_operation_after_a_death_says_who_is_not_in_it(crew):
     assert world(reduce_once) == [(101.0, True, [0, 0, 0])] * 2
 
 
+def make_deferred(rank: int, autos: tuple[bool, bool]) -> None:
+    global _deferred
+    _deferred = dist.new_group([0, 1, 2], pg_options=MooncakeBackendOptions(3, False, *autos))
+    dist.barrier(_deferred)
+
+
+def reduce_deferred(rank: int) -> tuple:
+    t = torch.tensor([10.0**rank])
+    work = dist.all_reduce(t, group=_deferred, async_op=True)
+    work.wait()
+    hint = pg.get_failed_ranks_hint(work)[:3].tolist()
+    return t.item(), pg.get_local_success(work), hint, pg.get_active_ranks(_deferred).tolist()
+
+
+def sync_deferred(rank: int) -> str:
+    return pg.sync_after_failure(_deferred).status.name
+
+
+def drop_deferred(rank: int) -> str:
+    return pg.deactivate_ranks(_deferred, [1]).status.name
+
+
+@pytest.mark.parametrize("autos", [(True, False), (False, False)])
+def test_a_program_may_decide_when_the_dead_stop_counting(crew, autos):
+    world = crew(3)
+    world(make_deferred, autos)
+    world.kill(1)
+    for _ in range(2):
+        assert world(reduce_deferred) == [(101.0, False, [0, 1, 0], [1, 1, 1])] * 2
+    assert world(sync_deferred) == (["Reconciled"] * 2 if autos[0] else ["Rejected"] * 2)
+    if not autos[0]:
+        assert world(drop_deferred) == ["Applied"] * 2
+    assert world(reduce_deferred) == [(101.0, True, [0, 0, 0], [1, 0, 1])] * 2
+    assert world(sync_deferred)[0] == ("NoPending" if autos[0] else "Rejected")
+
+
 def need_of_the_dead(rank: int) -> list[str]:
     said = []
     for call in (lambda: dist.broadcast(torch.ones(3), 1), lambda: dist.recv(torch.ones(3), 1),
@@ -337,7 +373,6 @@ def test_options_in_all_forms():
         ((t, True, 4, 5), {}, TypeError, "at most"),
         ((t,), {"nonsense": 1}, TypeError, "nonsense"),
         ((8, False, False, True), {}, ValueError, "needs auto_deactivate"),
-        ((8, False, True, False), {}, NotImplementedError, "cannot be turned off"),
     ):
         with pytest.raises(kind, match=text):
             MooncakeBackendOptions(*args, **kwargs)

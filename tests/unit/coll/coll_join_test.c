@@ -20,31 +20,6 @@
 
 #define JOIN_NS (30 * MC_NS_PER_S)
 
-/* One all_reduce of what every rank knows of itself: the sum tells who was in it. */
-static int count_ranks(struct rank *r, uint64_t *ret_ranks)
-{
-	double x[64] = {0}, y[64];
-	struct mc_coll_part in = {x, 64}, out = {y, 64};
-	struct mc_coll_op op = {.kind = MC_COLL_ALL_REDUCE,
-				.type = MC_COLL_F64,
-				.in = &in,
-				.out = &out,
-				.nin = 1,
-				.nout = 1};
-	struct mc_coll_result res;
-	int rc;
-
-	x[r->rank] = 1;
-	rc = mc_coll_run(r->coll, &op, &res);
-	if (rc < 0)
-		return rc;
-	for (unsigned i = 0; i < 64; i++)
-		if (y[i] != (double)(res.ranks >> i & 1))
-			return -MC_E_CORRUPT;
-	*ret_ranks = res.ranks;
-	return 0;
-}
-
 /* Compute until everyone has seen `want` in three operations: all see the same, so all stop after
  * the same one. */
 static int until(struct rank *r, uint64_t want)
@@ -53,7 +28,7 @@ static int until(struct rank *r, uint64_t want)
 	int rc, n = 0;
 
 	while (n < 3) {
-		rc = count_ranks(r, &ranks);
+		rc = world_count_ranks(r, &ranks);
 		if (rc < 0) {
 			(void)fprintf(stderr, "rank %u on %u hosts: %d %s\n", r->rank, r->w->hosts,
 				      rc, world_explain(r));
@@ -89,7 +64,7 @@ static int come_and_compute(struct rank *r)
 
 	/* Alone, more often than the others have computed: nobody takes it for theirs. */
 	for (int i = 0; i < 100; i++)
-		WORLD_CHECK(count_ranks(r, &ranks) == 0 && ranks == 4);
+		WORLD_CHECK(world_count_ranks(r, &ranks) == 0 && ranks == 4);
 	WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
 	WORLD_CHECK(until(r, 7) == 0);
 	return 0;
@@ -135,7 +110,7 @@ static int endless(struct rank *r)
 
 		if (ready)
 			WORLD_CHECK(mc_coll_activate(r->coll, ready, 0, JOIN_NS, NULL) == 0);
-		WORLD_CHECK(count_ranks(r, &ranks) == 0);
+		WORLD_CHECK(world_count_ranks(r, &ranks) == 0);
 		if (ranks == 0xf)
 			world_tick(r->w);
 	}
@@ -178,6 +153,63 @@ static void ranks_die_and_are_replaced_in_every_slot_under_load(void **state)
 	replace_all(2);
 }
 
+static unsigned open_fds(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	while (d && readdir(d))
+		n++;
+	if (d)
+		(void)closedir(d);
+	return n;
+}
+
+#define SUCCESSORS 20
+
+/* Rank 2 is replaced again and again; what was of the one before is given back. */
+static int see_successors(struct rank *r)
+{
+	unsigned first = 0;
+
+	for (int i = 0; i < SUCCESSORS; i++) {
+		WORLD_CHECK(until(r, 3) == 0);
+		while (!(mc_coll_ready(r->coll) & 4))
+			world_pause(MC_NS_PER_MS);
+		WORLD_CHECK(mc_coll_activate(r->coll, 4, 0, JOIN_NS, NULL) == 0);
+		WORLD_CHECK(until(r, 7) == 0);
+		if (i == 0)
+			first = open_fds();
+	}
+	WORLD_CHECK(open_fds() <= first + 4);
+	return 0;
+}
+
+static int succeed_and_die(struct rank *r)
+{
+	WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
+	WORLD_CHECK(until(r, 7) == 0);
+	(void)raise(SIGKILL);
+	return 0;
+}
+
+static void what_dead_ranks_had_here_is_given_back(void **state)
+{
+	struct world *w = world_make(7);
+	pid_t pids[2];
+
+	(void)state;
+	for (uint32_t i = 0; i < 2; i++)
+		pids[i] = world_fork(w, i, 2, 3, 0, see_successors);
+	world_wait_addresses(w, 2);
+	for (int i = 0; i < SUCCESSORS; i++)
+		assert_int_equal(world_reap(world_fork(w, 2, 0, 3, 0, succeed_and_die)),
+				 1000 + SIGKILL);
+	for (uint32_t i = 0; i < 2; i++)
+		assert_int_equal(world_reap(pids[i]), 0);
+	world_free(w);
+}
+
 /* ---- new slots, and ranks that are sent away ---- */
 
 static int grow(struct rank *r)
@@ -203,7 +235,7 @@ static int grow(struct rank *r)
 		return until(r, 19);
 	}
 	do
-		rc = count_ranks(r, &ranks);
+		rc = world_count_ranks(r, &ranks);
 	while (rc == 0);
 	WORLD_CHECK(rc == -MC_E_STALE);
 	WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
@@ -226,8 +258,7 @@ static void grow_and_shrink(uint32_t hosts)
 	w->hosts = hosts;
 	pids[0] = world_fork(w, 0, 2, 5, 0, grow);
 	pids[1] = world_fork(w, 1, 2, 5, 0, grow);
-	while (!atomic_load(&w->has_addr[0]) || !atomic_load(&w->has_addr[1]))
-		(void)!mc_futex_wait_shared(&w->has_addr[0], 0, mc_now_ns() + MC_NS_PER_MS);
+	world_wait_addresses(w, 2);
 	pids[2] = world_fork(w, 4, 0, 5, 0, grow_joiner);
 	for (int i = 0; i < 3; i++)
 		assert_int_equal(world_reap(pids[i]), 0);
@@ -274,6 +305,73 @@ static void a_stopped_rank_is_waited_for(void **state)
 	stop_one(2);
 }
 
+/* ---- an old incarnation ---- */
+
+enum { NOTE_WRITE, NOTE_ENOUGH };
+
+/* Leaves, lives on, and overwrites all that it ever showed, while its successor is in its slot. */
+static int leave_and_write(struct rank *r)
+{
+	struct mc_coll_page *page = r->coll->page;
+	uint64_t n = 0;
+
+	mc_coll_abort(r->coll);
+	while (!atomic_load(&r->w->note[NOTE_WRITE]))
+		world_pause(MC_NS_PER_MS);
+	while (!atomic_load(&r->w->note[NOTE_ENOUGH])) {
+		atomic_store(&page->word, ++n << 32);
+		atomic_store(&page->shares, n << 32);
+		memset(page->call, (int)n, sizeof(page->call));
+		memset(page->small, (int)n, sizeof(page->small));
+	}
+	return 0;
+}
+
+static int outlive_and_count(struct rank *r)
+{
+	uint64_t ranks;
+
+	WORLD_CHECK(until(r, 7) == 0);
+	if (r->rank == 2)
+		return leave_and_write(r);
+	WORLD_CHECK(until(r, 3) == 0);
+	while (!(mc_coll_ready(r->coll) & 4))
+		world_pause(MC_NS_PER_MS);
+	WORLD_CHECK(mc_coll_activate(r->coll, 4, 0, JOIN_NS, NULL) == 0);
+	WORLD_CHECK(until(r, 7) == 0);
+	atomic_store(&r->w->note[NOTE_WRITE], 1);
+	for (int i = 0; i < 500; i++)
+		WORLD_CHECK(world_count_ranks(r, &ranks) == 0 && ranks == 7);
+	atomic_store(&r->w->note[NOTE_ENOUGH], 1);
+	return 0;
+}
+
+static int succeed_and_count(struct rank *r)
+{
+	uint64_t ranks;
+
+	WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
+	WORLD_CHECK(until(r, 7) == 0);
+	for (int i = 0; i < 500; i++)
+		WORLD_CHECK(world_count_ranks(r, &ranks) == 0 && ranks == 7);
+	return 0;
+}
+
+static void an_old_incarnation_that_still_writes_is_read_by_nobody(void **state)
+{
+	struct world *w = world_make(6);
+	pid_t pids[4];
+
+	(void)state;
+	for (uint32_t i = 0; i < 3; i++)
+		pids[i] = world_fork(w, i, 3, 3, 0, outlive_and_count);
+	world_wait_ticks(w, 9 + 2 * 3); /* the old one has left */
+	pids[3] = world_fork(w, 2, 0, 3, 0, succeed_and_count);
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(world_reap(pids[i]), 0);
+	world_free(w);
+}
+
 /* ---- a founder that never comes ---- */
 
 static int never(struct rank *r)
@@ -306,18 +404,6 @@ static void a_founder_that_dies_before_it_has_come_is_named_soon(void **state)
 
 /* ---- nothing is left behind ---- */
 
-static unsigned open_fds(void)
-{
-	DIR *d = opendir("/proc/self/fd");
-	unsigned n = 0;
-
-	while (d && readdir(d))
-		n++;
-	if (d)
-		(void)closedir(d);
-	return n;
-}
-
 static int again_and_again(struct rank *r)
 {
 	unsigned before = open_fds();
@@ -333,10 +419,14 @@ static int again_and_again(struct rank *r)
 		struct rank other = *r;
 		struct mc_diag diag = {0};
 		uint64_t ranks;
+		int rc;
 
 		(void)snprintf(name, sizeof(name), "group %d", i);
-		WORLD_CHECK(mc_coll_open(r->hub, &opts, addrs, &diag, &other.coll) == 0);
-		WORLD_CHECK(count_ranks(&other, &ranks) == 0 && ranks == 3);
+		rc = mc_coll_open(r->hub, &opts, addrs, &diag, &other.coll);
+		if (rc < 0)
+			(void)fprintf(stderr, "rank %u, %s: %d %s\n", r->rank, name, rc, diag.text);
+		WORLD_CHECK(rc == 0);
+		WORLD_CHECK(world_count_ranks(&other, &ranks) == 0 && ranks == 3);
 		mc_coll_close(other.coll);
 	}
 	/* What the loop's connections hold goes when it comes round. */
@@ -356,8 +446,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(a_replacement_takes_the_slot_of_a_dead_rank),
 	    cmocka_unit_test(ranks_die_and_are_replaced_in_every_slot_under_load),
+	    cmocka_unit_test(what_dead_ranks_had_here_is_given_back),
 	    cmocka_unit_test(slots_are_added_left_empty_sent_away_and_taken_back),
 	    cmocka_unit_test(a_stopped_rank_is_waited_for),
+	    cmocka_unit_test(an_old_incarnation_that_still_writes_is_read_by_nobody),
 	    cmocka_unit_test(a_founder_that_dies_before_it_has_come_is_named_soon),
 	    cmocka_unit_test(a_thousand_groups_leave_no_descriptor_and_no_name),
 	};

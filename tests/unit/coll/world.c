@@ -147,6 +147,37 @@ pid_t world_fork_dead(struct world *w, uint32_t rank)
 	return pid;
 }
 
+int world_count_ranks(struct rank *r, uint64_t *ret_ranks)
+{
+	double x[64] = {0}, y[64];
+	struct mc_coll_part in = {x, 64}, out = {y, 64};
+	struct mc_coll_op op = {.kind = MC_COLL_ALL_REDUCE,
+				.type = MC_COLL_F64,
+				.in = &in,
+				.out = &out,
+				.nin = 1,
+				.nout = 1};
+	struct mc_coll_result res;
+	int rc;
+
+	x[r->rank] = 1;
+	rc = mc_coll_run(r->coll, &op, &res);
+	if (rc < 0)
+		return rc;
+	for (unsigned i = 0; i < 64; i++)
+		if (y[i] != (double)(res.ranks >> i & 1))
+			return -MC_E_CORRUPT;
+	*ret_ranks = res.ranks;
+	return 0;
+}
+
+void world_wait_addresses(struct world *w, uint32_t ranks)
+{
+	for (uint32_t i = 0; i < ranks; i++)
+		while (!atomic_load(&w->has_addr[i]))
+			(void)!mc_futex_wait_shared(&w->has_addr[i], 0, MC_TIME_NEVER);
+}
+
 void world_tick(struct world *w)
 {
 	atomic_fetch_add(&w->ticks, 1);

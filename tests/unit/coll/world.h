@@ -39,6 +39,11 @@ pid_t world_fork(struct world *w, uint32_t rank, uint32_t ranks, uint32_t ranks_
 		 uint64_t scratch_max, int (*fn)(struct rank *r));
 /** Fork a process that says where its hub is, and dies. */
 pid_t world_fork_dead(struct world *w, uint32_t rank);
+/** One all_reduce of what every rank knows of itself: the sum tells who was in it. @return 0; its
+ * error; -MC_E_CORRUPT (the sum is not what the result says) */
+int world_count_ranks(struct rank *r, uint64_t *ret_ranks);
+/** Until the hubs of that many ranks can be reached. */
+void world_wait_addresses(struct world *w, uint32_t ranks);
 /** One operation more has ended. */
 void world_tick(struct world *w);
 /** Wait until that many have. */
