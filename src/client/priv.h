@@ -183,6 +183,7 @@ struct mc_cli_view {
 	struct mc_cli_owner **owners; /* in the order in which they came */
 	size_t n, cap;
 	uint64_t version, fetched_ns;
+	bool is_recovering; /* the master waits for owners */
 	struct mc_place place; /* the same owners, for choices */
 };
 
@@ -211,6 +212,8 @@ uint64_t mc_cli_owner_life(struct mc_cli_owner *o);
 struct mc_cli_owner *mc_cli_view_choose(struct mc_cli_op *op, uint64_t len,
 					const struct mc_store_conf *conf,
 					struct mc_cli_owner *const * not, unsigned nnot);
+/** As the master said last: owners of its life before have not come yet. */
+bool mc_cli_view_is_recovering(struct mc_store *st);
 /** Is there any that takes puts, and so long a slot if it makes room? */
 bool mc_cli_view_can_take(struct mc_store *st, uint64_t len);
 

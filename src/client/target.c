@@ -364,7 +364,17 @@ static void transfer(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n
 
 /* ---- all of it ---- */
 
-/* @param none  why those without a target have none */
+/* Its owners said neither yes nor no. */
+static bool is_late_only(const struct mc_cli_write *w)
+{
+	for (unsigned t = 0; t < w->ntargets; t++)
+		if (w->targets[t].status != MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS)
+			return false;
+	return true;
+}
+
+/* @param none  why those without a target have none; and, when the master is away, those whose
+ * owners had no room in time: it would have made some */
 static void give_up(struct mc_cli_write *writes, size_t n, int none)
 {
 	for (size_t i = 0; i < n; i++) {
@@ -375,7 +385,7 @@ static void give_up(struct mc_cli_write *writes, size_t n, int none)
 		if (mc_cli_write_count(w, goal(w)) > 0)
 			w->is_done = true;
 		else
-			w->status = w->ntargets > 0 ? reason(w) : none;
+			w->status = w->ntargets > 0 && !is_late_only(w) ? reason(w) : none;
 	}
 }
 
@@ -399,6 +409,8 @@ void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_
 			rc = mc_cli_view_refresh(op, 0);
 			/* A master that is away says nothing about owners, nor does one that has
 			 * just come: its answer's time is not time for owners to come. */
+			if (rc == 0 && mc_cli_view_is_recovering(op->st))
+				rc = -MC_E_TIMEDOUT;
 			if (rc < 0)
 				until_ns = mc_time_after(mc_now_ns(), NO_OWNER_NS);
 			else

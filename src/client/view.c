@@ -125,6 +125,7 @@ static void adopt(struct mc_store *st, const Mc__St__ViewReply *reply, uint64_t 
 		return;
 	}
 	view->fetched_ns = mc_now_ns();
+	view->is_recovering = reply->recovering;
 	if (reply->version == view->version) {
 		mc_place_settle(&view->place);
 		pthread_mutex_unlock(&view->mu);
@@ -273,6 +274,16 @@ uint64_t mc_cli_owner_life(struct mc_cli_owner *o)
 	life = o->incarnation;
 	pthread_mutex_unlock(&view->mu);
 	return life;
+}
+
+bool mc_cli_view_is_recovering(struct mc_store *st)
+{
+	bool is_recovering;
+
+	pthread_mutex_lock(&st->view.mu);
+	is_recovering = st->view.is_recovering;
+	pthread_mutex_unlock(&st->view.mu);
+	return is_recovering;
 }
 
 bool mc_cli_view_can_take(struct mc_store *st, uint64_t len)

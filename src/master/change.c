@@ -66,42 +66,85 @@ static bool replicas_check(struct mc_master *m, struct mc_st_commit *c)
 	return n > 0;
 }
 
-/*
- * Granted in a master's life before this one: what no owner announced of it that master may have
- * had freed, and the bytes may be another's by now. If some was announced, the rest is left out;
- * else its writer asks the owners for a newer generation, and so learns which slots are there.
- * @return it is that writer's turn
- */
-static bool is_stale(const struct mc_master *m, struct mc_index_request *q, uint32_t i,
-		     struct mc_st_commit *c)
+static bool is_at(const struct mc_st_replica *a, const struct mc_st_replica *b)
 {
-	uint64_t life = c->gen >> MC_MST_GEN_BITS; /* 0: of no master's */
-	struct mc_index_view view;
+	return a->owner == b->owner && a->kind == b->kind && a->addr == b->addr;
+}
+
+/*
+ * A commit that is repeated, to this master or to its successor, publishes nothing that is not
+ * there already: bytes that were freed meanwhile may be another's. What its owner still has it
+ * announces.
+ */
+static void keep_published(const struct mc_st_object *object, struct mc_st_commit *c)
+{
 	uint8_t n = 0;
 
-	if (life == 0 || life >= mc_master_epoch(m))
-		return false;
-	if (mc_index_view(q, i, &view) != 0)
-		return true;
-	if (view.object.gen != c->gen)
-		return view.object.gen < c->gen && c->flags & MC_ST_COMMIT_UPSERT;
-	for (unsigned r = 0; r < c->nreplicas; r++)
-		for (unsigned k = 0; k < view.object.nreplicas; k++) {
-			const struct mc_st_replica *has = &view.object.replicas[k];
+	for (unsigned i = 0; i < c->nreplicas; i++) {
+		const struct mc_st_replica r = c->replicas[i];
 
-			if (has->owner == c->replicas[r].owner &&
-			    has->kind == c->replicas[r].kind && has->addr == c->replicas[r].addr) {
-				c->replicas[n++] = c->replicas[r];
+		for (unsigned k = 0; k < object->nreplicas; k++)
+			if (is_at(&object->replicas[k], &r)) {
+				c->replicas[n++] = r;
 				break;
 			}
-		}
+	}
 	c->nreplicas = n;
-	return false;
+}
+
+/*
+ * A generation from before the floor that would be published anew: of an earlier life of the
+ * master, which may have had its slots freed, or from before an owner went away, which may bring
+ * back what is older, though its generation is higher. Its writer has its slots renamed by their
+ * owners, and so learns which are there.
+ */
+static bool is_stale(const struct mc_master *m, const struct mc_st_commit *c,
+		     const struct mc_index_view *there)
+{
+	if (c->gen >= m->gen_floor || c->gen >> MC_MST_GEN_BITS == 0) /* 0: of no master */
+		return false;
+	return !there || c->flags & MC_ST_COMMIT_UPSERT;
+}
+
+/*
+ * An upsert of an earlier life that was only announced: what it replaces may be with an owner that
+ * has not come yet, and of a higher generation.
+ */
+static bool is_late_upsert(const struct mc_master *m, const struct mc_st_commit *c,
+			   const struct mc_index_view *there)
+{
+	return !there->is_committed && is_stale(m, c, there);
+}
+
+/* It is acknowledged. */
+static void committed(struct mc_master *m, const struct mc_st_commit *c)
+{
+	for (unsigned i = 0; i < c->nreplicas; i++)
+		if (c->replicas[i].kind == MC_ST_MEMORY)
+			mc_mst_mark(mc_mst_owner_find(m, c->replicas[i].owner), c->replicas[i].addr,
+				    c->gen);
+	mc_hist_add(&m->tally.value_bytes, c->len);
+}
+
+/* Owners that were asked for a slot and gave no answer come out of it, to the end of `left`. */
+static uint32_t left_take(struct mc_st_commit *c, uint64_t left[MC_ST_REPLICAS_MAX])
+{
+	uint32_t nleft = 0;
+	uint8_t n = 0;
+
+	for (unsigned i = 0; i < c->nreplicas; i++) {
+		if (c->replicas[i].addr == MC_ST_LEFT_ADDR)
+			left[nleft++] = c->replicas[i].owner;
+		else
+			c->replicas[n++] = c->replicas[i];
+	}
+	c->nreplicas = n;
+	return nleft;
 }
 
 /* @return true: done; false: it waits for its key */
-static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t i,
-		       struct mc_st_commit *c, struct mc_st_committed *ret)
+static bool commit_places(struct mc_master *m, struct mc_index_request *q, uint32_t i,
+			  struct mc_st_commit *c, struct mc_st_committed *ret)
 {
 	struct mc_index_view view;
 	int rc;
@@ -120,12 +163,19 @@ static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t
 		return true;
 	}
 	/* Who was first is known when all owners have announced. */
-	if (m->is_recovering &&
-	    mc_index_view(q, i, &view) == MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS) {
-		ret->status = MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
+	rc = mc_index_view(q, i, &view);
+	if (rc == MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS) {
+		ret->status = rc;
 		return true;
 	}
-	if (is_stale(m, q, i, c)) {
+	if (rc == 0 && view.object.gen == c->gen && !is_late_upsert(m, c, &view)) {
+		keep_published(&view.object, c);
+		if (c->nreplicas == 0) { /* they have moved */
+			ret->gen = c->gen;
+			return !mc_index_is_pending(m->index, q->hashes[i]);
+		}
+	} else if (is_stale(m, c, rc == 0 ? &view : NULL)) {
+		mc_mst_kill(m, c->gen); /* an owner that announces it late renames it, or has */
 		ret->status = MC_STORE_INVALID_VERSION;
 		return true;
 	}
@@ -133,11 +183,28 @@ static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t
 	if (rc == MC_INDEX_WAIT)
 		return false;
 	if (rc == 0)
-		mc_hist_add(&m->tally.value_bytes, c->len);
-	if (rc == MC_STORE_OBJECT_ALREADY_EXISTS)
-		mc_mst_kill(m, c->gen); /* an owner that is away is not told to free it */
+		committed(m, c);
+	/* An owner that is away is not told to free it; one that announces it late renames it. */
+	if (rc == MC_STORE_OBJECT_ALREADY_EXISTS || rc == MC_STORE_INVALID_VERSION)
+		mc_mst_kill(m, c->gen);
 	ret->status = rc == MC_STORE_INVALID_REPLICA ? MC_STORE_REPLICA_IS_GONE : rc;
 	return rc != MC_STORE_OBJECT_ALREADY_EXISTS || !mc_index_is_pending(m->index, q->hashes[i]);
+}
+
+/*
+ * What may be left of it at owners that its writer did not hear is freed, or a later master would
+ * find it there when the object has gone. Who removes or replaces the object waits for that.
+ */
+static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t i,
+		       struct mc_st_commit *c, struct mc_st_committed *ret)
+{
+	uint64_t left[MC_ST_REPLICAS_MAX];
+	uint32_t nleft = left_take(c, left);
+	bool is_done = commit_places(m, q, i, c, ret);
+
+	if (is_done && (ret->status == 0 || ret->status == MC_STORE_OBJECT_ALREADY_EXISTS))
+		mc_index_left(q, i, c->gen, left, nleft, &m->frees);
+	return is_done;
 }
 
 static void record_decode(const uint8_t *msg, size_t len, size_t at, struct mc_st_commit *c)
@@ -387,8 +454,6 @@ static bool remove_all(struct mc_master *m, struct mc_index_request *q, uint32_t
 		done[i].gen = done[i].status == 0 && mc_index_is_pending(m->index, q->hashes[i]);
 		has_waits |= done[i].gen != 0;
 	}
-	for (size_t i = 0; i < m->frees.n; i++)
-		mc_mst_kill(m, m->frees.v[i].gen); /* its commit may be repeated */
 	return has_waits;
 }
 

@@ -269,6 +269,8 @@ static int32_t replica_take(struct mc_mst_owner *target, const struct mc_mst_cop
 	if (mc_index_begin(m->index, &q, mc_mst_now_ms(m), &key, 1) < 0)
 		return MC_STORE_INTERNAL_ERROR;
 	rc = mc_index_more(&q, 0, target->id, &has, &m->frees);
+	if (rc == 0)
+		mc_mst_mark(target, addr, c->gen);
 	/* Gone already is as good: it was evicted, or found damaged. */
 	if (rc == 0 && c->is_move)
 		mc_index_unwritten(&q, 0); /* at the target */

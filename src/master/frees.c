@@ -179,6 +179,8 @@ static void send_one(struct mc_master *m, const struct mc_index_free *f)
 {
 	struct mc_mst_owner *o = f->owner ? mc_mst_owner_find(m, f->owner) : NULL;
 
+	if (f->is_gone) /* its commit may be repeated; who has its bytes may announce them */
+		mc_mst_kill(m, f->gen);
 	if (!o || o->state == MC_MST_ABSENT || o->is_buried) {
 		bury(m, f);
 		return;
@@ -227,7 +229,9 @@ void mc_mst_frees_send(struct mc_master *m)
 	}
 	mc_list_each (o, &m->freeing, freeing_link) {
 		mc_list_del(&o->freeing_link);
-		mc_mst_note_frees(o);
+		if (!mc_mst_note_places(o, MC_ST_NOTE_FREE, o->frees, o->nfrees))
+			mc_mst_stream_end(o, -MC_E_NOMEM); /* pending: with the next stream */
+		o->nfrees = 0;
 	}
 }
 

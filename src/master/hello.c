@@ -18,6 +18,12 @@ static void gens_take(struct mc_master *m, uint32_t want, uint64_t *ret_first, u
 	m->gen_next += *ret_n;
 }
 
+void mc_mst_floor_set(struct mc_master *m)
+{
+	m->gen_floor = mc_master_epoch(m) << MC_MST_GEN_BITS | m->gen_next;
+	mc_index_set_floor(m->index, m->gen_floor);
+}
+
 bool mc_mst_join(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg)
 {
 	Mc__St__JoinReply reply = MC__ST__JOIN_REPLY__INIT;
@@ -81,6 +87,7 @@ bool mc_mst_view(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rp
 		return true;
 	reply.version = m->view_version;
 	reply.epoch = mc_master_epoch(m);
+	reply.recovering = m->is_recovering;
 	if (view->known != m->view_version && m->nowners > 0) {
 		owners = mc_calloc(m->nowners, sizeof(*owners));
 		list = mc_calloc(m->nowners, sizeof(Mc__St__ViewOwner *));

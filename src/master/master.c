@@ -179,6 +179,7 @@ static int epoch_begin(struct mc_master *m)
 	if (!found.is_there)
 		m->gen_next +=
 		    mc_hash64(&m->start_ns, sizeof(m->start_ns), 0) >> (64 - GEN_START_BITS);
+	mc_mst_floor_set(m);
 	rc = mc_mst_roster_load(m, &found);
 	mc_state_found_fini(&found);
 	return rc;
@@ -282,6 +283,7 @@ int mc_master_open(const struct mc_env *env, struct mc_loop *loop, struct mc_loo
 	m->start_ns = mc_clock_now(env->clk);
 	mc_mst_owners_init(m);
 	mc_mst_frees_init(m);
+	mc_mst_marks_init(m);
 	m->arena_mem = mc_aligned_alloc(MC_CACHELINE, ARENA_LEN);
 	m->killed = mc_calloc(MC_MST_KILLED, sizeof(*m->killed));
 	if (!m->arena_mem || !m->killed || !m->waits)

@@ -51,6 +51,7 @@ struct mc_mst_owner *mc_mst_owner_add(struct mc_master *m, uint64_t id)
 	o->id = id;
 	o->want_ms[MC_ST_MEMORY] = o->want_ms[MC_ST_DISK] = UINT64_MAX;
 	mc_list_init(&o->freeing_link);
+	mc_list_init(&o->marking_link);
 	mc_list_init(&o->copies_waiting);
 	mc_list_init(&o->orders);
 	mc_list_push_back(&m->owners, &o->link);
@@ -144,6 +145,7 @@ void mc_mst_epoch_saved(struct mc_master *m)
 		return;
 	atomic_store_explicit(&m->epoch, m->epoch_next, memory_order_relaxed);
 	m->gen_next = 1;
+	mc_mst_floor_set(m);
 	mc_mst_view_changed(m);
 }
 
@@ -248,6 +250,7 @@ void mc_mst_owner_free(struct mc_mst_owner *o)
 	mc_free(o->rx);
 	mc_free(o->tx);
 	mc_free(o->frees);
+	mc_free(o->marks);
 	mc_free(o);
 }
 
@@ -262,6 +265,7 @@ static void owner_unlink(struct mc_master *m, struct mc_mst_owner *o)
 	*at = o->chain;
 	mc_list_del(&o->link);
 	mc_list_del(&o->freeing_link);
+	mc_list_del(&o->marking_link);
 	m->nowners--;
 	if (o->is_saving)
 		o->is_left = true;
@@ -294,6 +298,7 @@ void mc_mst_owner_lost(struct mc_master *m, struct mc_mst_owner *o)
 	o->req = NULL;
 	o->tx_at = o->tx_len = o->rx_len = 0;
 	o->nfrees = 0; /* pending in the index */
+	o->nmarks = 0;
 	o->want_ms[MC_ST_MEMORY] = o->want_ms[MC_ST_DISK] = UINT64_MAX;
 	if (m->is_closing)
 		return;
@@ -344,6 +349,7 @@ void mc_mst_owner_away(struct mc_master *m, struct mc_mst_owner *o)
 		mc_log_error("no memory to drop an owner, later again", "segment=%s", o->segment);
 		return;
 	}
+	mc_mst_floor_set(m);
 	o->is_joined = false;
 	o->is_announced = false;
 	o->is_awaited = false;

@@ -7,6 +7,7 @@
  *   change.c  commit and remove, and those of them that wait for owners
  *   list.c    what goes over all objects, piece by piece: list, remove by pattern; segments
  *   frees.c   what owners have to free, tombstones, who waits for that
+ *   marks.c   owners are told what is committed
  *   owner.c   the owners there are; suspect, away, back; the roster
  *   stream.c  what an owner and the master say to each other
  *   greet.c   how an owner's stream begins and ends
@@ -37,7 +38,7 @@
 #define MC_MST_TEXT_MAX MC_STATE_NAME_MAX /* names of owners, with NUL */
 #define MC_MST_METHODS_MAX 32u
 #define MC_MST_WAIT_BUCKETS 4096u /* to begin with; a power of two */
-#define MC_MST_KILLED 65536u
+#define MC_MST_KILLED 262144u
 #define MC_MST_VICTIMS_MAX 4096u /* of one look for room */
 #define MC_MST_GEN_BITS 40u	 /* of a generation: its counter; above them its epoch */
 #define MC_MST_EPOCH_MAX ((1ull << (64 - MC_MST_GEN_BITS)) - 2)
@@ -97,6 +98,9 @@ struct mc_mst_owner {
 	struct mc_st_place *frees; /* not yet in a note */
 	size_t nfrees, frees_cap;
 	struct mc_list freeing_link; /* mc_master.freeing */
+	struct mc_st_place *marks;   /* committed there, not yet in a note */
+	size_t nmarks, marks_cap;
+	struct mc_list marking_link; /* mc_master.marking */
 
 	enum mc_mst_drain_state drain;
 	struct mc_list copies_waiting; /* to here; see copy.c */
@@ -144,6 +148,7 @@ struct mc_master {
 	_Atomic uint64_t epoch; /* written on the loop */
 	uint64_t epoch_next;	/* once it is durable; below epoch: none */
 	uint64_t gen_next;	/* counter within the epoch */
+	uint64_t gen_floor;	/* below it nothing is published anew */
 	uint64_t view_version;
 	uint64_t start_ns;
 	bool is_recovering;
@@ -157,6 +162,9 @@ struct mc_master {
 
 	struct mc_index_frees frees; /* out of calls of the index, for mc_mst_frees_send() */
 	struct mc_list freeing;	     /* owners with frees not yet in a note */
+	struct mc_list marking;	     /* owners with marks not yet in a note */
+	struct mc_task mark_task;
+	bool is_mark_posted;
 	struct mc_mst_bury bury;
 	struct mc_mst_wait **waits; /* [nbuckets] */
 	size_t nbuckets, nwaits;    /* as many buckets as waits, where there is memory for them */
@@ -206,6 +214,8 @@ struct mc_mst_method *mc_mst_method(struct mc_master *m, uint16_t number);
 
 /* ---- calls: as mc_mst_method.handle ---- */
 
+/** What is published anew from now on has a generation that was not given out before. */
+void mc_mst_floor_set(struct mc_master *m);
 bool mc_mst_join(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
 bool mc_mst_view(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
 bool mc_mst_gens(struct mc_master *m, struct mc_rpc_req *req, const struct mc_rpc_msg *msg);
@@ -277,6 +287,12 @@ void mc_mst_frees_init(struct mc_master *m);
 void mc_mst_frees_fini(struct mc_master *m);
 /** Write the tombstones anew. */
 void mc_mst_tombs_save(struct mc_master *m);
+
+/* ---- marks.c ---- */
+
+/** This slot of its is committed: it is told soon, if it has a stream. */
+void mc_mst_mark(struct mc_mst_owner *o, uint64_t addr, uint64_t gen);
+void mc_mst_marks_init(struct mc_master *m);
 
 /* ---- admin_keys.c ---- */
 
@@ -419,8 +435,9 @@ void mc_mst_owner_leaves(struct mc_mst_owner *o);
 
 /** Queue a note to an owner with a stream. */
 void mc_mst_note(struct mc_mst_owner *o, uint8_t type, const void *data, size_t len);
-/** Frees that were queued go into notes. */
-void mc_mst_note_frees(struct mc_mst_owner *o);
+/** Places in as many notes as they need. @return false: no memory for them */
+bool mc_mst_note_places(struct mc_mst_owner *o, uint8_t type, const struct mc_st_place *v,
+			size_t n);
 /** The roster is durable: welcome. */
 void mc_mst_welcome(struct mc_mst_owner *o);
 /** What came of its stream. */

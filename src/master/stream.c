@@ -12,7 +12,7 @@
 #define TX_PIECE (64u << 10)
 #define PLACE_LEN 16u
 #define HAS_FIX 32u /* of a HAS without key and TLV */
-#define FREES_A_NOTE 4096u
+#define PLACES_A_NOTE 4096u
 #define VICTIMS_MAX MC_MST_VICTIMS_MAX
 #define ANNOUNCE_MS 20u	   /* between two looks for room while an owner still tells what it has */
 #define DISK_WAIT_MS 2000u /* room in memory waits so long for a disk that takes nothing */
@@ -59,25 +59,23 @@ void mc_mst_note(struct mc_mst_owner *o, uint8_t type, const void *data, size_t 
 	mc_mst_stream_pump(o);
 }
 
-void mc_mst_note_frees(struct mc_mst_owner *o)
+bool mc_mst_note_places(struct mc_mst_owner *o, uint8_t type, const struct mc_st_place *v, size_t n)
 {
-	uint8_t *buf = mc_mst_buf(o->master, FREES_A_NOTE * PLACE_LEN);
+	uint8_t *buf = mc_mst_buf(o->master, mc_min(n, (size_t)PLACES_A_NOTE) * PLACE_LEN);
 	size_t at = 0;
 
-	while (o->req && at < o->nfrees) {
-		size_t n = mc_min(o->nfrees - at, (size_t)FREES_A_NOTE);
-		struct mc_wr w = mc_wr_make(buf, buf ? n * PLACE_LEN : 0);
+	while (o->req && at < n) {
+		size_t some = mc_min(n - at, (size_t)PLACES_A_NOTE);
+		struct mc_wr w = mc_wr_make(buf, buf ? some * PLACE_LEN : 0);
 
-		for (size_t i = 0; i < n; i++)
-			mc_st_place_encode(&w, &o->frees[at + i]);
-		if (w.is_bad) {
-			mc_mst_stream_end(o, -MC_E_NOMEM); /* pending: with the next stream */
-			return;
-		}
-		mc_mst_note(o, MC_ST_NOTE_FREE, buf, mc_wr_len(&w));
-		at += n;
+		for (size_t i = 0; i < some; i++)
+			mc_st_place_encode(&w, &v[at + i]);
+		if (w.is_bad)
+			return false;
+		mc_mst_note(o, type, buf, mc_wr_len(&w));
+		at += some;
 	}
-	o->nfrees = 0;
+	return true;
 }
 
 static void note_u64(struct mc_mst_owner *o, uint8_t type, uint64_t v)
@@ -267,12 +265,16 @@ static int has_one(struct mc_mst_owner *o, struct mc_index_request *q, uint32_t 
 		rc = mc_index_more(q, i, o->id, h, &m->frees);
 		if (h->kind == MC_ST_MEMORY)
 			mc_mst_promoted(m, h->gen, h->len, rc == 0);
+		if (h->kind == MC_ST_MEMORY && rc == 0)
+			mc_mst_mark(o, h->addr, h->gen);
 		return rc;
 	}
 	if (type == MC_ST_NOTE_HAS && !mc_mst_is_killed(m, h->gen) && !is_replaced(m, q, i, h))
 		rc = mc_index_adopt(q, i, o->id, h, &m->frees);
 	else
 		rc = mc_index_check(q, i, o->id, h, &m->frees);
+	if (type == MC_ST_NOTE_CHECK && rc == 0)
+		mc_mst_mark(o, h->addr, h->gen);
 	if (rc == 1)
 		freed(m, q, i, h->gen);
 	for (; nfrees < m->frees.n; nfrees++) /* what it replaces */

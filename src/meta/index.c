@@ -235,6 +235,7 @@ static void view_fill(struct mc_index *ix, uint32_t h, uint64_t now_ms, struct m
 	ret->key_hash = mc_ix_object_hash(o);
 	ret->wanted = o->wanted;
 	ret->is_hard_pinned = o->flags & OBJECT_HARD;
+	ret->is_committed = o->is_committed;
 	ret->is_soft_pinned = s && s->place;
 	object_fill(ix, h, now_ms, &ret->object);
 }
@@ -335,6 +336,11 @@ bool mc_index_step(struct mc_index *ix, uint64_t now_ms, uint32_t budget)
 void mc_index_set_recovering(struct mc_index *ix, bool is_recovering)
 {
 	ix->is_recovering = is_recovering;
+}
+
+void mc_index_set_floor(struct mc_index *ix, uint64_t gen)
+{
+	ix->floor = gen;
 }
 
 void mc_index_stats(const struct mc_index *ix, struct mc_index_stats *ret)

@@ -63,6 +63,7 @@ struct mc_index_free {
 	uint64_t addr, gen, key_hash;
 	uint64_t len; /* payload */
 	uint8_t kind; /* enum mc_st_kind */
+	bool is_gone; /* the object left the index with it, or before */
 };
 
 /** Zeroed: empty. Calls append; the caller resets n. */
@@ -118,6 +119,9 @@ void mc_index_owner_forget(struct mc_index *ix, uint64_t owner);
 /** Unknown keys may be with owners that have not announced yet. Until it is set to false they are
  * answered MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS, but by commit and adopt. */
 void mc_index_set_recovering(struct mc_index *ix, bool is_recovering);
+/** Whatever owners that are away have is of generations below this one: tombstones for them reach
+ * so far. What is committed anew has to be of this one or above. */
+void mc_index_set_floor(struct mc_index *ix, uint64_t gen);
 
 struct mc_index_pool {
 	uint64_t objects, bytes; /* payload */
@@ -193,7 +197,8 @@ int mc_index_exist(struct mc_index_request *q, uint32_t i, unsigned flags);
 int mc_index_commit(struct mc_index_request *q, uint32_t i, const struct mc_st_commit *c,
 		    struct mc_index_frees *frees, uint64_t *ret_gen);
 /**
- * An owner says that it has keys[i]: the highest generation wins, the rest is among the frees.
+ * An owner says that it has keys[i]: one that is known as committed wins, of several the highest
+ * generation; the rest is among the frees.
  * Pages of one announcement are to come hot first.
  * @return 0: in the index; 1: it is to be freed (and is among the frees); as commit: INVALID_KEY,
  * INVALID_PARAMS, INVALID_REPLICA (the owner is not there), INTERNAL_ERROR
@@ -204,6 +209,10 @@ int mc_index_adopt(struct mc_index_request *q, uint32_t i, uint64_t owner,
  * @return 0; 1: freed; INTERNAL_ERROR */
 int mc_index_check(struct mc_index_request *q, uint32_t i, uint64_t owner,
 		   const struct mc_st_has *h, struct mc_index_frees *frees);
+/** These owners may have a slot of this generation of keys[i] that is no replica of it: it is freed
+ * by its generation alone (address 0), unless it has become one. Without memory it is not. */
+void mc_index_left(struct mc_index_request *q, uint32_t i, uint64_t gen, const uint64_t *owners,
+		   uint32_t n, struct mc_index_frees *frees);
 /** An owner has made another replica of keys[i]: taken if this generation is in the index, else
  * freed. @return 0; 1: freed, or about to be; INVALID_REPLICA (the owner is not there);
  * INTERNAL_ERROR */
@@ -257,6 +266,7 @@ struct mc_index_view {
 	struct mc_st_object object; /* lease_ms: what is left */
 	uint8_t wanted;		    /* replicas asked for; 0: not said */
 	bool is_hard_pinned, is_soft_pinned;
+	bool is_committed; /* by its writer, or its owner says so; else it was only announced */
 };
 /** keys[i], for observers: no lease, no touch; what waits is shown. @return 0;
  * MC_STORE_OBJECT_NOT_FOUND; MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS */

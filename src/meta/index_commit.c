@@ -89,7 +89,7 @@ struct change {
 	uint16_t tlv_len;
 	const struct mc_st_replica *replicas;
 	uint32_t nreplicas;
-	bool is_upsert;
+	bool is_upsert, is_committed;
 	struct mc_index_frees *frees;
 	struct kept kept;
 };
@@ -203,8 +203,11 @@ static int object_make(const struct change *c, uint16_t tenant, uint32_t old)
 	}
 	if (c->is_upsert || old)
 		object_at(ix, h)->flags |= OBJECT_NEWER;
+	object_at(ix, h)->is_committed = c->is_committed;
+	/* No tombstone that would cover what it makes room for, at owners yet to announce. */
 	if (old)
-		mc_ix_free_object(ix, c->frees, old, !c->is_upsert);
+		mc_ix_free_object(ix, c->frees, old,
+				  !c->is_upsert && object_at(ix, old)->gen < c->gen);
 	if (c->is_upsert) /* an owner that is away may have any that it replaces */
 		mc_ix_free_tomb(ix, c->frees, n.hash, c->gen - 1);
 	if (mc_index_is_pending(ix, n.hash))
@@ -256,6 +259,7 @@ static int change_same(const struct change *c, uint32_t h)
 
 	if (rc < 0)
 		return MC_STORE_INTERNAL_ERROR;
+	object_at(ix, h)->is_committed |= c->is_committed;
 	/* It has as many as it may: the rest was freed. */
 	if (rc == 0 && object_at(ix, h)->nreplicas < MC_ST_REPLICAS_MAX)
 		return MC_STORE_INVALID_REPLICA;
@@ -298,6 +302,7 @@ int mc_index_commit(struct mc_index_request *q, uint32_t i, const struct mc_st_c
 			    .replicas = c->replicas,
 			    .nreplicas = nreplicas,
 			    .is_upsert = c->flags & MC_ST_COMMIT_UPSERT,
+			    .is_committed = true,
 			    .frees = frees};
 	int rc = change_begin(&ch);
 	uint32_t h;
@@ -312,6 +317,9 @@ int mc_index_commit(struct mc_index_request *q, uint32_t i, const struct mc_st_c
 	if (!h) {
 		if (mc_index_is_pending(q->ix, q->hashes[i]))
 			return MC_INDEX_WAIT;
+		/* An owner that goes away, and comes back with it, would be told to free it. */
+		if (mc_ix_tomb_of_all(q->ix, q->hashes[i]) >= c->gen)
+			return MC_STORE_INVALID_VERSION;
 		return change_new(&ch, 0, ret_gen);
 	}
 	*ret_gen = object_at(q->ix, h)->gen;
@@ -335,6 +343,21 @@ static void adopt_age(struct mc_index_request *q, struct owner *owner)
 	q->evict.now_ms = q->now_ms - mc_min(q->now_ms, owner->adopted);
 }
 
+/* It is being freed: by its place, or whatever its owner has of the generation. */
+static bool is_pending(const struct mc_index *ix, uint64_t owner, const struct mc_st_has *h)
+{
+	return mc_ix_pend_has(ix, owner, h->addr, h->gen) ||
+	       (h->kind == MC_ST_MEMORY && mc_ix_pend_has(ix, owner, 0, h->gen));
+}
+
+/* Who was committed is; of two that are, or of which neither is known to be, the later one. */
+static bool is_better(const struct object *there, const struct change *c)
+{
+	if (there->gen == c->gen || there->is_committed == c->is_committed)
+		return there->gen > c->gen;
+	return there->is_committed;
+}
+
 int mc_index_adopt(struct mc_index_request *q, uint32_t i, uint64_t owner,
 		   const struct mc_st_has *h, struct mc_index_frees *frees)
 {
@@ -349,6 +372,7 @@ int mc_index_adopt(struct mc_index_request *q, uint32_t i, uint64_t owner,
 			   .tlv_len = h->tlv_len,
 			   .replicas = &at,
 			   .nreplicas = 1,
+			   .is_committed = h->flags & MC_ST_HAS_COMMITTED,
 			   .frees = frees};
 	int rc = change_begin(&c);
 	uint32_t old;
@@ -360,12 +384,12 @@ int mc_index_adopt(struct mc_index_request *q, uint32_t i, uint64_t owner,
 		return MC_STORE_INVALID_REPLICA;
 	if (i == 0)
 		adopt_age(q, who);
-	if (mc_ix_pend_has(ix, owner, h->addr, h->gen))
+	if (is_pending(ix, owner, h))
 		return 1;
 	old = mc_ix_object_find(ix, q->hashes[i], &q->keys[i]);
 	if (mc_ix_tomb_covers(ix, owner, q->hashes[i], h->gen) ||
 	    (!old && mc_ix_pend_covers(ix, owner, q->hashes[i], h->gen)) ||
-	    (old && object_at(ix, old)->gen > h->gen)) {
+	    (old && is_better(object_at(ix, old), &c))) {
 		change_free(&c);
 		return 1;
 	}
@@ -395,7 +419,7 @@ int mc_index_check(struct mc_index_request *q, uint32_t i, uint64_t owner,
 	mc_assert(i < q->n);
 	if (o && object_at(ix, o)->gen == h->gen && replica_find(ix, o, &at))
 		return 0;
-	if (mc_ix_pend_has(ix, owner, h->addr, h->gen))
+	if (is_pending(ix, owner, h))
 		return 0;
 	if (mc_ix_frees_reserve(ix, frees) < 0)
 		return MC_STORE_INTERNAL_ERROR;
@@ -424,7 +448,7 @@ int mc_index_more(struct mc_index_request *q, uint32_t i, uint64_t owner, const 
 		return MC_STORE_INVALID_REPLICA;
 	if (mc_ix_frees_reserve(ix, frees) < 0)
 		return MC_STORE_INTERNAL_ERROR;
-	if (mc_ix_pend_has(ix, owner, h->addr, h->gen))
+	if (is_pending(ix, owner, h))
 		return 1;
 	o = mc_ix_object_find(ix, q->hashes[i], &q->keys[i]);
 	if (!o || object_at(ix, o)->gen != h->gen) {
@@ -435,12 +459,45 @@ int mc_index_more(struct mc_index_request *q, uint32_t i, uint64_t owner, const 
 	return rc == MC_INDEX_WAIT ? 0 : rc;
 }
 
+static bool has_at(struct mc_index *ix, uint32_t h, uint64_t owner)
+{
+	uint32_t r = 0;
+
+	while ((r = mc_ix_replica_next(ix, h, r))) {
+		const struct pool *p = &ix->pools[mc_ix_replica_at(ix, r)->node.pool];
+
+		if (p->state == POOL_LIVE && p->owner == owner)
+			return true;
+	}
+	return false;
+}
+
+void mc_index_left(struct mc_index_request *q, uint32_t i, uint64_t gen, const uint64_t *owners,
+		   uint32_t n, struct mc_index_frees *frees)
+{
+	struct mc_index *ix = q->ix;
+	uint32_t h = n > 0 ? mc_ix_object_find(ix, q->hashes[i], &q->keys[i]) : 0;
+
+	for (uint32_t k = 0; k < n; k++) {
+		const struct mc_index_free f = {
+		    .owner = owners[k], .gen = gen, .key_hash = q->hashes[i]};
+		const struct owner *who = mc_ix_owner_find(ix, owners[k]);
+
+		if (!who || who->state == MC_INDEX_OWNER_AWAY ||
+		    (h && object_at(ix, h)->gen == gen && has_at(ix, h, owners[k])))
+			continue;
+		if (mc_ix_frees_reserve(ix, frees) == 0)
+			mc_ix_free_emit(ix, frees, &f);
+	}
+}
+
 /* ---- taking ---- */
 
 int mc_index_remove(struct mc_index_request *q, uint32_t i, unsigned flags,
 		    struct mc_index_frees *frees)
 {
 	struct mc_index *ix = q->ix;
+	uint64_t gen;
 	uint32_t h;
 
 	mc_assert(i < q->n);
@@ -455,7 +512,11 @@ int mc_index_remove(struct mc_index_request *q, uint32_t i, unsigned flags,
 	if (mc_ix_frees_reserve(ix, frees) < 0)
 		return MC_STORE_INTERNAL_ERROR;
 	mc_ix_object_leaves(ix, h, MC_GONE_REMOVED, 0, MC_ST_MEMORY);
-	mc_ix_free_object(ix, frees, h, true);
+	gen = mc_max(object_at(ix, h)->gen, ix->floor - (ix->floor > 0));
+	mc_ix_free_object(ix, frees, h, false);
+	/* An owner that is away may have generations that are higher than this one and older, but
+	 * none from the floor on. */
+	mc_ix_free_tomb(ix, frees, q->hashes[i], gen);
 	return 0;
 }
 

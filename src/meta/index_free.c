@@ -102,7 +102,7 @@ int mc_index_free(struct mc_index *ix, const struct mc_index_free *f, struct mc_
 }
 
 void mc_ix_free_replica(struct mc_index *ix, struct mc_index_frees *frees, uint32_t object,
-			uint32_t replica, uint64_t hash)
+			uint32_t replica, uint64_t hash, bool is_gone)
 {
 	const struct object *o = object_at(ix, object);
 	const struct replica *r = mc_ix_replica_at(ix, replica);
@@ -112,7 +112,8 @@ void mc_ix_free_replica(struct mc_index *ix, struct mc_index_frees *frees, uint3
 					.gen = o->gen,
 					.key_hash = hash,
 					.len = o->len,
-					.kind = p->kind};
+					.kind = p->kind,
+					.is_gone = is_gone};
 
 	if (p->state == POOL_LIVE)
 		mc_ix_free_emit(ix, frees, &f);
@@ -135,7 +136,7 @@ void mc_ix_free_object(struct mc_index *ix, struct mc_index_frees *frees, uint32
 	uint32_t r = 0;
 
 	while ((r = mc_ix_replica_next(ix, h, r)))
-		mc_ix_free_replica(ix, frees, h, r, hash);
+		mc_ix_free_replica(ix, frees, h, r, hash, true);
 	if (wants_tomb)
 		mc_ix_free_tomb(ix, frees, hash, o->gen);
 	mc_ix_object_close(ix, h);
@@ -147,7 +148,7 @@ void mc_ix_free_replica_only(struct mc_index *ix, struct mc_index_frees *frees, 
 	struct object *o = object_at(ix, h);
 	uint64_t hash = mc_ix_object_hash(o);
 
-	mc_ix_free_replica(ix, frees, h, r, hash);
+	mc_ix_free_replica(ix, frees, h, r, hash, o->nreplicas == 1);
 	mc_ix_object_replica_del(ix, h, r);
 	if (o->nreplicas)
 		return;
@@ -261,6 +262,13 @@ bool mc_ix_tomb_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash,
 	own = tomb_find(ix, owner, hash, gen);
 	all = who && who->is_unannounced ? tomb_find(ix, 0, hash, gen) : NULL;
 	return (who && who->comes_empty) || own || (all && gen <= all->t.gen);
+}
+
+uint64_t mc_ix_tomb_of_all(const struct mc_index *ix, uint64_t hash)
+{
+	const struct tomb *t = ix->naway ? tomb_find(ix, 0, hash, 0) : NULL;
+
+	return t ? t->t.gen : 0;
 }
 
 int mc_index_entomb(struct mc_index *ix, const struct mc_index_tomb *tomb)

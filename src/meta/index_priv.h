@@ -59,7 +59,8 @@ struct object {
 	uint32_t nkids; /* objects held whose parent this is */
 	uint32_t more;	/* struct more */
 	uint16_t key_len, tlv_len, tenant, type;
-	uint8_t flags, nreplicas, wanted, pad8;
+	uint8_t flags, nreplicas, wanted;
+	bool is_committed; /* by its writer, or a master before this one said so */
 };
 
 struct soft {
@@ -136,6 +137,7 @@ struct mc_index {
 	struct mc_ltab objects, groups, pend_by_key, pend_by_place, tombs;
 	struct mc_evict *evict;
 	bool is_recovering;
+	uint64_t floor;	  /* owners that are away have no generation from it on */
 	uint64_t base_ms; /* of the ticks of leases */
 	bool has_base;
 
@@ -241,7 +243,7 @@ void mc_ix_free_emit(struct mc_index *ix, struct mc_index_frees *frees,
 		     const struct mc_index_free *f);
 /* A replica of the index. */
 void mc_ix_free_replica(struct mc_index *ix, struct mc_index_frees *frees, uint32_t object,
-			uint32_t replica, uint64_t hash);
+			uint32_t replica, uint64_t hash, bool is_gone);
 /* Owners that are away might bring it back. */
 void mc_ix_free_tomb(struct mc_index *ix, struct mc_index_frees *frees, uint64_t hash,
 		     uint64_t gen);
@@ -251,6 +253,8 @@ void mc_ix_free_object(struct mc_index *ix, struct mc_index_frees *frees, uint32
 /* One replica leaves the index and its owner; the last one takes the object with it. */
 void mc_ix_free_replica_only(struct mc_index *ix, struct mc_index_frees *frees, uint32_t h,
 			     uint32_t r);
+/* Whoever is away may not bring back this generation of the key, nor those below it. */
+uint64_t mc_ix_tomb_of_all(const struct mc_index *ix, uint64_t hash);
 bool mc_ix_tomb_covers(const struct mc_index *ix, uint64_t owner, uint64_t hash, uint64_t gen);
 bool mc_ix_pend_has(const struct mc_index *ix, uint64_t owner, uint64_t addr, uint64_t gen);
 /** Is a free of this key and generation pending at this owner? */

@@ -196,6 +196,7 @@ void mc_oslot_encode(const struct mc_opool *p, uint32_t id, struct mc_wr *w)
 				    .key_len = s->key_len,
 				    .tlv_len = s->tlv_len,
 				    .kind = MC_ST_MEMORY,
+				    .flags = s->is_committed ? MC_ST_HAS_COMMITTED : 0,
 				    .key = s->texts,
 				    .tlv = s->texts + s->key_len};
 

@@ -231,7 +231,8 @@ static bool say_has(struct mc_owner *o, bool *ret_is_all)
 	return false;
 }
 
-/* Slots that were sealed a while ago: what was never committed comes back as a free. */
+/* Slots that were sealed a while ago and are not known as committed: those that never were come
+ * back as frees, the others as COMMITTED. */
 static bool say_check(struct mc_owner *o)
 {
 	struct mc_opool *p = &o->pool;
@@ -242,7 +243,8 @@ static bool say_check(struct mc_owner *o)
 	pthread_mutex_lock(&o->lock);
 	while (p->check != MC_OWNER_NIL && now - p->slots[p->check].when_ns >= o->check_after_ns &&
 	       mc_wr_len(&w) + has_len(p, p->check) <= BODY_MAX) {
-		mc_oslot_encode(p, p->check, &w);
+		if (!p->slots[p->check].is_committed)
+			mc_oslot_encode(p, p->check, &w);
 		p->check = p->slots[p->check].next;
 	}
 	pthread_mutex_unlock(&o->lock);

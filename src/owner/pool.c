@@ -367,6 +367,7 @@ void mc_opool_regen(struct mc_opool *p, uint32_t id, uint64_t gen)
 {
 	index_del(p, &p->by_gen, id);
 	p->slots[id].gen = gen;
+	p->slots[id].is_committed = false;
 	index_put(p, &p->by_gen, id);
 }
 

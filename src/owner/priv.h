@@ -76,6 +76,7 @@ struct mc_oslot {
 	bool is_guest;	   /* fetched, and the master does not know: see mc_opool.guests */
 	bool is_announced; /* a master may have taken it in: it alone frees it */
 	bool is_copy;	   /* being made by an order */
+	bool is_committed; /* a master has it in its index: see MC_ST_NOTE_COMMITTED */
 	bool is_asked;	   /* the master wants it on the disk: in mc_odisk.asked */
 	bool is_refused;   /* the disk had no room for it: it is not offered again */
 };

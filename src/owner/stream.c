@@ -121,7 +121,7 @@ static void on_free(struct mc_owner *o, const struct mc_st_place *p)
 	is_later = p->addr == MC_ST_DISK_ADDR && mc_odisk_free(o, p->gen);
 	id = p->addr ? mc_opool_at(&o->pool, p->addr, p->gen) : mc_opool_of_gen(&o->pool, p->gen);
 	if (id != MC_OWNER_NIL && o->pool.slots[id].state != MC_OSLOT_DEAD) {
-		is_later = mc_odisk_slot_freed(o, id, true);
+		is_later = mc_odisk_slot_freed(o, id, p->addr != 0);
 		is_freed = mc_opool_kill(&o->pool, id);
 		mc_counter_add(&o->count.frees, 1);
 	}
@@ -130,6 +130,22 @@ static void on_free(struct mc_owner *o, const struct mc_st_place *p)
 		mc_owner_room(o);
 	if (!is_later)
 		(void)mc_ostream_freed(o, p); /* the stream is over: it is asked for again */
+}
+
+static void on_committed(struct mc_owner *o, struct mc_rd *rd)
+{
+	struct mc_st_place place;
+
+	pthread_mutex_lock(&o->lock);
+	while (mc_rd_left(rd) > 0 && !rd->is_bad) {
+		uint32_t id;
+
+		mc_st_place_decode(rd, &place);
+		id = rd->is_bad ? MC_OWNER_NIL : mc_opool_at(&o->pool, place.addr, place.gen);
+		if (id != MC_OWNER_NIL) /* else it was freed meanwhile */
+			o->pool.slots[id].is_committed = true;
+	}
+	pthread_mutex_unlock(&o->lock);
 }
 
 static void on_order(struct mc_owner *o, struct mc_rd *rd)
@@ -197,6 +213,9 @@ static void on_note(struct mc_owner *o, const struct mc_st_note_head *head, cons
 			if (!rd.is_bad)
 				mc_odisk_ask(o, &place);
 		}
+		break;
+	case MC_ST_NOTE_COMMITTED:
+		on_committed(o, &rd);
 		break;
 	case MC_ST_NOTE_ORDER:
 		on_order(o, &rd);

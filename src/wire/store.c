@@ -251,7 +251,7 @@ void mc_st_has_encode(struct mc_wr *w, const struct mc_st_has *v)
 	mc_wr_u16(w, v->key_len);
 	mc_wr_u16(w, v->tlv_len);
 	mc_wr_u8(w, v->kind);
-	mc_wr_u8(w, 0);
+	mc_wr_u8(w, v->flags);
 	mc_wr_u16(w, 0);
 	mc_wr_bytes(w, v->key, v->key_len);
 	mc_wr_bytes(w, v->tlv, v->tlv_len);
@@ -266,7 +266,7 @@ void mc_st_has_decode(struct mc_rd *r, struct mc_st_has *ret)
 	ret->key_len = mc_rd_u16(r);
 	ret->tlv_len = mc_rd_u16(r);
 	ret->kind = mc_rd_u8(r);
-	(void)mc_rd_u8(r);
+	ret->flags = mc_rd_u8(r);
 	(void)mc_rd_u16(r);
 	if (ret->kind >= MC_ST_KIND_COUNT)
 		r->is_bad = true;

@@ -73,6 +73,9 @@ enum mc_st_kind {
 #define MC_ST_DISK_ADDR (1ull << 63)
 /** FETCH of it: what comes to memory is to stay there as a replica. */
 #define MC_ST_DISK_KEEP (MC_ST_DISK_ADDR | 1)
+/** COMMIT: an owner that was asked to seal and did not answer. It may have a slot of this
+ * generation, which is no replica and is freed. */
+#define MC_ST_LEFT_ADDR 0u
 
 struct mc_st_key {
 	uint16_t len; /* 1 … MC_SLOT_KEY_MAX */
@@ -203,13 +206,15 @@ enum mc_st_note {
 	MC_ST_NOTE_DUE,	  /* mc_st_has of slots that are to go to the disk: OFFLOAD names those of
 			     them that are committed */
 	/* master -> owner */
-	MC_ST_NOTE_ACK = 64, /* u64: the owner's notes up to this number are in the index */
-	MC_ST_NOTE_FREE,     /* mc_st_place */
-	MC_ST_NOTE_ORDER,    /* Order of store.proto: copy, offload, promote */
-	MC_ST_NOTE_NO_ROOM,  /* mc_st_space: nothing may be evicted for what was wanted, of all
-				that the owner has told and that was committed */
-	MC_ST_NOTE_WELCOME,  /* mc_st_welcome: first note of a stream */
-	MC_ST_NOTE_OFFLOAD,  /* mc_st_place of slots: to be written to the disk now */
+	MC_ST_NOTE_ACK = 64,  /* u64: the owner's notes up to this number are in the index */
+	MC_ST_NOTE_FREE,      /* mc_st_place */
+	MC_ST_NOTE_ORDER,     /* Order of store.proto: copy, offload, promote */
+	MC_ST_NOTE_NO_ROOM,   /* mc_st_space: nothing may be evicted for what was wanted, of all
+				 that the owner has told and that was committed */
+	MC_ST_NOTE_WELCOME,   /* mc_st_welcome: first note of a stream */
+	MC_ST_NOTE_OFFLOAD,   /* mc_st_place of slots: to be written to the disk now */
+	MC_ST_NOTE_COMMITTED, /* mc_st_place of slots that are in the index: the owner says it
+				 to later masters */
 };
 #define MC_ST_NOTE_HEAD_LEN 16u
 #define MC_ST_NOTE_MAX (1u << 20) /* bytes of one note with its head */
@@ -225,11 +230,15 @@ struct mc_st_welcome {
 	uint32_t flags; /* enum mc_st_welcome_flag */
 };
 
+enum mc_st_has_flag {
+	MC_ST_HAS_COMMITTED = 1, /* a master said so */
+};
+
 struct mc_st_has {
 	uint64_t gen, len, addr;
 	uint16_t key_len, tlv_len;
-	uint8_t kind; /* enum mc_st_kind */
-	uint8_t pad8;
+	uint8_t kind;  /* enum mc_st_kind */
+	uint8_t flags; /* enum mc_st_has_flag */
 	uint16_t pad16;
 	const uint8_t *key, *tlv;
 };

@@ -173,7 +173,7 @@ static void every_key_is_told_once(void **state)
 		char key[32];
 
 		(void)snprintf(key, sizeof(key), "key-%u", i);
-		commit(s, key, i + 1, 4096ull * i, MC_ST_MEMORY);
+		commit(s, key, i + 1, 4096ull * (i + 1), MC_ST_MEMORY);
 	}
 	body = get(s, "/get_all_keys", 200);
 	for (line = strtok_r(body, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {

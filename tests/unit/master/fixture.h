@@ -190,6 +190,24 @@ static inline int32_t fix_lookup(struct fix *f, const char *key, struct mc_st_ob
 	return ret->status;
 }
 
+static inline Mc__St__JoinReply *fix_join(struct fix *f, struct mc_pb_arena *arena, uint32_t gens)
+{
+	Mc__St__Join m = MC__ST__JOIN__INIT;
+	ProtobufCMessage *ret;
+	uint8_t req[128];
+	size_t len;
+
+	m.version = MC_ST_VERSION;
+	m.client = 7;
+	m.name = (char *)"tester";
+	m.gens = gens;
+	assert_int_equal(mc_pb_pack(&m.base, req, sizeof(req), &len), 0);
+	assert_int_equal(fix_call(f, MC_ST_JOIN, req, len, &len), 0);
+	assert_int_equal(mc_pb_unpack(arena, &mc__st__join_reply__descriptor, f->buf, len, &ret),
+			 0);
+	return (Mc__St__JoinReply *)ret;
+}
+
 static inline size_t fix_commit_make(uint8_t *req, size_t cap, const char *key, uint64_t gen,
 				     uint64_t owner, uint64_t addr, uint8_t flags)
 {
@@ -350,7 +368,7 @@ static inline void fo_on_chunk(struct mc_rpc_call *call, const void *data, size_
 	pthread_mutex_unlock(&o->lock);
 }
 
-/* The next note, which is of this type. */
+/* The next note, which is of this type; that something was committed is passed over. */
 static inline struct fix_note fo_expect(struct fix_owner *o, uint8_t type)
 {
 	struct timespec until;
@@ -365,6 +383,8 @@ static inline struct fix_note fo_expect(struct fix_owner *o, uint8_t type)
 	assert_true(o->ntaken < o->nnotes);
 	n = o->notes[o->ntaken++ % FIX_NOTES_MAX];
 	pthread_mutex_unlock(&o->lock);
+	if (n.type == MC_ST_NOTE_COMMITTED && type != MC_ST_NOTE_COMMITTED)
+		return fo_expect(o, type);
 	assert_int_equal(n.type, type);
 	return n;
 }
@@ -399,14 +419,15 @@ static inline void fo_note(struct fix_owner *o, uint8_t type, const void *data, 
 	    mc_rpc_call_send(o->conn, o->call.id, buf, MC_ST_NOTE_HEAD_LEN + len, false), 0);
 }
 
-static inline void fo_has(struct fix_owner *o, uint8_t type, const char *key, uint64_t gen,
-			  uint64_t addr)
+static inline void fo_has_as(struct fix_owner *o, uint8_t type, const char *key, uint64_t gen,
+			     uint64_t addr, uint8_t flags)
 {
 	const struct fix_key text = fix_key(key);
 	const struct mc_st_has h = {.gen = gen,
 				    .len = 100,
 				    .addr = addr,
 				    .kind = addr == MC_ST_DISK_ADDR ? MC_ST_DISK : MC_ST_MEMORY,
+				    .flags = flags,
 				    .key_len = text.len,
 				    .key = text.bytes};
 	uint8_t buf[256];
@@ -414,6 +435,12 @@ static inline void fo_has(struct fix_owner *o, uint8_t type, const char *key, ui
 
 	mc_st_has_encode(&w, &h);
 	fo_note(o, type, buf, mc_wr_len(&w));
+}
+
+static inline void fo_has(struct fix_owner *o, uint8_t type, const char *key, uint64_t gen,
+			  uint64_t addr)
+{
+	fo_has_as(o, type, key, gen, addr, 0);
 }
 
 static inline void fo_space(struct fix_owner *o, uint8_t type, uint64_t used, uint64_t want)
@@ -436,10 +463,10 @@ static inline void fo_freed(struct fix_owner *o, uint64_t addr, uint64_t gen)
 	fo_note(o, MC_ST_NOTE_FREED, buf, sizeof(buf));
 }
 
-/* A Free of this slot comes, and nothing before it. */
-static inline void fo_expect_free(struct fix_owner *o, uint64_t addr, uint64_t gen)
+/* A note of this one slot comes, and no other before it. */
+static inline void fo_expect_place(struct fix_owner *o, uint8_t type, uint64_t addr, uint64_t gen)
 {
-	struct fix_note n = fo_expect(o, MC_ST_NOTE_FREE);
+	struct fix_note n = fo_expect(o, type);
 	struct mc_rd r = mc_rd_make(n.data, n.len);
 	struct mc_st_place p;
 
@@ -447,6 +474,11 @@ static inline void fo_expect_free(struct fix_owner *o, uint64_t addr, uint64_t g
 	assert_true(mc_rd_is_done(&r));
 	assert_int_equal(p.addr, addr);
 	assert_int_equal(p.gen, gen);
+}
+
+static inline void fo_expect_free(struct fix_owner *o, uint64_t addr, uint64_t gen)
+{
+	fo_expect_place(o, MC_ST_NOTE_FREE, addr, gen);
 }
 
 static inline void fo_init(struct fix_owner *o, struct fix *f, uint64_t id)

@@ -5,24 +5,6 @@
 
 /* ---- hello ---- */
 
-static Mc__St__JoinReply *join(struct fix *f, struct mc_pb_arena *arena, uint32_t gens)
-{
-	Mc__St__Join m = MC__ST__JOIN__INIT;
-	ProtobufCMessage *ret;
-	uint8_t req[128];
-	size_t len;
-
-	m.version = MC_ST_VERSION;
-	m.client = 7;
-	m.name = (char *)"tester";
-	m.gens = gens;
-	assert_int_equal(mc_pb_pack(&m.base, req, sizeof(req), &len), 0);
-	assert_int_equal(fix_call(f, MC_ST_JOIN, req, len, &len), 0);
-	assert_int_equal(mc_pb_unpack(arena, &mc__st__join_reply__descriptor, f->buf, len, &ret),
-			 0);
-	return (Mc__St__JoinReply *)ret;
-}
-
 static void join_gives_generations_that_no_later_master_gives(void **state)
 {
 	_Alignas(16) uint8_t mem[1024];
@@ -34,15 +16,15 @@ static void join_gives_generations_that_no_later_master_gives(void **state)
 	mc_pb_arena_init(&arena, mem, sizeof(mem));
 	fix_open(&f);
 	fix_start(&f);
-	r = join(&f, &arena, 100);
+	r = fix_join(&f, &arena, 100);
 	assert_int_equal(r->ngens, 100);
 	assert_int_equal(r->first_gen >> 40, r->epoch);
 	first = r->first_gen;
 	epoch = r->epoch;
-	r = join(&f, &arena, 1);
+	r = fix_join(&f, &arena, 1);
 	assert_int_equal(r->first_gen, first + 100);
 	fix_restart(&f);
-	r = join(&f, &arena, 1);
+	r = fix_join(&f, &arena, 1);
 	assert_int_equal(r->epoch, epoch + 1);
 	assert_int_equal(r->first_gen >> 40, epoch + 1);
 	fix_close(&f);
@@ -434,9 +416,9 @@ static void master_with_an_older_epoch_than_an_owner_begins_a_later_one(void **s
 	fo_start(&o);
 	assert_int_equal(fo_welcomed(&o), 0);
 	assert_int_equal(o.epoch, 71);
-	assert_int_equal(join(&f, &arena, 1)->epoch, 71);
+	assert_int_equal(fix_join(&f, &arena, 1)->epoch, 71);
 	fix_restart(&f);
-	assert_int_equal(join(&f, &arena, 1)->epoch, 72);
+	assert_int_equal(fix_join(&f, &arena, 1)->epoch, 72);
 	fo_close(&o);
 	fix_close(&f);
 	(void)state;

@@ -26,7 +26,7 @@
 
 struct object {
 	uint64_t gen, len, lease_ms;
-	bool is_hard, is_hidden;
+	bool is_hard, is_hidden, is_committed;
 	uint32_t n;
 	struct mc_st_replica r[MC_ST_REPLICAS_MAX];
 };
@@ -247,6 +247,7 @@ static void step_commit(struct model *m, uint32_t k)
 	}
 	now.gen = c.gen;
 	now.len = c.len;
+	now.is_committed = true;
 	keep_there(m, &c, &now);
 	assert_int_equal(mc_index_begin(m->ix, &q, m->now_ms, &m->key[k], 1), 0);
 	rc = mc_index_commit(&q, 0, &c, &m->frees, &gen);
@@ -258,6 +259,7 @@ static void step_commit(struct model *m, uint32_t k)
 		bool has_tomb = false;
 
 		keep_there(m, &c, &m->o[k]);
+		m->o[k].is_committed = true;
 		for (size_t i = 0; i < m->frees.n; i++)
 			has_tomb |= m->frees.v[i].owner == 0 && m->frees.v[i].gen == c.gen - 1;
 		assert_true(!has_tomb || is_upsert);
@@ -480,6 +482,15 @@ static bool is_guarded(const struct model *m, uint64_t hash, uint64_t owner, uin
 	return false;
 }
 
+static bool stays(const struct object *o, const struct mc_st_has *h)
+{
+	bool is_committed = h->flags & MC_ST_HAS_COMMITTED;
+
+	if (o->gen == h->gen || o->is_committed == is_committed)
+		return o->gen > h->gen;
+	return o->gen && o->is_committed;
+}
+
 static void step_adopt(struct model *m, uint32_t k)
 {
 	uint32_t owner = (uint32_t)mc_rand_below(&m->rand, OWNERS);
@@ -491,7 +502,8 @@ static void step_adopt(struct model *m, uint32_t k)
 					 : 1 + mc_rand_below(&m->rand, m->gen + 1),
 			      .len = o->len,
 			      .addr = m->addr += 64,
-			      .kind = kind};
+			      .kind = kind,
+			      .flags = (uint8_t)mc_rand_below(&m->rand, 2)};
 	bool is_new = false, is_guarded_now;
 	int rc;
 
@@ -506,16 +518,17 @@ static void step_adopt(struct model *m, uint32_t k)
 	} else if (rc == 1) {
 		assert_true(was_freed(m, owner_id(owner), h.addr, h.gen));
 		if (!m->is_unannounced[owner])
-			assert_true(o->gen > h.gen || is_guarded_now);
+			assert_true(stays(o, &h) || is_guarded_now);
 	} else {
 		assert_int_equal(rc, 0);
 		assert_false(is_guarded_now);
-		assert_true(o->gen <= h.gen);
+		assert_false(stays(o, &h));
 		if (o->gen != h.gen) {
 			expect_freed(m, o);
 			*o = (struct object){.gen = h.gen, .len = h.len};
 			is_new = true;
 		}
+		o->is_committed |= h.flags & MC_ST_HAS_COMMITTED;
 		if (o->n < MC_ST_REPLICAS_MAX)
 			o->r[o->n++] = (struct mc_st_replica){
 			    .owner = owner_id(owner), .addr = h.addr, .kind = kind};

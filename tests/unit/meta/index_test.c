@@ -425,6 +425,37 @@ static void what_was_removed_does_not_come_back_with_its_owner(void **state)
 	(void)state;
 }
 
+/* Found by the simulator: clients have blocks of generations, so what is older may have a higher
+ * one than what was removed; and what is put later a lower one than its tombstone. */
+static void tombstones_reach_to_the_floor_and_no_put_begins_below_them(void **state)
+{
+	struct fix f = fix_open(NULL);
+	const struct mc_st_has h = {.gen = 90, .len = 1, .addr = 64};
+	struct mc_index_request q;
+
+	assert_int_equal(put_plain(&f, 10, "k", 1), 0);
+	assert_int_equal(mc_index_owner_join(f.ix, 8), 0); /* away, so far */
+	mc_index_set_floor(f.ix, 100);
+	assert_int_equal(mc_index_begin(f.ix, &q, 11, key_of(&f, "k"), 1), 0);
+	assert_int_equal(mc_index_remove(&q, 0, MC_INDEX_FORCE, &f.frees), 0);
+	mc_index_end(&q);
+	assert_int_equal(f.frees.v[1].gen, 99);
+	assert_int_equal(mc_index_begin(f.ix, &q, 12, key_of(&f, "k"), 1), 0);
+	assert_int_equal(mc_index_adopt(&q, 0, 8, &h, &f.frees), 1);
+	mc_index_end(&q);
+	{
+		const struct mc_index_tomb t = {.key_hash = f.frees.v[1].key_hash, .gen = 99};
+
+		assert_int_equal(mc_index_entomb(f.ix, &t), 0);
+	}
+	freed_all(&f);
+	f.gen = 98;
+	assert_int_equal(put_plain(&f, 13, "k", 1), MC_STORE_INVALID_VERSION);
+	assert_int_equal(put_plain(&f, 14, "k", 1), 0);
+	fix_close(&f);
+	(void)state;
+}
+
 /* Found by the simulator: with the 33rd it looked for ever. */
 static void hundreds_of_owners_are_found(void **state)
 {
@@ -549,6 +580,7 @@ int main(void)
 	    cmocka_unit_test(a_tenant_evicts_its_own_and_no_others),
 	    cmocka_unit_test(a_recovering_index_does_not_say_that_a_key_is_missing),
 	    cmocka_unit_test(what_was_removed_does_not_come_back_with_its_owner),
+	    cmocka_unit_test(tombstones_reach_to_the_floor_and_no_put_begins_below_them),
 	    cmocka_unit_test(hundreds_of_owners_are_found),
 	    cmocka_unit_test(too_many_tombstones_and_an_owner_comes_back_empty),
 	    cmocka_unit_test(without_memory_nothing_changes),

@@ -26,6 +26,7 @@
 struct fix_has {
 	uint64_t gen, addr, len;
 	char key[64];
+	uint8_t flags;
 };
 
 /** A master's end. */
@@ -125,7 +126,7 @@ static inline void fix_note_has(struct fix_master *m, struct mc_rd *rd, bool is_
 			m->nchecks++;
 			continue;
 		}
-		*h = (struct fix_has){.gen = v.gen, .addr = v.addr, .len = v.len};
+		*h = (struct fix_has){.gen = v.gen, .addr = v.addr, .len = v.len, .flags = v.flags};
 		memcpy(h->key, v.key, mc_min((size_t)v.key_len, sizeof(h->key) - 1));
 		m->nhas++;
 	}

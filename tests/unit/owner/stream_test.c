@@ -117,6 +117,28 @@ static void announced_slot_is_not_dropped(void **state)
 	(void)state;
 }
 
+static void what_one_master_committed_is_told_the_next(void **state)
+{
+	struct mc_st_granted a, b, c;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	assert_int_equal(fix_put_one(&f, "a", 1, 1000, payload, &a), 0);
+	assert_int_equal(fix_put_one(&f, "b", 2, 1000, payload, &b), 0);
+	assert_int_equal(fix_put_one(&f, "c", 3, 1000, payload, &c), 0);
+	fix_say_place(f.m, MC_ST_NOTE_COMMITTED, a.addr, 1);
+	fix_say_place(f.m, MC_ST_NOTE_COMMITTED, b.addr, 99); /* another slot was there */
+	fix_say_free(f.m, c.addr, 3);
+	fix_until(f.m, f.m->nfreed == 1);
+	restart_master(&f, 7, 0);
+	fix_until(f.m, f.m->notes[MC_ST_NOTE_HAS_ALL] == 1);
+	assert_int_equal(f.m->nhas, 2);
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(f.m->has[i].flags, f.m->has[i].gen == 1 ? MC_ST_HAS_COMMITTED : 0);
+	fix_close(&f);
+	(void)state;
+}
+
 /* Notes that the same master did not acknowledge come again with their numbers. */
 static void same_master_gets_what_it_lacks(void **state)
 {
@@ -258,6 +280,7 @@ int main(void)
 	    cmocka_unit_test(late_master_hears_of_everything_newest_first),
 	    cmocka_unit_test(new_epoch_gets_a_new_announcement),
 	    cmocka_unit_test(announced_slot_is_not_dropped),
+	    cmocka_unit_test(what_one_master_committed_is_told_the_next),
 	    cmocka_unit_test(same_master_gets_what_it_lacks),
 	    cmocka_unit_test(sealed_slots_are_checked_after_a_while),
 	    cmocka_unit_test(idle_owner_gives_signs_of_life),
