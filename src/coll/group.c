@@ -566,8 +566,9 @@ void mc_coll_close(struct mc_coll *g)
 uint64_t mc_coll_active(struct mc_coll *g)
 {
 	struct mc_coll_board *b = atomic_load_explicit(&g->board, memory_order_acquire);
-	uint64_t count = atomic_load_explicit(&b->count, memory_order_acquire);
+	uint64_t count = b ? atomic_load_explicit(&b->count, memory_order_acquire) : 0;
 
+	/* No board yet: the loop asks while the group is being opened. */
 	if (count > atomic_load_explicit(&g->page->log_seen, memory_order_acquire))
 		return b->log[(count - 1) % MC_COLL_LOG].active;
 	return atomic_load_explicit(&g->active, memory_order_relaxed);
