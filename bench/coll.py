@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from bench import svg
+from bench import rails, svg
 from bench.context import Context
 from bench.pairs import HERE, BenchError, can_import
 from bench.raw import cache_dir, program
@@ -178,6 +178,15 @@ class Makers(Pythons):
         else:
             report.notes.append("open mpi: cannot be installed here, so its column is missing.")
 
+    def make_wide(self, name: str, network: rails.Network) -> Column:
+        """Two ranks through torch, each in a namespace."""
+        env = {**os.environ, "PYTHONPATH": str(self.package), "GLOO_SOCKET_IFNAME": network.device(0)}
+        home = tempfile.mkdtemp(dir=self.folder)
+        worker = [str(HERE / "coll_worker.py"), LIBRARIES[name], "SOCKET"]
+        argvs = [["ip", "netns", "exec", ns, self.python, "-P", *worker, str(r), "2", home]
+                 for r, ns in enumerate((network.a, network.b))]  # fmt: skip
+        return Column(name, 2, self.folder, argvs, env, self.log)
+
     def make(self, name: str, ranks: int) -> Column:
         env = {**os.environ, "PYTHONPATH": str(self.package), "OMPI_ALLOW_RUN_AS_ROOT": "1",
                "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
@@ -276,6 +285,40 @@ def ratio(a: float | None, b: float | None) -> str:
     return number_text(a / b) if a and b else "-"
 
 
+# ---- between hosts ----
+
+
+def wide(ctx: Context, report: Report, makers: Makers) -> None:
+    """Ours and Gloo between two network namespaces that one veth pair joins."""
+    why = rails.missing_tool()
+    if why or OURS not in makers.names:
+        report.notes.append(f"between two namespaces: {why or 'ours through torch cannot run here'}, so that table is missing.")
+        return
+    wanted = [c for c in cases(ctx.is_quick) if c.ranks == 2 and c.kind in ("all_reduce", "all_gather", "barrier", "p2p")]
+    rows: dict[tuple[Case, str], list[dict[str, float]]] = {}
+    ctx.progress.phase("coll: between namespaces", ctx.reps * len(wanted))
+    with rails.Network(1, None) as network, contextlib.ExitStack() as stack:
+        columns = []
+        for name in (OURS, GLOO):
+            columns.append(makers.make_wide(name, network))
+            stack.callback(columns[-1].close)
+        measure(ctx, columns, wanted, rows)
+    ctx.progress.clear()
+
+    def middle(case: Case, name: str, metric: str) -> float:
+        return statistics.median(row[metric] for row in rows[case, name])
+
+    table = Table("Between two network namespaces over TCP, through torch: microseconds, min / p50 / p99",
+                  ["case", OURS, GLOO, f"{OURS} / {GLOO}"], [])  # fmt: skip
+    for case in wanted:
+        cells = [" / ".join(number_text(middle(case, n, m)) for m in ("min_us", P50, "p99_us")) for n in (OURS, GLOO)]
+        ours, gloo = middle(case, OURS, P50), middle(case, GLOO, P50)
+        table.rows.append([str(case), *cells, ratio(ours, gloo)])
+        report.verdicts.append(judge(f"{case}, two namespaces", Bound(OURS, P50, "<=", 1, (GLOO,)), ours, gloo))
+    report.tables.append(table)
+    report.raw += [{"case": f"{case}, two namespaces", "column": name, "repetitions": found} for (case, name), found in rows.items()]
+
+
 # ---- deaths, and memory ----
 
 
@@ -364,6 +407,7 @@ def run(ctx: Context) -> Report:
         makers = Makers(ctx, folder, report)
         try:
             speed(ctx, report, makers)
+            wide(ctx, report, makers)
             memory(ctx, report, makers)
             deaths(ctx, report, makers)
         finally:

@@ -58,9 +58,10 @@ def missing_tool() -> str | None:
 
 
 class Network:
-    """Two namespaces, `a` and `b`, joined by RAILS shaped veth pairs. Use as a context."""
+    """Two namespaces, `a` and `b`, joined by veth pairs, shaped to a rate if there is one. Use as a context."""
 
-    def __init__(self) -> None:
+    def __init__(self, rails: int = RAILS, rate: str | None = RATE) -> None:
+        self.rails, self.rate = rails, rate
         self.a, self.b = f"mcbA{os.getpid()}", f"mcbB{os.getpid()}"
 
     def __enter__(self) -> Network:
@@ -68,14 +69,15 @@ class Network:
             for ns in (self.a, self.b):
                 command("ip", "netns", "add", ns)
                 command("ip", "-n", ns, "link", "set", "lo", "up")
-            for rail in range(RAILS):
+            for rail in range(self.rails):
                 dev = self.device(rail)
                 command("ip", "link", "add", dev, "netns", self.a, "type", "veth", "peer", "name", dev, "netns", self.b)
                 for ns in (self.a, self.b):
                     command("ip", "-n", ns, "addr", "add", f"{self.address(ns, rail)}/24", "dev", dev)
                     command("ip", "-n", ns, "link", "set", dev, "up")
-                    shape = ("root", "tbf", "rate", RATE, "burst", "256kb", "latency", "20ms")
-                    command("tc", "-n", ns, "qdisc", "add", "dev", dev, *shape)
+                    if self.rate:
+                        shape = ("root", "tbf", "rate", self.rate, "burst", "256kb", "latency", "20ms")
+                        command("tc", "-n", ns, "qdisc", "add", "dev", dev, *shape)
         except BaseException:
             self.__exit__()
             raise
@@ -92,7 +94,7 @@ class Network:
         return f"10.77.{rail}.{1 if ns == self.a else 2}"
 
     def addresses(self, ns: str) -> list[str]:
-        return [self.address(ns, rail) for rail in range(RAILS)]
+        return [self.address(ns, rail) for rail in range(self.rails)]
 
     def link(self, rail: int, state: str) -> None:
         command("ip", "-n", self.a, "link", "set", self.device(rail), state)

@@ -44,14 +44,16 @@ static PyObject *raise_code(int rc, const char *text)
 static PyObject *hub_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
 	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+	struct mc_coll_hub_opts opts = {.size = sizeof(opts)};
 	struct mc_diag diag = {.text = ""};
 	struct mc_coll_hub *hub;
 	struct py_hub *self;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "") || (kwargs && PyDict_Size(kwargs) > 0))
+	(void)kwargs;
+	if (!PyArg_ParseTuple(args, "|z", &opts.ip))
 		return NULL;
-	rc = mc_coll_hub_open(NULL, &diag, &hub);
+	rc = mc_coll_hub_open(&opts, &diag, &hub);
 	if (rc < 0)
 		return raise_code(rc, diag.text);
 	self = (struct py_hub *)alloc(type, 0);

@@ -25,14 +25,24 @@ DEFAULT_NS = 30 * 60 * 10**9
 
 _hub_lock = threading.Lock()
 _hubs: list = []
+_host_ip: list[str] = []
 
 
 def hub():
     """This process's; made at the first group."""
     with _hub_lock:
         if not _hubs:
-            _hubs.append(_mooncake.CollHub())
+            _hubs.append(_mooncake.CollHub(*_host_ip))
         return _hubs[0]
+
+
+def use_ip(ip: str) -> bool:
+    """Where ranks of other hosts reach this process. -> False: too late, there is a group"""
+    with _hub_lock:
+        if _hubs:
+            return _host_ip == [ip]
+        _host_ip[:] = [ip]
+        return True
 
 
 def bits(mask: int) -> list[int]:
@@ -44,7 +54,7 @@ def _tensors(x) -> list[torch.Tensor]:
 
 
 class MooncakeProcessGroup(dist.ProcessGroup):
-    """Ranks on one host, through shared memory. Made by torch; see mooncake.pg for what it adds."""
+    """Ranks on one host, through shared memory, or on several, over TCP. Made by torch; see mooncake.pg for what it adds."""
 
     def __init__(self, store, rank: int, size: int, timeout: timedelta | None, group_id: str, options, devices: str):
         super().__init__(rank, size)

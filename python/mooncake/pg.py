@@ -8,6 +8,7 @@ with `MooncakeBackendOptions(active_ranks, True)`, calls `join_group()`, and is 
 from __future__ import annotations
 
 import enum
+import ipaddress
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ except ImportError as exc:  # pragma: no cover - depends on what is installed
 if not dist.is_available():
     raise ImportError("mooncake.pg needs a torch that was built with distributed")
 
-from mooncake._pg_group import MooncakeProcessGroup, bits
+from mooncake._pg_group import MooncakeProcessGroup, bits, use_ip
 from mooncake._pg_work import Work
 
 __all__ = [
@@ -149,17 +150,23 @@ _register()
 
 
 def set_host_ip(ip: str) -> None:
-    """Kept for callers; ranks of one host meet without an address."""
-    _settings["host_ip"] = str(ip)
+    """Where ranks of other hosts reach this process, instead of MC_COLL_IP or the first interface's address. Before the
+    first group."""
+    try:
+        text = str(ipaddress.ip_address(str(ip)))
+    except ValueError as exc:
+        raise ValueError(f"set_host_ip: {exc}") from None
+    if not use_ip(text):
+        warnings.warn(f"set_host_ip({text!r}) comes after the first group and changes nothing", RuntimeWarning, 2)
 
 
 def set_device_filter(filters) -> None:
-    """Kept for callers; no NIC is used on one host."""
+    """Kept for callers; groups use shared memory and TCP."""
     _settings["device_filter"] = [str(f) for f in filters]
 
 
 def set_transfer_engine(engine) -> None:
-    """Kept for callers: ranks of one host do not need it. None takes it back."""
+    """Kept for callers: groups do not need it. None takes it back."""
     if engine is not None and not hasattr(engine, "get_engine_ptr"):
         raise TypeError("set_transfer_engine: a mooncake.engine.TransferEngine that is initialized, or None")
     _settings["engine"] = engine

@@ -37,6 +37,9 @@ static void look_after(struct mc_coll *g, uint64_t late)
 {
 	struct mc_coll_peer *p;
 
+	/* Whoever has to tell of the dead may be silent, too. */
+	if (late && atomic_load_explicit(&g->net->is_frozen, memory_order_acquire))
+		late = UINT64_MAX;
 	mc_list_each (p, &g->peers, link) {
 		struct mc_coll_wire *wire = p->wire;
 
@@ -73,6 +76,12 @@ void mc_coll_net_kick(struct mc_coll *g)
 		mc_loop_post(g->hub->loop, &g->net->kick);
 }
 
+void mc_coll_net_late(struct mc_coll *g, uint64_t slots)
+{
+	atomic_fetch_or_explicit(&g->net->late, slots, memory_order_relaxed);
+	mc_coll_net_kick(g);
+}
+
 /* ---- peers ---- */
 
 void mc_coll_wire_free(struct mc_coll_wire *wire)
@@ -86,6 +95,7 @@ void mc_coll_wire_free(struct mc_coll_wire *wire)
 	mc_fd_close(&wire->data_fd);
 	mc_fd_close(&wire->ctl.fd);
 	mc_free(wire->round_buf);
+	mc_free(wire->rx);
 	mc_free(wire->ctl_body);
 	mc_free(wire->told);
 	mc_str_fini(&wire->ctl_out);
@@ -120,9 +130,10 @@ static int peer_make(struct mc_coll *g, const struct mc_coll_hello *h, struct mc
 		p->wire->p = p;
 		p->wire->data_fd = p->wire->ctl.fd = -1;
 		p->wire->round_buf = mc_calloc(1, MC_COLL_ROUND_MAX);
+		p->wire->rx = mc_calloc(1, MC_COLL_RX_LEN);
 		(void)mc_strlcpy(p->wire->address, sizeof(p->wire->address), h->address);
 	}
-	if (!p->page || !p->rings || !p->wire || !p->wire->round_buf) {
+	if (!p->page || !p->rings || !p->wire || !p->wire->round_buf || !p->wire->rx) {
 		mc_coll_peer_free(p);
 		return -MC_E_NOMEM;
 	}

@@ -1,7 +1,7 @@
 /*
  * net.h: groups over hosts. Each rank keeps, of every other one, a page of its own (struct
  * mc_coll_page) that the other fills over a connection: what a rank shows in its page it also
- * sends. So operations run as on one host; only the waiting reads sockets (net_data.c).
+ * sends. So operations run as on one host; only the waiting reads sockets (net_send.c, net_data.c).
  *
  * What one host has for nothing has to be agreed on here: how far a dead rank got. Deaths are
  * proved by the host they happened on (net_probe.c); whoever misses something of a dead rank tells
@@ -15,13 +15,16 @@
 #ifndef MC_COLL_NET_H
 #define MC_COLL_NET_H
 
+#include "base/clock.h"
 #include "base/codec.h"
 #include "base/str.h"
 #include "coll/priv.h"
 
 #define MC_COLL_HUB_ID_MAX 64
-#define MC_COLL_CTL_MAX (4u << 20)  /* bytes of a control frame */
-#define MC_COLL_OUT_MAX (64u << 20) /* bytes of control frames that wait */
+#define MC_COLL_CTL_MAX (4u << 20)	  /* bytes of a control frame */
+#define MC_COLL_OUT_MAX (64u << 20)	  /* bytes of control frames that wait */
+#define MC_COLL_LATE_NS (MC_NS_PER_S / 2) /* without a sign of a rank, before it is asked after */
+#define MC_COLL_RX_LEN 16384u
 #define MC_COLL_HELLO_LEN 512u
 #define MC_COLL_REPLY_LEN 64u
 
@@ -93,6 +96,7 @@ enum mc_coll_fate {
 struct mc_coll_word_of {
 	uint32_t slot;
 	uint64_t inc, word;
+	uint64_t since; /* the first operation that the teller was in */
 	bool is_proved, is_final, is_complete;
 	uint64_t slot_seq[2];
 	const uint8_t *bytes[2]; /* encoded call, parts and small bytes; view of the frame */
@@ -117,7 +121,10 @@ struct mc_coll_wire {
 	uint8_t *body; /* ROUND: collected; else where the bytes go */
 	uint64_t body_len, body_have;
 	uint8_t *round_buf;
+	uint8_t *rx; /* MC_COLL_RX_LEN bytes of the stream; [rx_at, rx_have) are not used yet */
+	uint32_t rx_at, rx_have;
 	uint64_t area_seq; /* the round whose bytes are in the peer's area here */
+	uint64_t rest_seq; /* that, when the loop looked last; under run_lock */
 
 	/* under net->lock */
 	bool is_cut; /* its word here does not change but by agreement */
@@ -125,6 +132,7 @@ struct mc_coll_wire {
 	uint64_t slot_seq[2];
 	uint8_t *told; /* the last thing it told of the dead; owned */
 	uint64_t told_len;
+	bool is_unheard; /* it told while this rank was outside */
 
 	/* the loop's */
 	struct mc_watch ctl;
@@ -147,6 +155,8 @@ struct mc_coll_net {
 	_Atomic bool is_frozen;	 /* dead were told of and not agreed on; changed under `lock` */
 	struct mc_coll_bid *bid; /* the loop's: a change that this rank makes */
 	uint64_t nbids;
+	uint64_t owed_id; /* the loop's: a change that could not be written down yet, and whose */
+	uint32_t owed_slot, owed;
 	struct mc_task kick; /* tell, probe: on the loop */
 	_Atomic bool is_kicked, is_telling;
 	_Atomic uint64_t late; /* slots that the operation's thread waits for too long */
@@ -167,21 +177,48 @@ void mc_coll_wire_free(struct mc_coll_wire *wire);
 void mc_coll_net_wake(struct mc_coll *g);
 /** The loop looks after the group. Any thread. */
 void mc_coll_net_kick(struct mc_coll *g);
+/** These slots are waited for too long: the loop asks after them. Any thread. */
+void mc_coll_net_late(struct mc_coll *g, uint64_t slots);
 void mc_coll_net_break(struct mc_coll *g, int rc);
+
+/* ---- net_send.c ---- */
+
+#define MC_COLL_FRAME_MAGIC 0x444e434du /* "MCND" */
+#define MC_COLL_HEAD_LEN 40u
+
+enum mc_coll_frame {
+	MC_COLL_FRAME_ROUND = 1,
+	MC_COLL_FRAME_CHUNK,
+	MC_COLL_FRAME_WORD,
+	MC_COLL_FRAME_BYE,
+};
+
+struct mc_coll_head {
+	uint32_t type; /* enum mc_coll_frame */
+	uint64_t word, at, len;
+};
+
+/** Of a rank that takes part in operations (the others do not read); else NULL. */
+struct mc_coll_wire *mc_coll_wire_of(struct mc_coll *g, uint32_t slot);
+/** Send what waits, as far as it goes. */
+void mc_coll_wire_flush(struct mc_coll_wire *wire);
+/** The word of this rank has changed: send what is new with it. The operation's thread. */
+void mc_coll_net_post(struct mc_coll *g, uint64_t word);
+/** Tell the others that this rank leaves. No operation runs. */
+void mc_coll_net_leave(struct mc_coll *g);
+/** After that: until the others' kernels have what was sent, or a moment has passed. */
+void mc_coll_net_drain(struct mc_coll *g);
 
 /* ---- net_data.c ---- */
 
-/** The word of this rank has changed: send what is new with it. The operation's thread. */
-void mc_coll_net_post(struct mc_coll *g, uint64_t word);
 /** As mc_coll_wait_word() for a peer that is reached over sockets. */
 int mc_coll_net_wait(struct mc_coll *g, struct mc_coll_peer *p, uint64_t target,
 		     uint64_t deadline_ns);
 /** All that was shown is on its way. @return 0; -MC_E_TIMEDOUT; -MC_E_CANCELED */
 int mc_coll_net_flush(struct mc_coll *g, uint64_t deadline_ns);
-/** Tell the others that this rank leaves. No operation runs. */
-void mc_coll_net_leave(struct mc_coll *g);
-/** After that: until the others' kernels have what was sent, or a moment has passed. */
-void mc_coll_net_drain(struct mc_coll *g);
+/** Give memory back that peers' large rounds needed and no round has used for a while. Under
+ * run_lock, on the loop. @return false: look again later */
+bool mc_coll_net_rest(struct mc_coll *g);
 /** Wait until nothing is being agreed on. */
 int mc_coll_net_settle(struct mc_coll *g, uint64_t deadline_ns);
 

@@ -21,7 +21,7 @@
 
 enum { FLAG_PROVED = 1, FLAG_FINAL = 2, FLAG_COMPLETE = 4 };
 
-#define ENTRY_MAX (4u + 4u + 8u + 8u + 2u * (16u + MC_COLL_ROUND_MAX))
+#define ENTRY_MAX (4u + 4u + 3u * 8u + 2u * (16u + MC_COLL_ROUND_MAX))
 
 /* ---- frames: the last change, then entries of the dead ---- */
 
@@ -42,6 +42,7 @@ static bool entry_read(struct mc_rd *r, struct mc_coll_word_of *e)
 	e->is_complete = flags & FLAG_COMPLETE;
 	e->inc = mc_rd_u64(r);
 	e->word = mc_rd_u64(r);
+	e->since = mc_rd_u64(r);
 	for (int i = 0; i < 2; i++) {
 		e->slot_seq[i] = mc_rd_u64(r);
 		e->len[i] = mc_rd_u64(r);
@@ -91,6 +92,7 @@ static void entry_write(struct mc_str *out, const struct mc_coll_peer *p)
 	mc_wr_u32(&w, flags);
 	mc_wr_u64(&w, p->inc);
 	mc_wr_u64(&w, word);
+	mc_wr_u64(&w, mc_coll_view_since(p->coll));
 	for (unsigned i = 0; i < 2; i++) {
 		struct mc_wr c = mc_wr_make(content, sizeof(content));
 
@@ -188,6 +190,7 @@ static void own_vote(const struct mc_coll_peer *d, struct mc_coll_word_of *ret)
 	    .slot = d->slot,
 	    .inc = d->inc,
 	    .word = word,
+	    .since = mc_coll_view_since(d->coll),
 	    .is_proved = atomic_load_explicit(&d->wire->fate, memory_order_acquire) == MC_COLL_DEAD,
 	    .is_final = atomic_load_explicit(&d->page->state, memory_order_acquire) == MC_COLL_LEFT,
 	    .is_complete = is_complete(d->page, word),
@@ -248,8 +251,12 @@ static uint64_t decision(const struct mc_coll_peer *d, const struct votes *v)
 	if ((word & MC_COLL_STEP_DONE) == 0 || d->wire->slot_seq[mc_coll_parity(seq)] != seq)
 		return mc_coll_word(seq, 0);
 	len = d->page->call[mc_coll_parity(seq)].len;
-	for (unsigned i = 0; i < v->n; i++)
+	for (unsigned i = 0; i < v->n; i++) {
+		/* Who was not in that operation has nothing of it. */
+		if (seq >> MC_COLL_ROUND_BITS < v->of[i].since)
+			continue;
 		has_all &= v->of[i].word >> MC_COLL_STEP_BITS == seq && v->of[i].is_complete;
+	}
 	if (len <= MC_COLL_SMALL || has_all)
 		return mc_coll_word(seq, MC_COLL_STEP_DONE);
 	return mc_coll_word(seq, 0);
@@ -273,7 +280,7 @@ static bool is_proved(const struct votes *v)
 }
 
 /* All who live have told of all that were cut: one round of decisions. @return an error that breaks
- * the group; 0 */
+ * the group; 0: not yet; 1 */
 static int conclude(struct mc_coll *g, uint64_t members, uint64_t live)
 {
 	struct mc_coll_peer *d;
@@ -378,8 +385,10 @@ void mc_coll_agree_turn(struct mc_coll *g)
 	pthread_mutex_unlock(&g->lock);
 	if (rc < 0)
 		mc_coll_net_break(g, rc);
-	else if (rc > 0)
-		mc_coll_stir(g);
+	if (rc <= 0)
+		return;
+	mc_coll_stir(g);
+	mc_coll_net_kick(g); /* a change may have waited for it */
 }
 
 /* ---- being told, on the loop ---- */
@@ -395,6 +404,12 @@ static struct mc_coll_peer *peer_of(struct mc_coll *g, uint32_t slot, uint64_t i
 	return NULL;
 }
 
+/* A joiner that nobody has taken in has no part in what is agreed on. */
+static bool is_outside(struct mc_coll *g)
+{
+	return mc_coll_active(g) == MC_COLL_BIT(g->rank);
+}
+
 /* @return false: it broke the protocol */
 static bool hear(struct mc_coll_peer *p, const uint8_t *bytes, size_t len)
 {
@@ -405,6 +420,9 @@ static bool hear(struct mc_coll_peer *p, const uint8_t *bytes, size_t len)
 	/* Nobody acts by it before the others have it: to write it down early does no harm. */
 	if (!mc_coll_view_adopt(g, &r))
 		return false;
+	p->wire->is_unheard = is_outside(g);
+	if (p->wire->is_unheard)
+		return true;
 	while (mc_rd_left(&r) > 0) {
 		struct mc_coll_peer *d;
 
@@ -412,22 +430,36 @@ static bool hear(struct mc_coll_peer *p, const uint8_t *bytes, size_t len)
 			return false;
 		if (e.slot == g->rank && e.inc == g->inc) {
 			/* It has given us up: so do we it, and the majority will be right. */
-			if (e.is_proved ||
-			    atomic_load_explicit(&p->wire->fate, memory_order_relaxed))
-				continue;
-			atomic_store_explicit(&p->wire->fate, MC_COLL_SILENT, memory_order_release);
+			if (!is_lost(p))
+				atomic_store_explicit(&p->wire->fate, MC_COLL_SILENT,
+						      memory_order_release);
 			cut(p);
 			continue;
 		}
 		d = peer_of(g, e.slot, e.inc);
+		if (d && d->wire->is_decided && !e.is_final) /* it does not know yet */
+			atomic_store_explicit(&g->net->is_telling, true, memory_order_release);
 		if (!d || d->wire->is_decided)
 			continue;
 		if (e.is_proved)
 			atomic_store_explicit(&d->wire->fate, MC_COLL_DEAD, memory_order_release);
-		if (!atomic_load_explicit(&d->is_dead, memory_order_relaxed))
-			cut(d);
+		cut(d);
 	}
 	return true;
+}
+
+/* What came while this rank was outside, once it is not: somebody's change has come with it. Under
+ * both locks. */
+static void hear_again(struct mc_coll *g)
+{
+	struct mc_coll_peer *p;
+
+	if (is_outside(g))
+		return;
+	mc_list_each (p, &g->peers, link) {
+		if (p->wire && p->wire->is_unheard && !p->wire->is_cut)
+			(void)hear(p, p->wire->told, p->wire->told_len); /* it was read before */
+	}
 }
 
 void mc_coll_agree_told(struct mc_coll_peer *p, const uint8_t *bytes, size_t len)
@@ -452,6 +484,7 @@ void mc_coll_agree_told(struct mc_coll_peer *p, const uint8_t *bytes, size_t len
 		p->wire->told_len = len;
 		copy = NULL;
 	}
+	hear_again(g);
 	pthread_mutex_unlock(&g->net->lock);
 	pthread_mutex_unlock(&g->lock);
 	mc_free(copy);

@@ -1,66 +1,22 @@
 /*
- * net_data.c: what a rank shows, sent; what others show, put into their pages here. Frames in the
- * order in which the words grew:
+ * net_data.c: what others show, received into their pages here, and waiting for it.
  *
- *	ROUND  the call, its parts, and the bytes if they are few (as they stand in the page)
- *	CHUNK  bytes of the area
- *	WORD   nothing but progress
- *	BYE    this rank leaves; its word is final
- *
- * The operation's thread sends and receives by itself while it waits. It reads of everybody in
- * turn, so nobody's bytes stand in the way of another's. What does not fit into a socket stays
- *where it is (page and area are not used again before the others have read them) and goes later.
+ * The operation's thread reads by itself while it waits, of everybody in turn, so that nobody's
+ * bytes stand in the way of another's; and it sends what is left to be sent.
  */
 #include <errno.h>
-#include <linux/sockios.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "coll/net.h"
 #include "coll/shmem.h"
 
-#define FRAME_MAGIC 0x444e434du /* "MCND" */
-#define HEAD_LEN 40u
-#define LATE_MS 500		   /* without a sign of a rank, before the loop asks after it */
-#define DRAIN_NS (2 * MC_NS_PER_S) /* for those who leave: of others that do not read */
-#define READ_MAX (1u << 20)	   /* of one rank before the next one's turn */
-
-enum frame { FRAME_ROUND = 1, FRAME_CHUNK, FRAME_WORD, FRAME_BYE };
-
-struct head {
-	uint32_t type;
-	uint64_t word, at, len;
-};
+#define TURNS_MAX 64 /* pieces of one rank before the next one's turn */
 
 /* ---- content of a page ---- */
-
-void mc_coll_content_write(struct mc_wr *w, const struct mc_coll_page *page, unsigned parity,
-			   uint32_t ranks_max)
-{
-	const struct mc_coll_call *c = &page->call[parity];
-	uint64_t factor;
-
-	memcpy(&factor, &c->factor, sizeof(factor));
-	mc_wr_u8(w, c->kind);
-	mc_wr_u8(w, c->type);
-	mc_wr_u8(w, c->reduce);
-	mc_wr_u8(w, c->root);
-	mc_wr_u32(w, c->rounds);
-	mc_wr_u32(w, c->nin);
-	mc_wr_u32(w, 0);
-	mc_wr_u64(w, factor);
-	mc_wr_u64(w, c->len);
-	mc_wr_u64(w, c->count);
-	for (uint32_t i = 0; c->nin > 1 && i < ranks_max; i++)
-		mc_wr_u64(w, page->part_len[parity][i]);
-	if (c->len <= MC_COLL_SMALL)
-		mc_wr_bytes(w, page->small[parity], c->len);
-}
 
 int mc_coll_content_read(struct mc_coll_page *page, unsigned parity, const uint8_t *bytes,
 			 uint64_t len, uint32_t ranks_max, uint64_t scratch_max)
@@ -97,207 +53,6 @@ int mc_coll_content_read(struct mc_coll_page *page, unsigned parity, const uint8
 	return 0;
 }
 
-/* ---- sending ---- */
-
-static void head_write(uint8_t to[HEAD_LEN], const struct head *h)
-{
-	struct mc_wr w = mc_wr_make(to, HEAD_LEN);
-
-	mc_wr_u32(&w, FRAME_MAGIC);
-	mc_wr_u32(&w, h->type);
-	mc_wr_u64(&w, h->word);
-	mc_wr_u64(&w, h->at);
-	mc_wr_u64(&w, h->len);
-	mc_wr_u64(&w, 0);
-}
-
-/* Nothing goes to it any more. */
-static void tx_lost(struct mc_coll_wire *wire)
-{
-	struct mc_coll_out *out;
-
-	mc_list_each (out, &wire->outs, link) {
-		mc_list_del(&out->link);
-		mc_free(out);
-	}
-	if (!atomic_exchange_explicit(&wire->is_link_down, true, memory_order_acq_rel))
-		mc_coll_net_kick(wire->p->coll);
-}
-
-static bool can_send(const struct mc_coll_wire *wire)
-{
-	return wire->data_fd >= 0 && !mc_coll_peer_is_gone(wire->p) &&
-	       !atomic_load_explicit(&wire->is_link_down, memory_order_acquire);
-}
-
-/* @return bytes the socket took, perhaps 0; < 0: it is lost */
-static ssize_t push(int fd, const uint8_t *head, uint64_t head_len, const uint8_t *body,
-		    uint64_t len, uint64_t sent)
-{
-	struct iovec iov[2];
-	struct msghdr msg = {.msg_iov = iov};
-	ssize_t n;
-
-	if (sent < head_len)
-		iov[msg.msg_iovlen++] =
-		    (struct iovec){(uint8_t *)head + sent, head_len - sent}; /* only read */
-	if (len > head_len) {
-		uint64_t at = sent > head_len ? sent - head_len : 0;
-
-		iov[msg.msg_iovlen++] =
-		    (struct iovec){(uint8_t *)body + at, len - head_len - at}; /* only read */
-	}
-	do {
-		n = sendmsg(fd, &msg, MSG_NOSIGNAL);
-	} while (n < 0 && errno == EINTR);
-	return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? 0 : n;
-}
-
-static void flush(struct mc_coll_wire *wire)
-{
-	struct mc_coll_out *out;
-
-	if (mc_list_is_empty(&wire->outs))
-		return;
-	if (!can_send(wire)) {
-		tx_lost(wire);
-		return;
-	}
-	while ((out = mc_list_first(&wire->outs, struct mc_coll_out, link)) != NULL) {
-		ssize_t n =
-		    push(wire->data_fd, out->head, out->head_len, out->body, out->len, out->sent);
-
-		if (n < 0) {
-			tx_lost(wire);
-			return;
-		}
-		out->sent += (uint64_t)n;
-		if (out->sent < out->len)
-			return;
-		mc_list_del(&out->link);
-		mc_free(out);
-	}
-}
-
-/* `head` is copied where it has to wait, `body` stays where it is. */
-static void send_frame(struct mc_coll_wire *wire, const uint8_t *head, uint64_t head_len,
-		       const uint8_t *body, uint64_t body_len)
-{
-	struct mc_coll_out *out;
-	ssize_t n = 0;
-
-	if (!can_send(wire))
-		return;
-	flush(wire);
-	if (mc_list_is_empty(&wire->outs))
-		n = push(wire->data_fd, head, head_len, body, head_len + body_len, 0);
-	if (n < 0) {
-		tx_lost(wire);
-		return;
-	}
-	if ((uint64_t)n == head_len + body_len)
-		return;
-	out = mc_calloc(1, sizeof(*out) + head_len);
-	if (!out) { /* a hole in the stream would be worse */
-		tx_lost(wire);
-		return;
-	}
-	memcpy(out->head, head, head_len);
-	out->head_len = head_len;
-	out->body = body;
-	out->len = head_len + body_len;
-	out->sent = (uint64_t)n;
-	mc_list_push_back(&wire->outs, &out->link);
-}
-
-/* Of bytes [at, at + len) of the area: what the rank in `slot` needs of them. */
-static void clip(const struct mc_coll *g, const struct mc_coll_call *c, unsigned parity,
-		 unsigned slot, uint64_t *at, uint64_t *len)
-{
-	uint64_t from = 0, to, end = *at + *len;
-
-	if (c->kind == MC_COLL_GATHER || c->kind == MC_COLL_REDUCE) {
-		*len = slot == c->root ? *len : 0;
-		return;
-	}
-	if (c->nin <= 1)
-		return;
-	for (unsigned q = 0; q < slot; q++)
-		from += g->page->part_len[parity][q];
-	to = from + g->page->part_len[parity][slot];
-	from = mc_max(from, *at);
-	to = mc_min(to, end);
-	*at = from;
-	*len = from < to ? to - from : 0;
-}
-
-static void send_chunk(struct mc_coll *g, struct mc_coll_wire *wire, uint64_t word, unsigned parity)
-{
-	const struct mc_coll_call *c = &g->page->call[parity];
-	uint64_t chunk = (word & MC_COLL_STEP_DONE) - 2;
-	struct head h = {.type = FRAME_CHUNK, .word = word, .at = chunk * MC_COLL_CHUNK};
-	uint8_t head[HEAD_LEN];
-
-	h.len = mc_min((uint64_t)MC_COLL_CHUNK, c->len - h.at);
-	clip(g, c, parity, wire->p->slot, &h.at, &h.len);
-	if (h.len == 0)
-		h.type = FRAME_WORD;
-	head_write(head, &h);
-	send_frame(wire, head, HEAD_LEN, g->area + h.at, h.len);
-}
-
-static uint64_t make_round(struct mc_coll *g, uint64_t word, unsigned parity, uint8_t *frame)
-{
-	const struct mc_coll_call *c = &g->page->call[parity];
-	struct mc_wr w = mc_wr_make(frame + HEAD_LEN, MC_COLL_ROUND_MAX);
-	struct head h = {.type = FRAME_ROUND, .word = word};
-
-	/* Of a large one the bytes follow, and the word with them. */
-	if (c->len > MC_COLL_SMALL)
-		h.word = word & ~(uint64_t)MC_COLL_STEP_DONE;
-	mc_coll_content_write(&w, g->page, parity, g->ranks_max);
-	h.len = mc_wr_len(&w);
-	head_write(frame, &h);
-	return HEAD_LEN + h.len;
-}
-
-/* Of a rank that takes part in operations: the others do not read. */
-static struct mc_coll_wire *wire_of(struct mc_coll *g, uint32_t slot)
-{
-	uint64_t active = atomic_load_explicit(&g->active, memory_order_relaxed);
-	struct mc_coll_peer *p =
-	    slot != g->rank && active & MC_COLL_BIT(slot) ? g->cur[slot] : NULL;
-
-	return p ? p->wire : NULL;
-}
-
-void mc_coll_net_post(struct mc_coll *g, uint64_t word)
-{
-	uint64_t seq = word >> MC_COLL_STEP_BITS;
-	uint32_t step = word & MC_COLL_STEP_DONE;
-	unsigned parity = mc_coll_parity(seq);
-	bool is_content = step > 0 && step < MC_COLL_STEP_HAVE;
-	bool is_large = is_content && g->page->call[parity].len > MC_COLL_SMALL;
-	bool is_first = is_content && (step == 1 || step == 2);
-	uint8_t frame[HEAD_LEN + MC_COLL_ROUND_MAX], head[HEAD_LEN];
-	const struct head h = {.type = FRAME_WORD, .word = word};
-	uint64_t len = is_first ? make_round(g, word, parity, frame) : 0;
-
-	head_write(head, &h);
-	for (uint32_t s = 0; s < g->ranks_max; s++) {
-		struct mc_coll_wire *wire = wire_of(g, s);
-
-		if (!wire)
-			continue;
-		if (is_first)
-			send_frame(wire, frame, len, NULL, 0);
-		if (is_large)
-			send_chunk(g, wire, word, parity);
-		else if (!is_first)
-			send_frame(wire, head, HEAD_LEN, NULL, 0);
-	}
-}
-
 /* ---- receiving ---- */
 
 /* Nothing comes of it any more: the peer broke the protocol, or the connection did. */
@@ -323,7 +78,41 @@ static int area_room(struct mc_coll_peer *p, uint64_t len)
 	mc_coll_shmem_unmap(p->area, p->area_len);
 	p->area = at;
 	p->area_len = want;
+	mc_coll_rest_arm(p->coll);
 	return 0;
+}
+
+/* All of the round that used it last has come, and is over here. */
+static bool is_unused(const struct mc_coll_peer *p)
+{
+	uint64_t seq = p->wire->area_seq, word = atomic_load(&p->page->word);
+	uint64_t len = p->page->call[mc_coll_parity(seq)].len;
+	uint64_t all = 1 + (len + MC_COLL_CHUNK - 1) / MC_COLL_CHUNK;
+
+	if (mc_coll_peer_is_gone(p))
+		return true;
+	return seq >> MC_COLL_ROUND_BITS <= p->coll->op &&
+	       (word >> MC_COLL_STEP_BITS > seq || word >= mc_coll_word(seq, (uint32_t)all));
+}
+
+bool mc_coll_net_rest(struct mc_coll *g)
+{
+	struct mc_coll_peer *p;
+	bool is_done = true;
+
+	mc_list_each (p, &g->peers, link) {
+		if (!p->wire || !p->area)
+			continue;
+		if (p->wire->rest_seq == p->wire->area_seq && is_unused(p)) {
+			mc_coll_shmem_unmap(p->area, p->area_len);
+			p->area = NULL;
+			p->area_len = 0;
+		} else {
+			is_done = false;
+		}
+		p->wire->rest_seq = p->wire->area_seq;
+	}
+	return is_done;
 }
 
 /* The word grows, unless the rank's words are being agreed on. */
@@ -338,7 +127,7 @@ static void commit(struct mc_coll_wire *wire, uint64_t word)
 	pthread_mutex_unlock(&net->lock);
 }
 
-static void on_round(struct mc_coll_wire *wire, const struct head *h)
+static void on_round(struct mc_coll_wire *wire, const struct mc_coll_head *h)
 {
 	struct mc_coll_peer *p = wire->p;
 	struct mc_coll *g = p->coll;
@@ -364,44 +153,44 @@ static void on_round(struct mc_coll_wire *wire, const struct head *h)
 }
 
 /* A head is complete: where do its bytes go? */
-static int on_head(struct mc_coll_wire *wire, struct head *h)
+static int on_head(struct mc_coll_wire *wire, struct mc_coll_head *h)
 {
-	struct mc_rd r = mc_rd_make(wire->head, HEAD_LEN);
+	struct mc_rd r = mc_rd_make(wire->head, MC_COLL_HEAD_LEN);
 	uint64_t end;
 
-	if (mc_rd_u32(&r) != FRAME_MAGIC)
+	if (mc_rd_u32(&r) != MC_COLL_FRAME_MAGIC)
 		return -MC_E_PROTO;
 	h->type = mc_rd_u32(&r);
 	h->word = mc_rd_u64(&r);
 	h->at = mc_rd_u64(&r);
 	h->len = mc_rd_u64(&r);
 	switch (h->type) {
-	case FRAME_ROUND:
+	case MC_COLL_FRAME_ROUND:
 		wire->body = wire->round_buf;
 		return h->len <= MC_COLL_ROUND_MAX ? 0 : -MC_E_PROTO;
-	case FRAME_CHUNK:
+	case MC_COLL_FRAME_CHUNK:
 		if (wire->area_seq != h->word >> MC_COLL_STEP_BITS || h->len > MC_COLL_CHUNK ||
 		    __builtin_add_overflow(h->at, h->len, &end) || end > wire->p->area_len)
 			return -MC_E_PROTO;
 		wire->body = wire->p->area + h->at;
 		return 0;
-	case FRAME_WORD:
-	case FRAME_BYE:
+	case MC_COLL_FRAME_WORD:
+	case MC_COLL_FRAME_BYE:
 		return h->len == 0 ? 0 : -MC_E_PROTO;
 	default:
 		return -MC_E_PROTO;
 	}
 }
 
-static void on_frame(struct mc_coll_wire *wire, const struct head *h)
+static void on_frame(struct mc_coll_wire *wire, const struct mc_coll_head *h)
 {
 	struct mc_coll_peer *p = wire->p;
 
-	if (h->type == FRAME_ROUND) {
+	if (h->type == MC_COLL_FRAME_ROUND) {
 		on_round(wire, h);
 		return;
 	}
-	if (h->type != FRAME_BYE) {
+	if (h->type != MC_COLL_FRAME_BYE) {
 		commit(wire, h->word);
 		return;
 	}
@@ -414,46 +203,82 @@ static void on_frame(struct mc_coll_wire *wire, const struct head *h)
 	mc_coll_stir(p->coll);
 }
 
-/* Read what is there of one rank. @return true when something came */
-static bool pull(struct mc_coll_wire *wire)
+/* Next bytes of the stream: small ones by way of a buffer, so that a frame costs one call.
+ * `is_dry`: the socket gave less than it could. @return as recv() */
+static ssize_t rx_take(struct mc_coll_wire *wire, uint8_t *to, uint64_t want, bool *is_dry)
 {
-	uint64_t total = 0;
-	struct head h;
+	bool is_direct = want >= MC_COLL_RX_LEN;
+	uint64_t room = is_direct ? want : MC_COLL_RX_LEN;
+	ssize_t n;
 
-	while (!wire->is_data_over && total < READ_MAX) {
-		bool is_head = wire->head_have < HEAD_LEN;
-		uint8_t *to = is_head ? wire->head + wire->head_have : wire->body + wire->body_have;
-		uint64_t want =
-		    is_head ? HEAD_LEN - wire->head_have : wire->body_len - wire->body_have;
-		ssize_t n = want ? recv(wire->data_fd, to, want, 0) : 0;
+	if (wire->rx_at == wire->rx_have) {
+		if (*is_dry) {
+			errno = EAGAIN;
+			return -1;
+		}
+		do {
+			n = recv(wire->data_fd, is_direct ? to : wire->rx, room, 0);
+		} while (n < 0 && errno == EINTR);
+		if (n <= 0)
+			return n;
+		*is_dry = (uint64_t)n < room;
+		if (is_direct)
+			return n;
+		wire->rx_at = 0;
+		wire->rx_have = (uint32_t)n;
+	}
+	n = (ssize_t)mc_min(want, (uint64_t)(wire->rx_have - wire->rx_at));
+	memcpy(to, wire->rx + wire->rx_at, (size_t)n);
+	wire->rx_at += (uint32_t)n;
+	return n;
+}
 
-		if (want && n <= 0) {
-			if (n < 0 && errno == EINTR)
-				continue;
-			if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
-				rx_lost(wire);
-			return total > 0 || wire->is_data_over;
-		}
-		total += (uint64_t)n;
-		if (is_head) {
-			wire->head_have += (uint32_t)n;
-			if (wire->head_have < HEAD_LEN)
-				continue;
-			wire->body_len = wire->body_have = 0;
-		} else {
-			wire->body_have += (uint64_t)n;
-		}
-		if (on_head(wire, &h) < 0) {
+/* @return false: nothing now, or never again */
+static bool pull_some(struct mc_coll_wire *wire, bool *is_dry)
+{
+	bool is_head = wire->head_have < MC_COLL_HEAD_LEN;
+	uint8_t *to = is_head ? wire->head + wire->head_have : wire->body + wire->body_have;
+	uint64_t want =
+	    is_head ? MC_COLL_HEAD_LEN - wire->head_have : wire->body_len - wire->body_have;
+	ssize_t n = rx_take(wire, to, want, is_dry);
+	struct mc_coll_head h;
+
+	if (n <= 0) {
+		if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
 			rx_lost(wire);
+		return false;
+	}
+	if (is_head) {
+		wire->head_have += (uint32_t)n;
+		if (wire->head_have < MC_COLL_HEAD_LEN)
 			return true;
-		}
-		wire->body_len = h.len;
-		if (wire->body_have < wire->body_len)
-			continue;
+		wire->body_have = 0;
+	} else {
+		wire->body_have += (uint64_t)n;
+	}
+	if (on_head(wire, &h) < 0) {
+		rx_lost(wire);
+		return false;
+	}
+	wire->body_len = h.len;
+	if (wire->body_have == wire->body_len) {
 		wire->head_have = 0;
 		on_frame(wire, &h);
 	}
-	return total > 0;
+	return true;
+}
+
+/* Read what is there of one rank. @return true when something came, or its end */
+static bool pull(struct mc_coll_wire *wire)
+{
+	uint32_t turns = 0;
+	bool is_dry = false;
+
+	/* What stands in the buffer must not wait for the socket. */
+	while (!wire->is_data_over && (turns < TURNS_MAX || wire->rx_at < wire->rx_have) &&
+	       pull_some(wire, &is_dry))
+		turns++;
+	return turns > 0 || wire->is_data_over;
 }
 
 /* ---- waiting ---- */
@@ -462,6 +287,7 @@ struct wait {
 	struct mc_coll *g;
 	struct mc_coll_peer *p; /* NULL: for all that is to be sent, or to be agreed on */
 	uint64_t target, deadline_ns;
+	uint64_t late_ns; /* from then on whoever is waited for is asked after; 0: not waited yet */
 	bool (*is_over)(struct mc_coll *g);
 };
 
@@ -505,7 +331,7 @@ static int look(void *user)
 	if (rc)
 		return rc;
 	if (w->p)
-		flush(w->p->wire);
+		mc_coll_wire_flush(w->p->wire);
 	if (w->p && !w->p->wire->is_data_over)
 		(void)pull(w->p->wire);
 	rc = look_only(w);
@@ -521,12 +347,12 @@ static nfds_t poll_set(struct mc_coll *g, struct pollfd *fds, uint32_t *slots)
 
 	fds[n++] = (struct pollfd){.fd = g->net->wake_fd, .events = POLLIN};
 	for (uint32_t s = 0; s < g->ranks_max; s++) {
-		struct mc_coll_wire *wire = wire_of(g, s);
+		struct mc_coll_wire *wire = mc_coll_wire_of(g, s);
 		short events = 0;
 
 		if (!wire || wire->data_fd < 0)
 			continue;
-		flush(wire);
+		mc_coll_wire_flush(wire);
 		if (!wire->is_data_over)
 			events |= POLLIN;
 		if (!mc_list_is_empty(&wire->outs))
@@ -539,37 +365,44 @@ static nfds_t poll_set(struct mc_coll *g, struct pollfd *fds, uint32_t *slots)
 	return n;
 }
 
-static int sleep_a_while(const struct wait *w)
+/* Whoever is waited for too long may be on a silent host. */
+static void look_at_clock(struct wait *w, uint64_t now_ns)
+{
+	struct mc_coll *g = w->g;
+
+	if (w->late_ns && now_ns >= w->late_ns)
+		mc_coll_net_late(g, w->p ? MC_COLL_BIT(w->p->slot) : mc_coll_active(g));
+	if (now_ns >= w->late_ns)
+		w->late_ns = now_ns + MC_COLL_LATE_NS;
+}
+
+static int sleep_a_while(struct wait *w)
 {
 	struct mc_coll *g = w->g;
 	struct pollfd fds[MC_COLL_RANKS_MAX + 1];
 	uint32_t slots[MC_COLL_RANKS_MAX + 1];
 	uint64_t now_ns = mc_now_ns(), seen;
 	nfds_t nfds = poll_set(g, fds, slots);
-	int n, ms = LATE_MS;
+	int n, ms = (int)(MC_COLL_LATE_NS / MC_NS_PER_MS);
 
 	if (now_ns >= w->deadline_ns)
 		return -MC_E_TIMEDOUT;
+	look_at_clock(w, now_ns);
 	if ((w->deadline_ns - now_ns) / MC_NS_PER_MS < (uint64_t)ms)
 		ms = (int)((w->deadline_ns - now_ns) / MC_NS_PER_MS) + 1;
 	n = poll(fds, nfds, ms);
-	if (n == 0 && w->p) {
-		atomic_fetch_or_explicit(&g->net->late, MC_COLL_BIT(w->p->slot),
-					 memory_order_relaxed);
-		mc_coll_net_kick(g);
-	}
 	if (n <= 0)
 		return 0;
 	if (fds[0].revents && read(g->net->wake_fd, &seen, sizeof(seen)) < 0)
 		return 0;
 	for (nfds_t i = 1; i < nfds; i++) {
-		struct mc_coll_wire *wire = wire_of(g, slots[i]);
+		struct mc_coll_wire *wire = mc_coll_wire_of(g, slots[i]);
 
 		if (!fds[i].revents || !wire)
 			continue;
 		if (!wire->is_data_over)
 			(void)pull(wire);
-		flush(wire);
+		mc_coll_wire_flush(wire);
 	}
 	return 0;
 }
@@ -605,11 +438,11 @@ int mc_coll_net_wait(struct mc_coll *g, struct mc_coll_peer *p, uint64_t target,
 static bool is_flushed(struct mc_coll *g)
 {
 	for (uint32_t s = 0; s < g->ranks_max; s++) {
-		struct mc_coll_wire *wire = wire_of(g, s);
+		struct mc_coll_wire *wire = mc_coll_wire_of(g, s);
 
 		if (!wire)
 			continue;
-		flush(wire);
+		mc_coll_wire_flush(wire);
 		if (!mc_list_is_empty(&wire->outs))
 			return false;
 	}
@@ -635,74 +468,4 @@ int mc_coll_net_settle(struct mc_coll *g, uint64_t deadline_ns)
 	int rc = wait_for(&w);
 
 	return rc < 0 ? rc : 0;
-}
-
-void mc_coll_net_leave(struct mc_coll *g)
-{
-	const struct head h = {.type = FRAME_BYE};
-	uint8_t head[HEAD_LEN];
-
-	head_write(head, &h);
-	for (uint32_t s = 0; s < g->ranks_max; s++) {
-		struct mc_coll_wire *wire = wire_of(g, s);
-
-		if (wire)
-			send_frame(wire, head, HEAD_LEN, NULL, 0);
-	}
-}
-
-/* Its kernel has all bytes: nothing that we do takes them away again. */
-static bool is_acked(struct mc_coll_wire *wire)
-{
-	uint8_t waste[4096];
-	int left = 0;
-
-	flush(wire);
-	while (recv(wire->data_fd, waste, sizeof(waste), 0) > 0)
-		;
-	return !can_send(wire) || (mc_list_is_empty(&wire->outs) &&
-				   (ioctl(wire->data_fd, SIOCOUTQ, &left) < 0 || left == 0));
-}
-
-struct left_over {
-	struct mc_coll *g;
-	bool is_none;
-};
-
-static void look_at_mail(void *arg)
-{
-	struct left_over *o = arg;
-	struct mc_coll_peer *p;
-	int left = 0;
-
-	o->is_none = true;
-	mc_coll_net_mail_turn(o->g);
-	mc_list_each (p, &o->g->peers, link) {
-		if (!p->wire || !p->wire->is_ctl_watched)
-			continue;
-		if (!mc_coll_net_mail_is_sent(o->g, p) || p->wire->ctl_out.len ||
-		    (ioctl(p->wire->ctl.fd, SIOCOUTQ, &left) == 0 && left))
-			o->is_none = false;
-	}
-}
-
-void mc_coll_net_drain(struct mc_coll *g)
-{
-	uint64_t until_ns = mc_now_ns() + DRAIN_NS;
-	struct left_over mail = {.g = g};
-
-	while (mc_loop_call(g->hub->loop, look_at_mail, &mail), !mail.is_none) {
-		if (mc_now_ns() >= until_ns)
-			break;
-		(void)poll(NULL, 0, 1);
-	}
-
-	for (uint32_t s = 0; s < g->ranks_max; s++) {
-		struct mc_coll_wire *wire = wire_of(g, s);
-		struct pollfd fd = {.fd = wire ? wire->data_fd : -1, .events = POLLIN};
-
-		/* No event tells of an acknowledgement. */
-		while (wire && wire->data_fd >= 0 && !is_acked(wire) && mc_now_ns() < until_ns)
-			(void)poll(&fd, 1, 1);
-	}
 }

@@ -164,8 +164,7 @@ static int check(struct mc_coll *g, const struct mc_coll_hello *h)
 	if (mc_coll_seat_check(g, h->slot, h->inc) == 0)
 		return 0;
 	/* Whoever has the slot may be dead, and we the last to hear of it. */
-	atomic_fetch_or_explicit(&g->net->late, MC_COLL_BIT(h->slot), memory_order_relaxed);
-	mc_coll_net_kick(g);
+	mc_coll_net_late(g, MC_COLL_BIT(h->slot));
 	return -MC_E_EXIST;
 }
 

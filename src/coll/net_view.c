@@ -50,6 +50,12 @@ static void gate_set(struct mc_coll *g, uint32_t holder)
 	mc_futex_wake_shared(&b->bell, UINT32_MAX >> 1);
 }
 
+/* Who has to tell of the dead is read off the last change: it stays until they have. */
+static bool is_frozen(struct mc_coll *g)
+{
+	return atomic_load_explicit(&g->net->is_frozen, memory_order_acquire);
+}
+
 static uint32_t gate_holder(struct mc_coll *g)
 {
 	return atomic_load_explicit(&board_of(g)->gate, memory_order_acquire);
@@ -232,10 +238,25 @@ static void forget_lost(struct mc_coll_bid *bid)
 	}
 }
 
+/* What was told with the dead is written down by now. */
+static void pay(struct mc_coll *g)
+{
+	struct mc_coll_peer *p = mc_coll_view_peer(g, g->net->owed_slot);
+	uint8_t frame[8];
+	struct mc_wr w = mc_wr_make(frame, sizeof(frame));
+
+	g->net->owed = 0;
+	mc_wr_u64(&w, g->net->owed_id);
+	if (p && p->wire && !mc_coll_peer_is_gone(p))
+		mc_coll_ctl_send(p, MC_COLL_CTL_WRITTEN, frame, sizeof(frame));
+}
+
 void mc_coll_view_turn(struct mc_coll *g)
 {
 	struct mc_coll_bid *bid = g->net->bid;
 
+	if (g->net->owed && !is_frozen(g))
+		pay(g);
 	if (!bid)
 		return;
 	forget_lost(bid);
@@ -243,7 +264,7 @@ void mc_coll_view_turn(struct mc_coll *g)
 		return;
 	if (bid->phase == PHASE_CHANGE)
 		bid_end(bid, 0);
-	else if (bid->is_refused)
+	else if (bid->is_refused || is_frozen(g))
 		bid_end(bid, 1);
 	else
 		write_down(bid);
@@ -274,7 +295,8 @@ static void bid_begin(void *arg)
 	bid->rc = 1;
 	if (!(bid->was & MC_COLL_BIT(g->rank)))
 		bid->rc = -MC_E_STALE;
-	if (bid->rc < 0 || g->net->bid || gate_holder(g) != 0) {
+	if (bid->rc < 0 || g->net->bid || gate_holder(g) != 0 || is_frozen(g)) {
+		bid->phase = PHASE_DONE;
 		atomic_store_explicit(&bid->state, 1, memory_order_release);
 		return;
 	}
@@ -318,7 +340,7 @@ static void answer_gate(struct mc_coll *g, struct mc_coll_peer *p, uint64_t id)
 	uint32_t holder = gate_holder(g);
 	uint8_t frame[40 + 8 * MC_COLL_RANKS_MAX];
 	struct mc_wr w = mc_wr_make(frame, sizeof(frame));
-	bool is_free = holder == 0 || holder == p->slot + 1;
+	bool is_free = (holder == 0 || holder == p->slot + 1) && !is_frozen(g);
 
 	if (is_free)
 		gate_set(g, p->slot + 1);
@@ -377,6 +399,13 @@ static bool on_change(struct mc_coll_peer *p, uint64_t id, struct mc_rd *r)
 
 	if (gate_holder(g) != p->slot + 1)
 		return true; /* it was given up meanwhile */
+	if (is_frozen(g)) {
+		/* Its maker tells of it with the dead, or is among them. */
+		g->net->owed = 1;
+		g->net->owed_id = id;
+		g->net->owed_slot = p->slot;
+		return true;
+	}
 	if (!mc_coll_view_adopt(g, r) || !mc_rd_is_done(r))
 		return false;
 	mc_wr_u64(&w, id);
@@ -390,11 +419,15 @@ void mc_coll_view_frame(struct mc_coll_peer *p, enum mc_coll_ctl type, const uin
 	struct mc_rd r = mc_rd_make(bytes, len);
 	uint64_t id = mc_rd_u64(&r);
 	struct mc_coll *g = p->coll;
-	bool is_good = !r.is_bad;
+	bool is_good = !r.is_bad, is_cut;
 
-	if (!is_good || p->wire->is_cut) { /* what the dead say does not count */
-		if (!is_good)
-			mc_coll_ctl_lost(p);
+	pthread_mutex_lock(&g->net->lock);
+	is_cut = p->wire->is_cut;
+	pthread_mutex_unlock(&g->net->lock);
+	if (is_cut) /* what the dead say does not count */
+		return;
+	if (!is_good) {
+		mc_coll_ctl_lost(p);
 		return;
 	}
 	switch (type) {
@@ -431,8 +464,13 @@ static int bid_once(struct mc_coll *g, uint64_t add, uint64_t drop, uint64_t dea
 	bid->add = add;
 	bid->drop = drop;
 	mc_loop_call(g->hub->loop, bid_begin, bid);
-	while (!atomic_load_explicit(&bid->state, memory_order_acquire) && rc != -MC_E_TIMEDOUT)
-		rc = mc_futex_wait(&bid->state, 0, deadline_ns);
+	while (!atomic_load_explicit(&bid->state, memory_order_acquire) &&
+	       mc_now_ns() < deadline_ns) {
+		rc = mc_futex_wait(&bid->state, 0,
+				   mc_min(deadline_ns, mc_now_ns() + MC_COLL_LATE_NS));
+		if (rc == -MC_E_TIMEDOUT)
+			mc_coll_net_late(g, mc_coll_active(g) | add);
+	}
 	mc_loop_call(g->hub->loop, bid_leave, bid);
 	if (!atomic_load_explicit(&bid->state, memory_order_acquire))
 		return -MC_E_TIMEDOUT; /* the loop frees it */

@@ -178,6 +178,8 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 	*ret = (struct mc_coll_result){0};
 	if (mc_fork_is_child(g->fork_gen))
 		return -MC_E_FORKED;
+	if (g->net && g->broken == 0)
+		g->broken = atomic_load_explicit(&g->net->broken, memory_order_acquire);
 	if (g->broken)
 		return g->broken;
 	if (atomic_load_explicit(&g->is_aborted, memory_order_acquire))

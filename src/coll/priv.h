@@ -259,12 +259,16 @@ void mc_coll_rest_stop(struct mc_coll *g);
  * it on. @return 0; -MC_E_STALE (this rank is not active in it); -MC_E_TIMEDOUT; -MC_E_CANCELED */
 int mc_coll_view_enter(struct mc_coll *g, uint64_t deadline_ns);
 void mc_coll_view_lose(struct mc_coll *g, uint64_t gone);
+/** The first operation that this rank takes part in, as far as the log reaches back (else 0);
+ * UINT64_MAX: it is in none. */
+uint64_t mc_coll_view_since(struct mc_coll *g);
 /** The last that was written down; NULL: none yet. */
 const struct mc_coll_change *mc_coll_last_change(struct mc_coll *g);
 
 /* ---- round.c: what one rank shows to all, once ---- */
 
 #define MC_COLL_CHUNK (256u << 10)
+#define MC_COLL_AHEAD_NET 8u /* chunks that are on their way while one is reduced */
 
 /** A round that runs; on the stack of the operation's thread. */
 struct mc_coll_round {

@@ -6,7 +6,7 @@
  * mappings stay, here and at the others.
  */
 #include "base/clock.h"
-#include "coll/priv.h"
+#include "coll/net.h"
 #include "coll/shmem.h"
 
 #define REST_NS MC_NS_PER_S
@@ -34,6 +34,8 @@ static bool give_back(struct mc_coll *g)
 {
 	bool is_idle = g->area_seq == g->rest_seq;
 
+	if (g->area_kept == 0)
+		return true;
 	g->rest_seq = g->area_seq;
 	if (!is_idle || !is_unread(g))
 		return false;
@@ -51,6 +53,8 @@ static void on_time(struct mc_timer *t)
 	/* An operation runs: it is not idle, and may wait for others for ever. */
 	if (pthread_mutex_trylock(&g->run_lock) == 0) {
 		is_done = give_back(g);
+		if (g->net && !mc_coll_net_rest(g))
+			is_done = false;
 		pthread_mutex_unlock(&g->run_lock);
 	}
 	if (!is_done)

@@ -242,6 +242,14 @@ static bool is_same_call(const struct mc_coll_call *a, const struct mc_coll_call
 	       a->root == b->root && a->count == b->count;
 }
 
+/* What is reduced is read as far as our own goes: a stranger's call may say anything. */
+static bool is_same_length(const struct mc_coll_round *r, const struct mc_coll_call *theirs)
+{
+	return (r->op->kind != MC_COLL_ALL_REDUCE && r->op->kind != MC_COLL_REDUCE &&
+		r->op->kind != MC_COLL_REDUCE_SCATTER) ||
+	       theirs->len == r->len;
+}
+
 int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks)
 {
 	struct mc_coll *g = r->g;
@@ -255,7 +263,7 @@ int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks)
 	if (rc != MC_COLL_THERE)
 		return rc;
 	theirs = &g->cur[slot]->page->call[r->parity];
-	if (!is_same_call(own, theirs))
+	if (!is_same_call(own, theirs) || (g->net && !is_same_length(r, theirs)))
 		return differ(r, slot, own, theirs);
 	/* It waits for all to be past this round, though they may want none of it. */
 	r->has_read_area |= theirs->len > MC_COLL_SMALL;
@@ -278,6 +286,8 @@ const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot)
 		return r->base;
 	if (p->page->call[r->parity].len <= MC_COLL_SMALL)
 		return p->page->small[r->parity];
+	if (p->wire && p->area_len < p->page->call[r->parity].len)
+		return NULL; /* it says what it did not send */
 	/* acquire: pairs with the release in area_need() */
 	len = atomic_load_explicit(&p->page->area_len, memory_order_acquire);
 	if (p->area_len < len) {

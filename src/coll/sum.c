@@ -195,12 +195,14 @@ static int step(struct sum *s, uint32_t chunk)
 static int run(struct sum *s)
 {
 	struct mc_coll_round *r = s->r;
+	uint32_t ahead = r->g->net ? MC_COLL_AHEAD_NET : 2;
 	uint32_t nsteps = r->nchunks + (s->results ? 1 : 0), chunk = 0;
 	int rc;
 
 	for (;;) {
-		/* One chunk ahead of what is reduced. */
-		while (r->npublished < mc_min(chunk + 2, r->nchunks))
+		/* Ahead of what is reduced: by one chunk, as much as caches hold; over hosts by
+		 * what keeps the connections busy. */
+		while (r->npublished < mc_min(chunk + ahead, r->nchunks))
 			mc_coll_round_publish(r);
 		rc = chunk < nsteps ? step(s, chunk) : mc_coll_round_confirm(r);
 		if (rc == 0 && chunk++ < nsteps)

@@ -19,8 +19,10 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "torch.distributed.tensor", "torch.distributed.fsdp", "mooncake.pg"])
 
 
-def _member(pipe, rank: int) -> None:
+def _member(pipe, rank: int, hosts: int) -> None:
     torch.set_num_threads(1)
+    if hosts:  # that share nothing but loopback
+        os.environ |= {"MC_COLL_HOST": f"host{rank % hosts}", "MC_COLL_IP": "127.0.0.1"}
     while True:
         try:
             job, args = pipe.recv()
@@ -51,10 +53,10 @@ def doom(delay_s: float) -> None:
 
 
 class Crew:
-    """`size` founders in one default group of max(slots, size) slots."""
+    """`size` founders in one default group of max(slots, size) slots. With `hosts` rank i is on host i % hosts."""
 
-    def __init__(self, size: int, slots: int = 0, timeout_s: float = 60):
-        self.size, self.slots, self.timeout_s = size, slots, timeout_s
+    def __init__(self, size: int, slots: int = 0, timeout_s: float = 60, hosts: int = 0):
+        self.size, self.slots, self.timeout_s, self.hosts = size, slots, timeout_s, hosts
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks: dict[int, tuple] = {}
         for rank in range(size):
@@ -63,7 +65,7 @@ class Crew:
 
     def spawn(self, rank: int) -> None:
         ours, theirs = _context.Pipe()
-        process = _context.Process(target=_member, args=(theirs, rank), daemon=True)
+        process = _context.Process(target=_member, args=(theirs, rank, self.hosts), daemon=True)
         process.start()
         theirs.close()
         self._ranks[rank] = (process, ours)
