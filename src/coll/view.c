@@ -359,8 +359,9 @@ int mc_coll_activate(struct mc_coll *g, uint64_t add, uint64_t drop, uint64_t ti
 const struct mc_coll_change *mc_coll_last_change(struct mc_coll *g)
 {
 	struct mc_coll_board *b = atomic_load_explicit(&g->board, memory_order_acquire);
-	uint64_t count = atomic_load_explicit(&b->count, memory_order_acquire);
+	uint64_t count = b ? atomic_load_explicit(&b->count, memory_order_acquire) : 0;
 
+	/* No board yet: the loop asks while the group is being opened. */
 	return count ? &b->log[(count - 1) % MC_COLL_LOG] : NULL;
 }
 
