@@ -232,14 +232,12 @@ static void memory_is_given_back_though_a_rank_took_no_part(void **state)
 {
 	(void)state;
 	world_run(3, 0, has_no_part);
-	world_run_on(3, 3, 0, has_no_part);
 }
 
 static void memory_of_large_operations_is_given_back(void **state)
 {
 	(void)state;
 	world_run(3, 0, rests);
-	world_run_on(3, 3, 0, rests);
 }
 
 /* Nothing is taken from a rank that has not read it yet, however long that takes. */
