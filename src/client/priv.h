@@ -183,7 +183,7 @@ struct mc_cli_view {
 	struct mc_cli_owner **owners; /* in the order in which they came */
 	size_t n, cap;
 	uint64_t version, fetched_ns;
-	bool is_recovering; /* the master waits for owners */
+	bool is_recovering;    /* the master waits for owners */
 	struct mc_place place; /* the same owners, for choices */
 };
 

@@ -247,6 +247,7 @@ void mc_mst_owner_announced(struct mc_master *m, struct mc_mst_owner *o)
 
 void mc_mst_owner_free(struct mc_mst_owner *o)
 {
+	mc_mst_orders_over(o);
 	mc_free(o->rx);
 	mc_free(o->tx);
 	mc_free(o->frees);
@@ -259,7 +260,6 @@ static void owner_unlink(struct mc_master *m, struct mc_mst_owner *o)
 	struct mc_mst_owner **at = bucket_of(m, o->id);
 
 	mc_mst_copies_lost(o);
-	mc_mst_orders_over(o);
 	while (*at != o)
 		at = &(*at)->chain;
 	*at = o->chain;

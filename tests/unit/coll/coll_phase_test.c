@@ -18,7 +18,7 @@
 #include "story.h"
 #include "trap.h"
 
-#define STORES_MAX 400u /* more than any of these makes */
+#define STORES_MAX 400u		      /* more than any of these makes */
 #define ELEMS (5 * MC_COLL_CHUNK / 8) /* two chunks and a half */
 #define JOIN_NS (30 * MC_NS_PER_S)
 
