@@ -60,10 +60,10 @@ static void on_kick(struct mc_task *t)
 {
 	struct mc_coll_net *net = mc_container_of(t, struct mc_coll_net, kick);
 
+	if (net->is_stopped)
+		return; /* and kicked for good */
 	/* acquire: what was to be seen before the kick. Another kick comes for what is after. */
 	(void)atomic_exchange_explicit(&net->is_kicked, false, memory_order_acq_rel);
-	if (net->is_stopped)
-		return;
 	look_after(net->g, atomic_exchange_explicit(&net->late, 0, memory_order_acq_rel));
 	mc_coll_agree_turn(net->g);
 	mc_coll_view_turn(net->g);
@@ -187,6 +187,7 @@ void mc_coll_net_stop(struct mc_coll *g)
 	struct mc_coll_peer *p;
 
 	g->net->is_stopped = true;
+	atomic_store_explicit(&g->net->is_kicked, true, memory_order_release); /* no more of them */
 	mc_coll_view_stop(g);
 	mc_list_each (p, &g->peers, link) {
 		if (!p->wire)
@@ -196,10 +197,16 @@ void mc_coll_net_stop(struct mc_coll *g)
 	}
 }
 
+static void pass(void *arg)
+{
+	(void)arg;
+}
+
 void mc_coll_net_close(struct mc_coll *g)
 {
 	if (!g->net)
 		return;
+	mc_loop_call(g->hub->loop, pass, NULL); /* a kick that was on its way is over */
 	mc_fd_close(&g->net->wake_fd);
 	pthread_mutex_destroy(&g->net->lock);
 	mc_free(g->net);
