@@ -562,7 +562,7 @@ static void descriptors_over_tcp_are_refused_and_break_only_that_connection(void
 struct stream {
 	struct mc_rpc_call call;
 	struct mc_rpc_conn *conn;
-	uint32_t sent, received, total;
+	uint32_t sent, received, total, sent_first;
 	bool is_wrong, is_last_seen;
 };
 
@@ -580,6 +580,14 @@ static void stream_push(struct stream *s)
 	}
 	if (rc < 0 && rc != -MC_E_AGAIN)
 		s->is_wrong = true;
+}
+
+static void stream_push_on_loop(void *arg)
+{
+	struct stream *s = arg;
+
+	stream_push(s);
+	s->sent_first = s->sent;
 }
 
 static void stream_on_room(struct mc_rpc_call *call)
@@ -612,8 +620,9 @@ static void stream_of_megabytes_goes_both_ways_within_its_credit(void **state)
 	s.call.deadline_ns = soon();
 	s.conn = fix_connect(&f, &mc_env_real, NULL);
 	assert_int_equal(mc_rpc_start(s.conn, &s.call), 0);
-	stream_push(&s);
-	assert_int_equal(s.sent, MC_FRAME_CREDIT_START);
+	/* on the loop that reads credit: none can come before the first one is used up */
+	mc_loop_call(f.client_loop, stream_push_on_loop, &s);
+	assert_int_equal(s.sent_first, MC_FRAME_CREDIT_START);
 	assert_int_equal(mc_rpc_wait(s.conn, &s.call), 0);
 	assert_int_equal(s.received, s.total);
 	assert_true(s.is_last_seen);
