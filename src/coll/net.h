@@ -216,8 +216,8 @@ int mc_coll_net_wait(struct mc_coll *g, struct mc_coll_peer *p, uint64_t target,
 		     uint64_t deadline_ns);
 /** All that was shown is on its way. @return 0; -MC_E_TIMEDOUT; -MC_E_CANCELED */
 int mc_coll_net_flush(struct mc_coll *g, uint64_t deadline_ns);
-/** Give memory back that peers' large rounds needed and no round has used for a while. Under
- * run_lock, on the loop. @return false: look again later */
+/** Read what stands in the connections; give memory back that peers' large rounds needed and no
+ * round has used for a while. Under run_lock, on the loop. @return false: look again later */
 bool mc_coll_net_rest(struct mc_coll *g);
 /** Wait until nothing is being agreed on. */
 int mc_coll_net_settle(struct mc_coll *g, uint64_t deadline_ns);

@@ -82,39 +82,6 @@ static int area_room(struct mc_coll_peer *p, uint64_t len)
 	return 0;
 }
 
-/* All of the round that used it last has come, and is over here. */
-static bool is_unused(const struct mc_coll_peer *p)
-{
-	uint64_t seq = p->wire->area_seq, word = atomic_load(&p->page->word);
-	uint64_t len = p->page->call[mc_coll_parity(seq)].len;
-	uint64_t all = 1 + (len + MC_COLL_CHUNK - 1) / MC_COLL_CHUNK;
-
-	if (mc_coll_peer_is_gone(p))
-		return true;
-	return seq >> MC_COLL_ROUND_BITS <= p->coll->op &&
-	       (word >> MC_COLL_STEP_BITS > seq || word >= mc_coll_word(seq, (uint32_t)all));
-}
-
-bool mc_coll_net_rest(struct mc_coll *g)
-{
-	struct mc_coll_peer *p;
-	bool is_done = true;
-
-	mc_list_each (p, &g->peers, link) {
-		if (!p->wire || !p->area)
-			continue;
-		if (p->wire->rest_seq == p->wire->area_seq && is_unused(p)) {
-			mc_coll_shmem_unmap(p->area, p->area_len);
-			p->area = NULL;
-			p->area_len = 0;
-		} else {
-			is_done = false;
-		}
-		p->wire->rest_seq = p->wire->area_seq;
-	}
-	return is_done;
-}
-
 /* The word grows, unless the rank's words are being agreed on. */
 static void commit(struct mc_coll_wire *wire, uint64_t word)
 {
@@ -279,6 +246,48 @@ static bool pull(struct mc_coll_wire *wire)
 	       pull_some(wire, &is_dry))
 		turns++;
 	return turns > 0 || wire->is_data_over;
+}
+
+/* ---- memory that is given back ---- */
+
+/* All of the round that used it last has come, and is over here. */
+static bool is_unused(const struct mc_coll_peer *p)
+{
+	uint64_t seq = p->wire->area_seq, word = atomic_load(&p->page->word);
+	uint64_t len = p->page->call[mc_coll_parity(seq)].len;
+	uint64_t all = 1 + (len + MC_COLL_CHUNK - 1) / MC_COLL_CHUNK;
+
+	if (mc_coll_peer_is_gone(p))
+		return true;
+	return seq >> MC_COLL_ROUND_BITS <= p->coll->op &&
+	       (word >> MC_COLL_STEP_BITS > seq || word >= mc_coll_word(seq, (uint32_t)all));
+}
+
+bool mc_coll_net_rest(struct mc_coll *g)
+{
+	struct mc_coll_peer *p;
+	bool is_done = true;
+
+	/* What the others said since this rank's last operation: nobody else reads it. */
+	for (uint32_t s = 0; s < g->ranks_max; s++) {
+		struct mc_coll_wire *wire = mc_coll_wire_of(g, s);
+
+		if (wire && wire->data_fd >= 0 && !wire->is_data_over)
+			(void)pull(wire);
+	}
+	mc_list_each (p, &g->peers, link) {
+		if (!p->wire || !p->area)
+			continue;
+		if (p->wire->rest_seq == p->wire->area_seq && is_unused(p)) {
+			mc_coll_shmem_unmap(p->area, p->area_len);
+			p->area = NULL;
+			p->area_len = 0;
+		} else {
+			is_done = false;
+		}
+		p->wire->rest_seq = p->wire->area_seq;
+	}
+	return is_done;
 }
 
 /* ---- waiting ---- */

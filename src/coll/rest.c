@@ -52,8 +52,9 @@ static void on_time(struct mc_timer *t)
 
 	/* An operation runs: it is not idle, and may wait for others for ever. */
 	if (pthread_mutex_trylock(&g->run_lock) == 0) {
-		is_done = give_back(g);
-		if (g->net && !mc_coll_net_rest(g))
+		/* First: over hosts it brings the others' words. */
+		is_done = !g->net || mc_coll_net_rest(g);
+		if (!give_back(g))
 			is_done = false;
 		pthread_mutex_unlock(&g->run_lock);
 	}
