@@ -179,13 +179,20 @@ class Makers(Pythons):
             report.notes.append("open mpi: cannot be installed here, so its column is missing.")
 
     def make_wide(self, name: str, network: rails.Network) -> Column:
-        """Two ranks through torch, each in a namespace."""
+        """Two ranks, each in a namespace."""
+        if name == CORE:
+            return self.make_core("wide", inside(network, "ab"))
         env = {**os.environ, "PYTHONPATH": str(self.package), "GLOO_SOCKET_IFNAME": network.device(0)}
         home = tempfile.mkdtemp(dir=self.folder)
         worker = [str(HERE / "coll_worker.py"), LIBRARIES[name], "SOCKET"]
-        argvs = [["ip", "netns", "exec", ns, self.python, "-P", *worker, str(r), "2", home]
-                 for r, ns in enumerate((network.a, network.b))]  # fmt: skip
+        argvs = [[*prefix, self.python, "-P", *worker, str(r), "2", home] for r, prefix in enumerate(inside(network, "ab"))]
         return Column(name, 2, self.folder, argvs, env, self.log)
+
+    def make_core(self, name: str, prefixes: list[list[str]]) -> Column:
+        """A rank in C for each prefix of its command; they are not pinned."""
+        ranks = len(prefixes)
+        argvs = [[*prefix, *self.core_argv(r, ranks, name)] for r, prefix in enumerate(prefixes)]
+        return Column(CORE, ranks, self.folder, argvs, dict(os.environ), self.log)
 
     def make(self, name: str, ranks: int) -> Column:
         env = {**os.environ, "PYTHONPATH": str(self.package), "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -224,6 +231,11 @@ def torch_python(ctx: Context, report: Report) -> str | None:
             return python
     report.notes.append("ours through torch, gloo: no torch in this interpreter, so their columns are missing.")
     return None
+
+
+def inside(network: rails.Network, places: str) -> list[list[str]]:
+    """How a command begins that runs in the namespaces of these letters."""
+    return [["ip", "netns", "exec", getattr(network, place)] for place in places]
 
 
 # ---- operations ----
@@ -290,16 +302,15 @@ def ratio(a: float | None, b: float | None) -> str:
 
 def wide(ctx: Context, report: Report, makers: Makers) -> None:
     """Ours and Gloo between two network namespaces that one veth pair joins."""
-    why = rails.missing_tool()
-    if why or OURS not in makers.names:
-        report.notes.append(f"between two namespaces: {why or 'ours through torch cannot run here'}, so that table is missing.")
+    if OURS not in makers.names:
+        report.notes.append("between two namespaces: ours through torch cannot run here, so that table is missing.")
         return
     wanted = [c for c in cases(ctx.is_quick) if c.ranks == 2 and c.kind in ("all_reduce", "all_gather", "barrier", "p2p")]
     rows: dict[tuple[Case, str], list[dict[str, float]]] = {}
     ctx.progress.phase("coll: between namespaces", ctx.reps * len(wanted))
     with rails.Network(1, None) as network, contextlib.ExitStack() as stack:
         columns = []
-        for name in (OURS, GLOO):
+        for name in (OURS, CORE, GLOO):
             columns.append(makers.make_wide(name, network))
             stack.callback(columns[-1].close)
         measure(ctx, columns, wanted, rows)
@@ -308,10 +319,10 @@ def wide(ctx: Context, report: Report, makers: Makers) -> None:
     def middle(case: Case, name: str, metric: str) -> float:
         return statistics.median(row[metric] for row in rows[case, name])
 
-    table = Table("Between two network namespaces over TCP, through torch: microseconds, min / p50 / p99",
-                  ["case", OURS, GLOO, f"{OURS} / {GLOO}"], [])  # fmt: skip
+    table = Table("Between two network namespaces over TCP: microseconds, min / p50 / p99",
+                  ["case", OURS, CORE, GLOO, f"{OURS} / {GLOO}"], [])  # fmt: skip
     for case in wanted:
-        cells = [" / ".join(number_text(middle(case, n, m)) for m in ("min_us", P50, "p99_us")) for n in (OURS, GLOO)]
+        cells = [" / ".join(number_text(middle(case, n, m)) for m in ("min_us", P50, "p99_us")) for n in (OURS, CORE, GLOO)]
         ours, gloo = middle(case, OURS, P50), middle(case, GLOO, P50)
         table.rows.append([str(case), *cells, ratio(ours, gloo)])
         report.verdicts.append(judge(f"{case}, two namespaces", Bound(OURS, P50, "<=", 1, (GLOO,)), ours, gloo))
@@ -349,13 +360,20 @@ def memory(ctx: Context, report: Report, makers: Makers) -> None:
     report.verdicts.append(judge("memory", bound, max(steps[0][1], steps[2][1]) / MIB))
 
 
-def deaths(ctx: Context, report: Report, makers: Makers) -> None:
+class Deaths(NamedTuple):
+    """What survivors of kills, and those that came in place of the dead, had to wait for, in ms."""
+
+    where: str
+    lost: list[float]
+    back: list[float]
+
+
+def kill_again_and_again(ctx: Context, makers: Makers, where: str, prefixes: list[list[str]]) -> Deaths:
     """Rank 2 of 3 is killed in a stream of operations, and replaced, again and again."""
     count = 3 if ctx.is_quick else KILLS
-    ctx.progress.phase("coll: kills", count)
-    env = dict(os.environ)
-    column = Column(CORE, 3, makers.folder, [makers.core_argv(r, 3, "kills") for r in range(3)], env, makers.log)
-    lost_ms, back_ms = [], []
+    ctx.progress.phase(f"coll: kills {where}", count)
+    column = makers.make_core("kills", prefixes)
+    out = Deaths(where, [], [])
     try:
         for i in range(count):
             ctx.progress.step(f"kill {i + 1}")
@@ -366,30 +384,43 @@ def deaths(ctx: Context, report: Report, makers: Makers) -> None:
             victim = column.procs[2]
             at_ns = time.monotonic_ns()
             victim.kill()
-            lost_ms += [(int(column.lines[r].readline()) - at_ns) / 1e6 for r in (0, 1)]
+            out.lost.extend((int(column.lines[r].readline()) - at_ns) / 1e6 for r in (0, 1))
             victim.wait()
-            argv = [a.replace("SOCKET", column.path) for a in makers.core_argv(2, 0, "kills")]
+            argv = [a.replace("SOCKET", column.path) for a in [*prefixes[2], *makers.core_argv(2, 0, "kills")]]
             column.procs[2] = subprocess.Popen(argv, stdout=makers.log, stderr=makers.log, start_new_session=True)
             column.accept()
             column.lines[2].write(" ".join(column.addresses) + "\n")
             column.lines[2].flush()
             column.ask([0], "activate 2")
-            back_ms.append(int(column.lines[2].readline()) / 1e6)
+            out.back.append(int(column.lines[2].readline()) / 1e6)
     except (OSError, ValueError) as error:
-        raise BenchError(f"after {len(lost_ms) // 2} kills: {error}") from None
+        raise BenchError(f"{where}, after {len(out.lost) // 2} kills: {error}") from None
     finally:
         ctx.progress.clear()
         column.close()
-    table = Table(f"{count} x SIGKILL of one of 3 ranks in a stream of all_reduce 4 KiB, and a new process in its place",
+    return out
+
+
+def deaths(ctx: Context, report: Report, makers: Makers) -> None:
+    found = [(kill_again_and_again(ctx, makers, "on one host", [[]] * 3), 100, 500)]
+    why = rails.missing_tool()
+    if why:
+        report.notes.append(f"kills over two hosts: {why}, so those rows are missing.")
+    else:
+        with rails.Network(1, None) as network:
+            # The one that dies shares its host with nobody, so its death has to be told over the network.
+            found.append((kill_again_and_again(ctx, makers, "over two hosts", inside(network, "aab")), 1000, 1000))
+    table = Table(f"{len(found[0][0].back)} x SIGKILL of one of 3 ranks in a stream of all_reduce 4 KiB, and a new process in its place",
                   ["what", "p50 ms", "p99 ms"], [])  # fmt: skip
-    for what, values, p50, p99 in (("survivor's next result", lost_ms, 100, 500), ("open and join, until active", back_ms, 500, 500)):
-        values.sort()
-        figures = {"p50 ms": statistics.median(values), "p99 ms": values[len(values) * 99 // 100]}
-        table.rows.append([what, *(number_text(v) for v in figures.values())])
-        for metric, limit in (("p50 ms", p50), ("p99 ms", p99)):
-            report.verdicts.append(judge(what, Bound(CORE, metric, "<=", offset=limit), figures[metric]))
+    for one, p50, p99 in found:
+        for what, values, limits in (("survivor's next result", one.lost, (p50, p99)), ("open and join, until active", one.back, (500, 500))):
+            values.sort()
+            figures = {"p50 ms": statistics.median(values), "p99 ms": values[len(values) * 99 // 100]}
+            table.rows.append([f"{what}, {one.where}", *(number_text(v) for v in figures.values())])
+            for metric, limit in zip(figures, limits):
+                report.verdicts.append(judge(f"{what}, {one.where}", Bound(CORE, metric, "<=", offset=limit), figures[metric]))
+        report.raw.append({"kills": one.where, "lost_ms": one.lost, "back_ms": one.back})
     report.tables.append(table)
-    report.raw.append({"lost_ms": lost_ms, "back_ms": back_ms})
 
 
 @contextlib.contextmanager
@@ -407,7 +438,10 @@ def run(ctx: Context) -> Report:
         makers = Makers(ctx, folder, report)
         try:
             speed(ctx, report, makers)
-            wide(ctx, report, makers)
+            if why := rails.missing_tool():
+                report.notes.append(f"between two namespaces: {why}, so that table is missing.")
+            else:
+                wide(ctx, report, makers)
             memory(ctx, report, makers)
             deaths(ctx, report, makers)
         finally:
