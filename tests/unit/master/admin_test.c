@@ -58,7 +58,6 @@ static void site_close(struct site *s)
 {
 	mc_http_client_close(s->client);
 	mc_master_admin_close(s->admin);
-	fo_close(&s->o);
 	fix_close(&s->f);
 	mc_free(s);
 }

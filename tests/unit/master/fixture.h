@@ -31,6 +31,9 @@
 #define SOON_NS (10 * MC_NS_PER_S) /* far above what anything here takes */
 #define FIX_NOTES_MAX 256u
 #define FIX_BUF (1u << 20)
+#define FIX_OWNERS_MAX 8u
+
+struct fix_owner;
 
 struct fix {
 	struct mc_loop *loop, *side, *client_loop;
@@ -40,6 +43,8 @@ struct fix {
 	struct mc_addr at;
 	char dir[64];
 	uint8_t *buf;
+	struct fix_owner *owners[FIX_OWNERS_MAX]; /* fix_close() closes them */
+	unsigned nowners;
 };
 
 /* ---- life ---- */
@@ -96,24 +101,10 @@ static inline void fix_open(struct fix *f)
 	assert_int_equal(mc_loop_start(f->client_loop), 0);
 }
 
-static inline void fix_close(struct fix *f)
+/* As most tests begin. */
+static inline void fix_run(struct fix *f)
 {
-	static const char *const files[] = {"state", "tombstones", "new"};
-	char path[128];
-
-	fix_stop(f);
-	mc_loop_close(f->client_loop);
-	mc_free(f->buf);
-	for (size_t i = 0; i < MC_ARRAY_LEN(files); i++) {
-		(void)snprintf(path, sizeof(path), "%s/%s", f->dir, files[i]);
-		(void)unlink(path);
-	}
-	assert_int_equal(rmdir(f->dir), 0);
-}
-
-static inline void fix_restart(struct fix *f)
-{
-	fix_stop(f);
+	fix_open(f);
 	fix_start(f);
 }
 
@@ -188,6 +179,15 @@ static inline int32_t fix_lookup(struct fix *f, const char *key, struct mc_st_ob
 	mc_st_object_decode(&r, ret);
 	assert_true(mc_rd_is_done(&r));
 	return ret->status;
+}
+
+/* What the master says of an object that is there. */
+static inline struct mc_st_object fix_find(struct fix *f, const char *key)
+{
+	struct mc_st_object obj;
+
+	assert_int_equal(fix_lookup(f, key, &obj), 0);
+	return obj;
 }
 
 static inline Mc__St__JoinReply *fix_join(struct fix *f, struct mc_pb_arena *arena, uint32_t gens)
@@ -481,9 +481,18 @@ static inline void fo_expect_free(struct fix_owner *o, uint64_t addr, uint64_t g
 	fo_expect_place(o, MC_ST_NOTE_FREE, addr, gen);
 }
 
+/* It is told to free this slot first of all, and does. */
+static inline void fo_frees(struct fix_owner *o, uint64_t addr, uint64_t gen)
+{
+	fo_expect_free(o, addr, gen);
+	fo_freed(o, addr, gen);
+}
+
 static inline void fo_init(struct fix_owner *o, struct fix *f, uint64_t id)
 {
 	memset(o, 0, sizeof(*o));
+	assert_true(f->nowners < FIX_OWNERS_MAX);
+	f->owners[f->nowners++] = o;
 	o->f = f;
 	o->id = id;
 	o->incarnation = id * 1000 + 1;
@@ -544,20 +553,73 @@ static inline void fo_stop(struct fix_owner *o)
 	o->conn = NULL;
 }
 
+/* It comes, and is to announce all it has. */
+static inline void fo_start_anew(struct fix_owner *o)
+{
+	fo_start(o);
+	assert_int_equal(fo_welcomed(o), 0);
+}
+
 /* A new owner that has nothing. */
 static inline void fo_open(struct fix_owner *o, struct fix *f, uint64_t id)
 {
 	fo_init(o, f, id);
-	fo_start(o);
-	assert_int_equal(fo_welcomed(o), 0);
+	fo_start_anew(o);
 	fo_note(o, MC_ST_NOTE_HAS_ALL, NULL, 0);
 }
 
-static inline void fo_close(struct fix_owner *o)
+/* ---- both ---- */
+
+/* The master is killed and comes again; its owners' streams break and stay so. */
+static inline void fix_restart(struct fix *f)
 {
-	fo_stop(o);
-	pthread_mutex_destroy(&o->lock);
-	pthread_cond_destroy(&o->cond);
+	for (unsigned i = 0; i < f->nowners; i++)
+		fo_stop(f->owners[i]);
+	fix_stop(f);
+	fix_start(f);
+}
+
+static inline void fix_close(struct fix *f)
+{
+	static const char *const files[] = {"state", "tombstones", "new"};
+	char path[128];
+
+	for (unsigned i = 0; i < f->nowners; i++) {
+		fo_stop(f->owners[i]);
+		pthread_mutex_destroy(&f->owners[i]->lock);
+		pthread_cond_destroy(&f->owners[i]->cond);
+	}
+	fix_stop(f);
+	mc_loop_close(f->client_loop);
+	mc_free(f->buf);
+	for (size_t i = 0; i < MC_ARRAY_LEN(files); i++) {
+		(void)snprintf(path, sizeof(path), "%s/%s", f->dir, files[i]);
+		(void)unlink(path);
+	}
+	assert_int_equal(rmdir(f->dir), 0);
+}
+
+static inline void fix_run_one(struct fix *f, struct fix_owner *o)
+{
+	fix_run(f);
+	fo_open(o, f, 5);
+}
+
+static inline void fix_run_two(struct fix *f, struct fix_owner *a, struct fix_owner *b)
+{
+	fix_run_one(f, a);
+	fo_open(b, f, 6);
+}
+
+/* It is removed from its only owner, which is told so first of all. */
+static inline void fix_remove(struct fix *f, const char *key, struct fix_owner *o, uint64_t addr,
+			      uint64_t gen)
+{
+	struct fix_later later;
+
+	fix_remove_later(f, &later, key);
+	fo_frees(o, addr, gen);
+	assert_int_equal(fix_removed(f, &later), 0);
 }
 
 /* Ask again until the answer is there: what an owner said takes its way. */

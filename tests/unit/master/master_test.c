@@ -1,5 +1,5 @@
 /*
- * master_test.c: clients and owners of a master, over real sockets; its restarts.
+ * master_test.c: clients and owners of a master, over real sockets. Its restarts: recover_test.c.
  */
 #include "fixture.h"
 
@@ -14,8 +14,7 @@ static void join_gives_generations_that_no_later_master_gives(void **state)
 	struct fix f;
 
 	mc_pb_arena_init(&arena, mem, sizeof(mem));
-	fix_open(&f);
-	fix_start(&f);
+	fix_run(&f);
 	r = fix_join(&f, &arena, 100);
 	assert_int_equal(r->ngens, 100);
 	assert_int_equal(r->first_gen >> 40, r->epoch);
@@ -56,8 +55,7 @@ static void view_shows_owners_that_take_puts(void **state)
 	struct fix f;
 
 	mc_pb_arena_init(&arena, mem, sizeof(mem));
-	fix_open(&f);
-	fix_start(&f);
+	fix_run(&f);
 	r = view(&f, &arena, 0);
 	assert_int_equal(r->n_owners, 0);
 	fo_open(&o, &f, 5);
@@ -77,7 +75,6 @@ static void view_shows_owners_that_take_puts(void **state)
 		assert_true(mc_now_ns() < end);
 	} while (r->n_owners == 0);
 	assert_false(r->owners[0]->takes_puts);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -91,9 +88,7 @@ static void committed_object_is_looked_up_until_its_owner_freed_it(void **state)
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_lookup(&f, "k", &obj), MC_STORE_OBJECT_NOT_FOUND);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0); /* said again */
@@ -108,7 +103,6 @@ static void committed_object_is_looked_up_until_its_owner_freed_it(void **state)
 	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND);
 	fo_freed(&o, 4096, 11);
 	assert_int_equal(fix_removed(&f, &later), 0);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -120,17 +114,13 @@ static void late_put_is_answered_when_its_slot_is_freed(void **state)
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	fix_commit_later(&f, &later, "k", 12, 5, 8192, 0);
-	fo_expect_free(&o, 8192, 12);
-	fo_freed(&o, 8192, 12);
+	fo_frees(&o, 8192, 12);
 	c = fix_committed_later(&f, &later);
 	assert_int_equal(c.status, MC_STORE_OBJECT_ALREADY_EXISTS);
 	assert_int_equal(c.gen, 11);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -138,14 +128,11 @@ static void late_put_is_answered_when_its_slot_is_freed(void **state)
 static void upsert_is_answered_when_the_old_slot_is_freed(void **state)
 {
 	struct mc_st_committed c;
-	struct mc_st_object obj;
 	struct fix_later later;
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	c = fix_commit(&f, "k", 10, 5, 8192, MC_ST_COMMIT_UPSERT);
 	assert_int_equal(c.status, MC_STORE_INVALID_VERSION);
@@ -155,9 +142,7 @@ static void upsert_is_answered_when_the_old_slot_is_freed(void **state)
 	assert_int_equal(fix_exist(&f, "k"), MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
 	fo_freed(&o, 4096, 11);
 	assert_int_equal(fix_committed_later(&f, &later).status, 0);
-	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
-	assert_int_equal(obj.gen, 12);
-	fo_close(&o);
+	assert_int_equal(fix_find(&f, "k").gen, 12);
 	fix_close(&f);
 	(void)state;
 }
@@ -170,15 +155,12 @@ static void upsert_that_was_removed_while_it_waited_stays_removed(void **state)
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	fix_commit_later(&f, &upsert, "k", 12, 5, 8192, MC_ST_COMMIT_UPSERT);
 	fo_expect_free(&o, 4096, 11);
 	fix_remove_later(&f, &removed, "k");
-	fo_expect_free(&o, 8192, 12);
-	fo_freed(&o, 8192, 12);
+	fo_frees(&o, 8192, 12);
 	fo_freed(&o, 4096, 11);
 	assert_int_equal(fix_committed_later(&f, &upsert).status, 0);
 	assert_int_equal(fix_removed(&f, &removed), 0);
@@ -186,7 +168,6 @@ static void upsert_that_was_removed_while_it_waited_stays_removed(void **state)
 	c = fix_commit(&f, "k", 12, 5, 8192, MC_ST_COMMIT_UPSERT); /* its answer was lost */
 	assert_int_equal(c.status, MC_STORE_REPLICA_IS_GONE);
 	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -194,13 +175,10 @@ static void upsert_that_was_removed_while_it_waited_stays_removed(void **state)
 static void put_waits_for_the_frees_of_its_key(void **state)
 {
 	struct fix_later removed, put;
-	struct mc_st_object obj;
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	fix_remove_later(&f, &removed, "k");
 	fo_expect_free(&o, 4096, 11);
@@ -209,9 +187,7 @@ static void put_waits_for_the_frees_of_its_key(void **state)
 	fo_freed(&o, 4096, 11);
 	assert_int_equal(fix_removed(&f, &removed), 0);
 	assert_int_equal(fix_committed_later(&f, &put).status, 0);
-	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
-	assert_int_equal(obj.gen, 10);
-	fo_close(&o);
+	assert_int_equal(fix_find(&f, "k").gen, 10);
 	fix_close(&f);
 	(void)state;
 }
@@ -230,15 +206,12 @@ static void commit_of_a_slot_of_another_life_is_refused(void **state)
 	struct fix f;
 	size_t len;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	mc_wr_u32(&w, 1);
 	mc_st_commit_encode(&w, &c);
 	assert_int_equal(fix_call(&f, MC_ST_COMMIT, req, mc_wr_len(&w), &len), 0);
 	assert_int_equal(fix_committed(f.buf, len).status, MC_STORE_REPLICA_IS_GONE);
 	assert_int_equal(fix_commit(&f, "k", 11, 6, 64, 0).status, MC_STORE_REPLICA_IS_GONE);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -248,17 +221,13 @@ static void slot_that_was_never_committed_is_freed_and_cannot_be_later(void **st
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_commit(&f, "known", 11, 5, 4096, 0).status, 0);
 	fo_has(&o, MC_ST_NOTE_CHECK, "known", 11, 4096);
 	fo_has(&o, MC_ST_NOTE_CHECK, "lost", 12, 8192);
-	fo_expect_free(&o, 8192, 12);
-	fo_freed(&o, 8192, 12);
+	fo_frees(&o, 8192, 12);
 	assert_int_equal(fix_commit(&f, "lost", 12, 5, 8192, 0).status, MC_STORE_REPLICA_IS_GONE);
 	assert_int_equal(fix_exist(&f, "known"), 0);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -270,17 +239,13 @@ static void owner_without_room_gets_frees_or_is_told_that_there_is_none(void **s
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	fo_space(&o, MC_ST_NOTE_WANT, 1000, 50);
 	(void)fo_expect(&o, MC_ST_NOTE_NO_ROOM);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	fo_space(&o, MC_ST_NOTE_WANT, 1000, 50);
-	fo_expect_free(&o, 4096, 11);
-	fo_freed(&o, 4096, 11);
+	fo_frees(&o, 4096, 11);
 	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -291,135 +256,14 @@ static void owner_that_still_announces_is_not_told_that_there_is_no_room(void **
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
+	fix_run(&f);
 	fo_init(&o, &f, 5);
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
+	fo_start_anew(&o);
 	fo_space(&o, MC_ST_NOTE_WANT, 800, 50);
 	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 4096);
 	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fo_expect_free(&o, 4096, 11);
-	fo_freed(&o, 4096, 11);
+	fo_frees(&o, 4096, 11);
 	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
-	fo_close(&o);
-	fix_close(&f);
-	(void)state;
-}
-
-/* ---- restarts ---- */
-
-static void restarted_master_serves_what_owners_announce(void **state)
-{
-	struct mc_st_object obj;
-	struct fix_owner o;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
-	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
-	fo_stop(&o);
-	fix_restart(&f);
-	/* It does not know yet: neither that there is something, nor that there is nothing. */
-	assert_int_equal(fix_exist(&f, "k"), MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
-	assert_int_equal(fix_exist(&f, "none"), MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
-	assert_int_equal(fix_commit(&f, "k", 12, 5, 8192, 0).status,
-			 MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
-	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 4096);
-	fix_until(&f, "k", 0);
-	assert_int_equal(fix_exist(&f, "none"), MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
-	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fix_until(&f, "none", MC_STORE_OBJECT_NOT_FOUND);
-	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
-	assert_int_equal(obj.gen, 11);
-	fo_close(&o);
-	fix_close(&f);
-	(void)state;
-}
-
-static void restart_with_a_free_under_way_does_not_bring_the_object_back(void **state)
-{
-	struct fix_later later;
-	struct fix_owner o;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
-	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
-	fo_stop(&o);
-	/* Nobody frees it: the answer is a tombstone. */
-	fix_remove_later(&f, &later, "k");
-	assert_int_equal(fix_removed(&f, &later), 0);
-	fix_restart(&f);
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
-	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 4096);
-	fo_expect_free(&o, 4096, 11);
-	fo_freed(&o, 4096, 11);
-	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
-	fo_close(&o);
-	fix_close(&f);
-	(void)state;
-}
-
-static void highest_generation_announced_wins(void **state)
-{
-	struct mc_st_object obj;
-	struct fix_owner a, b;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&a, &f, 5);
-	fo_open(&b, &f, 6);
-	fo_stop(&a);
-	fo_stop(&b);
-	fix_restart(&f);
-	fo_start(&a);
-	fo_start(&b);
-	assert_int_equal(fo_welcomed(&a), 0);
-	assert_int_equal(fo_welcomed(&b), 0);
-	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
-	fix_until(&f, "k", 0);
-	fo_has(&b, MC_ST_NOTE_HAS, "k", 12, 8192);
-	fo_expect_free(&a, 4096, 11);
-	fo_freed(&a, 4096, 11);
-	fo_note(&a, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fo_note(&b, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fix_until(&f, "none", MC_STORE_OBJECT_NOT_FOUND);
-	fix_until(&f, "k", 0);
-	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
-	assert_int_equal(obj.gen, 12);
-	fo_close(&a);
-	fo_close(&b);
-	fix_close(&f);
-	(void)state;
-}
-
-static void master_with_an_older_epoch_than_an_owner_begins_a_later_one(void **state)
-{
-	_Alignas(16) uint8_t mem[1024];
-	struct mc_pb_arena arena;
-	struct fix_owner o;
-	struct fix f;
-
-	mc_pb_arena_init(&arena, mem, sizeof(mem));
-	fix_open(&f);
-	fix_start(&f);
-	fo_init(&o, &f, 5);
-	o.epoch = 70;
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
-	assert_int_equal(o.epoch, 71);
-	assert_int_equal(fix_join(&f, &arena, 1)->epoch, 71);
-	fix_restart(&f);
-	assert_int_equal(fix_join(&f, &arena, 1)->epoch, 72);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -432,9 +276,7 @@ static void broken_stream_goes_on_where_it_was(void **state)
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	fo_space(&o, MC_ST_NOTE_SPACE, 100, 0);
 	fix_remove_later(&f, &later, "k");
@@ -445,14 +287,12 @@ static void broken_stream_goes_on_where_it_was(void **state)
 	fo_expect_free(&o, 4096, 11);	      /* again: it was not acknowledged */
 	fo_freed(&o, 4096, 11);
 	assert_int_equal(fix_removed(&f, &later), 0);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
 
 static void lost_owner_is_dropped_and_adopted_when_it_comes_back(void **state)
 {
-	struct mc_st_object obj;
 	struct fix_owner o;
 	struct fix f;
 
@@ -464,21 +304,17 @@ static void lost_owner_is_dropped_and_adopted_when_it_comes_back(void **state)
 	fo_stop(&o);
 	assert_int_equal(fix_exist(&f, "k"), 0); /* suspect: its objects are still named */
 	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
+	fo_start_anew(&o);
 	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 4096);
 	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
 	fix_until(&f, "k", 0);
-	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
-	assert_int_equal(obj.gen, 11);
-	fo_close(&o);
+	assert_int_equal(fix_find(&f, "k").gen, 11);
 	fix_close(&f);
 	(void)state;
 }
 
 static void what_was_put_anew_while_an_owner_was_away_stays(void **state)
 {
-	struct mc_st_object obj;
 	struct fix_owner a, b;
 	struct fix f;
 
@@ -492,14 +328,10 @@ static void what_was_put_anew_while_an_owner_was_away_stays(void **state)
 	fo_open(&b, &f, 6);
 	fo_space(&b, MC_ST_NOTE_SPACE, 0, 0);
 	assert_int_equal(fix_commit(&f, "k", 7, 6, 8192, 0).status, 0);
-	fo_start(&a);
-	assert_int_equal(fo_welcomed(&a), 0);
+	fo_start_anew(&a);
 	fo_has(&a, MC_ST_NOTE_HAS, "k", 105, 4096);
 	fo_expect_free(&a, 4096, 105);
-	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
-	assert_int_equal(obj.gen, 7);
-	fo_close(&a);
-	fo_close(&b);
+	assert_int_equal(fix_find(&f, "k").gen, 7);
 	fix_close(&f);
 	(void)state;
 }
@@ -509,16 +341,12 @@ static void new_life_of_an_owner_ends_what_the_old_one_had(void **state)
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	fo_stop(&o);
 	o.incarnation++;
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
+	fo_start_anew(&o);
 	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -528,249 +356,18 @@ static void owner_that_leaves_is_forgotten(void **state)
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	assert_int_equal(mc_rpc_call_send(o.conn, o.call.id, "", 0, true), 0);
 	assert_int_equal(fo_end(&o), 0);
 	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND);
 	fix_restart(&f);
 	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND); /* nobody to wait for */
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
 
 /* ---- what strangers say ---- */
-
-/* What the simulator found: each of these lost an acknowledged object, or brought an old one back.
- */
-
-static void commit_at_an_owner_that_has_not_announced_is_to_be_repeated(void **state)
-{
-	struct fix_owner a, b;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&a, &f, 5);
-	fo_open(&b, &f, 6);
-	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
-	fo_stop(&a);
-	fo_stop(&b);
-	fix_restart(&f);
-	fo_start(&a);
-	assert_int_equal(fo_welcomed(&a), 0);
-	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
-	fo_note(&a, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fix_until(&f, "k", 0);
-	/* Were it refused, its writer would give up what the master takes in a moment later. */
-	assert_int_equal(fix_commit(&f, "k", 12, 6, 8192, 0).status,
-			 MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
-	fo_start(&b);
-	assert_int_equal(fo_welcomed(&b), 0);
-	fo_note(&b, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fix_until(&f, "none", MC_STORE_OBJECT_NOT_FOUND);
-	fo_close(&a);
-	fo_close(&b);
-	fix_close(&f);
-	(void)state;
-}
-
-static void refused_commit_is_not_taken_in_when_its_owner_comes(void **state)
-{
-	struct fix_owner o;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	assert_int_equal(fix_commit(&f, "k", 12, 5, 8192, 0).status, MC_STORE_REPLICA_IS_GONE);
-	fo_open(&o, &f, 5);
-	fo_has(&o, MC_ST_NOTE_HAS, "k", 12, 8192);
-	fo_expect_free(&o, 8192, 12);
-	assert_int_equal(fix_exist(&f, "k"), MC_STORE_OBJECT_NOT_FOUND);
-	fo_close(&o);
-	fix_close(&f);
-	(void)state;
-}
-
-static void remove_waits_until_all_owners_have_announced(void **state)
-{
-	struct fix_later removed;
-	struct fix_owner a, b;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&a, &f, 5);
-	fo_open(&b, &f, 6);
-	fo_stop(&a);
-	fo_stop(&b);
-	fix_restart(&f);
-	fo_start(&a);
-	assert_int_equal(fo_welcomed(&a), 0);
-	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
-	fix_until(&f, "k", 0);
-	fix_remove_later(&f, &removed, "k"); /* b may have a newer one */
-	assert_int_equal(fix_removed(&f, &removed), MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
-	fo_close(&a);
-	fo_close(&b);
-	fix_close(&f);
-	(void)state;
-}
-
-static void upsert_that_was_taken_in_before_its_commit_covers_what_is_away(void **state)
-{
-	struct fix_owner a, b;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&a, &f, 5);
-	fo_open(&b, &f, 6);
-	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
-	fo_stop(&a);
-	fo_stop(&b);
-	fix_restart(&f);
-	fo_start(&b);
-	assert_int_equal(fo_welcomed(&b), 0);
-	fo_has(&b, MC_ST_NOTE_HAS, "k", 12, 8192);
-	fix_until(&f, "k", 0);
-	assert_int_equal(fix_commit(&f, "k", 12, 6, 8192, MC_ST_COMMIT_UPSERT).status, 0);
-	fo_stop(&b);
-	fix_restart(&f);
-	fo_start(&a); /* before b */
-	assert_int_equal(fo_welcomed(&a), 0);
-	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
-	fo_expect_free(&a, 4096, 11);
-	fo_close(&a);
-	fo_close(&b);
-	fix_close(&f);
-	(void)state;
-}
-
-static void commit_of_what_a_restart_freed_is_refused(void **state)
-{
-	struct fix_later removed;
-	struct fix_owner o;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
-	assert_int_equal(fix_commit(&f, "k", 12, 5, 4096, MC_ST_COMMIT_UPSERT).status, 0);
-	fo_stop(&o);
-	fix_restart(&f);
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
-	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 8192); /* its commit is still to come */
-	fo_has(&o, MC_ST_NOTE_HAS, "k", 12, 4096);
-	fo_expect_free(&o, 8192, 11);
-	fo_freed(&o, 8192, 11);
-	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fix_until(&f, "none", MC_STORE_OBJECT_NOT_FOUND);
-	fix_remove_later(&f, &removed, "k");
-	fo_expect_free(&o, 4096, 12);
-	fo_freed(&o, 4096, 12);
-	assert_int_equal(fix_removed(&f, &removed), 0);
-	assert_int_equal(fix_commit(&f, "k", 11, 5, 8192, MC_ST_COMMIT_UPSERT).status,
-			 MC_STORE_REPLICA_IS_GONE);
-	fo_close(&o);
-	fix_close(&f);
-	(void)state;
-}
-
-/* The master before may have had its bytes freed: only what was announced is published. */
-static void commit_of_an_earlier_life_publishes_what_was_announced(void **state)
-{
-	const uint64_t seen = (1ull << 40) | 7, unseen = (1ull << 40) | 8;
-	struct mc_st_object obj;
-	struct fix_owner o;
-	struct fix f;
-
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
-	fo_stop(&o);
-	fix_restart(&f);
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
-	fo_has(&o, MC_ST_NOTE_HAS, "seen", seen, 4096);
-	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fix_until(&f, "none", MC_STORE_OBJECT_NOT_FOUND);
-	assert_int_equal(fix_commit(&f, "seen", seen, 5, 4096, 0).status, 0);
-	assert_int_equal(fix_lookup(&f, "seen", &obj), 0);
-	assert_int_equal(obj.nreplicas, 1);
-	assert_int_equal(fix_commit(&f, "unseen", unseen, 5, 8192, 0).status,
-			 MC_STORE_INVALID_VERSION);
-	assert_int_equal(fix_lookup(&f, "unseen", &obj), MC_STORE_OBJECT_NOT_FOUND);
-	fo_close(&o);
-	fix_close(&f);
-	(void)state;
-}
-
-static void tombstone_of_a_late_put_spares_the_object_that_was_first(void **state)
-{
-	struct fix_later late;
-	struct mc_st_object obj;
-	struct fix_owner o;
-	struct fix f;
-
-	fix_open(&f);
-	f.conf.client_ttl_ms = 700;
-	fix_start(&f);
-	fo_open(&o, &f, 5);
-	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
-	fo_stop(&o);
-	fix_commit_later(&f, &late, "k", 12, 5, 8192, 0); /* suspect: it has both */
-	assert_int_equal(fix_committed_later(&f, &late).status, MC_STORE_OBJECT_ALREADY_EXISTS);
-	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
-	fo_start(&o);
-	assert_int_equal(fo_welcomed(&o), 0);
-	fo_has(&o, MC_ST_NOTE_HAS, "k", 12, 8192);
-	fo_expect_free(&o, 8192, 12);
-	fo_has(&o, MC_ST_NOTE_HAS, "k", 11, 4096);
-	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fo_freed(&o, 8192, 12);
-	fix_until(&f, "k", 0);
-	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
-	assert_int_equal(obj.gen, 11);
-	fo_close(&o);
-	fix_close(&f);
-	(void)state;
-}
-
-static void upsert_covers_what_an_owner_has_that_this_master_never_saw(void **state)
-{
-	struct fix_owner a, b;
-	struct fix f;
-
-	fix_open(&f);
-	f.conf.client_ttl_ms = 700;
-	fix_start(&f);
-	fo_open(&a, &f, 5);
-	fo_open(&b, &f, 6);
-	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
-	fo_stop(&a);
-	fo_stop(&b);
-	fix_restart(&f);
-	fo_start(&b);
-	assert_int_equal(fo_welcomed(&b), 0);
-	fo_note(&b, MC_ST_NOTE_HAS_ALL, NULL, 0);
-	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND); /* a is given up */
-	assert_int_equal(fix_commit(&f, "k", 12, 6, 8192, MC_ST_COMMIT_UPSERT).status, 0);
-	fo_stop(&b);
-	fix_restart(&f);
-	fo_start(&a); /* before b */
-	assert_int_equal(fo_welcomed(&a), 0);
-	fo_has(&a, MC_ST_NOTE_HAS, "k", 11, 4096);
-	fo_expect_free(&a, 4096, 11);
-	fo_close(&a);
-	fo_close(&b);
-	fix_close(&f);
-	(void)state;
-}
 
 static void nonsense_is_refused_by_every_call(void **state)
 {
@@ -780,8 +377,7 @@ static void nonsense_is_refused_by_every_call(void **state)
 	struct fix f;
 
 	memset(bad, 0xff, sizeof(bad));
-	fix_open(&f);
-	fix_start(&f);
+	fix_run(&f);
 	for (size_t i = 0; i < MC_ARRAY_LEN(calls); i++) {
 		assert_true(fix_call(&f, calls[i], bad, sizeof(bad), NULL) < 0);
 		bad[0] = 3; /* a count above what follows */
@@ -801,9 +397,7 @@ static void owner_that_speaks_nonsense_is_hung_up(void **state)
 	struct fix f;
 
 	memset(bad, 0xff, sizeof(bad));
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	fo_note(&o, MC_ST_NOTE_HAS, bad, sizeof(bad));
 	assert_int_equal(fo_end(&o), -MC_E_PROTO);
 	fo_stop(&o);
@@ -811,7 +405,6 @@ static void owner_that_speaks_nonsense_is_hung_up(void **state)
 	(void)fo_welcomed(&o);
 	assert_int_equal(mc_rpc_call_send(o.conn, o.call.id, bad, sizeof(bad), false), 0);
 	assert_true(fo_end(&o) < 0);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
@@ -830,23 +423,11 @@ int main(void)
 	    cmocka_unit_test(slot_that_was_never_committed_is_freed_and_cannot_be_later),
 	    cmocka_unit_test(owner_without_room_gets_frees_or_is_told_that_there_is_none),
 	    cmocka_unit_test(owner_that_still_announces_is_not_told_that_there_is_no_room),
-	    cmocka_unit_test(restarted_master_serves_what_owners_announce),
-	    cmocka_unit_test(restart_with_a_free_under_way_does_not_bring_the_object_back),
-	    cmocka_unit_test(highest_generation_announced_wins),
-	    cmocka_unit_test(master_with_an_older_epoch_than_an_owner_begins_a_later_one),
 	    cmocka_unit_test(broken_stream_goes_on_where_it_was),
 	    cmocka_unit_test(lost_owner_is_dropped_and_adopted_when_it_comes_back),
 	    cmocka_unit_test(what_was_put_anew_while_an_owner_was_away_stays),
 	    cmocka_unit_test(new_life_of_an_owner_ends_what_the_old_one_had),
 	    cmocka_unit_test(owner_that_leaves_is_forgotten),
-	    cmocka_unit_test(commit_at_an_owner_that_has_not_announced_is_to_be_repeated),
-	    cmocka_unit_test(refused_commit_is_not_taken_in_when_its_owner_comes),
-	    cmocka_unit_test(remove_waits_until_all_owners_have_announced),
-	    cmocka_unit_test(upsert_that_was_taken_in_before_its_commit_covers_what_is_away),
-	    cmocka_unit_test(commit_of_what_a_restart_freed_is_refused),
-	    cmocka_unit_test(commit_of_an_earlier_life_publishes_what_was_announced),
-	    cmocka_unit_test(tombstone_of_a_late_put_spares_the_object_that_was_first),
-	    cmocka_unit_test(upsert_covers_what_an_owner_has_that_this_master_never_saw),
 	    cmocka_unit_test(nonsense_is_refused_by_every_call),
 	    cmocka_unit_test(owner_that_speaks_nonsense_is_hung_up),
 	};

@@ -21,8 +21,7 @@ static void scene_open(struct scene *s, uint32_t beat_max, uint32_t queue_max)
 	s->f.conf.promotion_queue_max = queue_max;
 	fix_start(&s->f);
 	fo_init(&s->o, &s->f, 5);
-	fo_start(&s->o);
-	assert_int_equal(fo_welcomed(&s->o), 0);
+	fo_start_anew(&s->o);
 	for (unsigned i = 0; i < 5; i++) {
 		(void)snprintf(key, sizeof(key), "k%u", i);
 		fo_has(&s->o, MC_ST_NOTE_HAS, key, 10 + i, MC_ST_DISK_ADDR);
@@ -34,7 +33,6 @@ static void scene_open(struct scene *s, uint32_t beat_max, uint32_t queue_max)
 
 static void scene_close(struct scene *s)
 {
-	fo_close(&s->o);
 	fix_close(&s->f);
 }
 
@@ -182,9 +180,7 @@ static void what_is_due_for_a_disk_is_asked_for_once_it_is_committed(void **stat
 	struct fix_owner o;
 	struct fix f;
 
-	fix_open(&f);
-	fix_start(&f);
-	fo_open(&o, &f, 5);
+	fix_run_one(&f, &o);
 	fo_has(&o, MC_ST_NOTE_DUE, "k", 11, 4096); /* not yet */
 	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
 	assert_int_equal(fix_commit(&f, "other", 12, 5, 8192, 0).status, 0);
@@ -198,7 +194,6 @@ static void what_is_due_for_a_disk_is_asked_for_once_it_is_committed(void **stat
 	assert_int_equal(fix_commit(&f, "last", 13, 5, 12288, 0).status, 0);
 	fo_has(&o, MC_ST_NOTE_DUE, "last", 13, 12288);
 	expect_offload(&o, 12288, 13);
-	fo_close(&o);
 	fix_close(&f);
 	(void)state;
 }
