@@ -95,6 +95,34 @@ static int take_in(struct rank *r, uint64_t after, uint64_t want)
 	return 0;
 }
 
+/* Ranks 0 and 1 run `founder`, and rank 2, which comes, `comer`. `dying` of them dies before each
+ * of its stores in turn; `next` comes in its place. */
+static void at_every_store_of_a_change(int (*founder)(struct rank *), int (*comer)(struct rank *),
+				       uint32_t dying, int (*next)(struct rank *))
+{
+	for (nstores = 0; nstores < STORES_MAX; nstores++) {
+		struct world *w = world_make(nstores);
+		pid_t pids[3];
+		int rc;
+
+		for (uint32_t i = 0; i < 2; i++)
+			pids[i] = world_fork(w, i, 2, 3, 0, founder);
+		world_wait_addresses(w, 2);
+		pids[2] = world_fork(w, 2, 0, 3, 0, comer);
+		rc = world_reap(pids[dying]);
+		assert_true(rc == 0 || rc > 1000);
+		if (next)
+			pids[dying] = world_fork(w, dying, 0, 3, 0, next);
+		for (uint32_t i = 0; i < 3; i++)
+			assert_true((i == dying && !next) || world_reap(pids[i]) == 0);
+		world_free(w);
+		if (rc == 0)
+			break;
+	}
+	print_message("%llu deaths\n", (unsigned long long)nstores);
+	assert_true(nstores > 5 && nstores < STORES_MAX);
+}
+
 static int ask_and_die(struct rank *r)
 {
 	if (r->rank == 1)
@@ -117,25 +145,7 @@ static void whoever_changes_the_membership_dies_before_any_store_of_it(void **st
 	(void)state;
 	if (!trap_is_possible())
 		skip();
-	for (nstores = 0; nstores < STORES_MAX; nstores++) {
-		struct world *w = world_make(nstores);
-		pid_t pids[3];
-		int rc;
-
-		for (uint32_t i = 0; i < 2; i++)
-			pids[i] = world_fork(w, i, 2, 3, 0, ask_and_die);
-		world_wait_addresses(w, 2);
-		pids[2] = world_fork(w, 2, 0, 3, 0, come);
-		rc = world_reap(pids[0]);
-		assert_true(rc == 0 || rc > 1000);
-		assert_int_equal(world_reap(pids[1]), 0);
-		assert_int_equal(world_reap(pids[2]), 0);
-		world_free(w);
-		if (rc == 0)
-			break;
-	}
-	print_message("%llu deaths\n", (unsigned long long)nstores);
-	assert_true(nstores > 5 && nstores < STORES_MAX);
+	at_every_store_of_a_change(ask_and_die, come, 0, NULL);
 }
 
 /* ---- whoever joins ---- */
@@ -166,26 +176,7 @@ static void whoever_joins_dies_before_any_store_of_it(void **state)
 	(void)state;
 	if (!trap_is_possible())
 		skip();
-	for (nstores = 0; nstores < STORES_MAX; nstores++) {
-		struct world *w = world_make(nstores);
-		pid_t pids[3];
-		int rc;
-
-		for (uint32_t i = 0; i < 2; i++)
-			pids[i] = world_fork(w, i, 2, 3, 0, stay);
-		world_wait_addresses(w, 2);
-		pids[2] = world_fork(w, 2, 0, 3, 0, join_and_die);
-		rc = world_reap(pids[2]);
-		assert_true(rc == 0 || rc > 1000);
-		pids[2] = world_fork(w, 2, 0, 3, 0, join_and_stay);
-		for (uint32_t i = 0; i < 3; i++)
-			assert_int_equal(world_reap(pids[i]), 0);
-		world_free(w);
-		if (rc == 0)
-			break;
-	}
-	print_message("%llu deaths\n", (unsigned long long)nstores);
-	assert_true(nstores > 5 && nstores < STORES_MAX);
+	at_every_store_of_a_change(stay, join_and_die, 2, join_and_stay);
 }
 
 int main(void)
