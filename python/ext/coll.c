@@ -340,25 +340,38 @@ static PyObject *coll_start(PyObject *obj, PyObject *const *args, Py_ssize_t n)
 	return work_make(u, rc, work);
 }
 
-/* is_send, peer, tag, address, bytes */
+struct message {
+	int is_send;
+	unsigned peer;
+	unsigned long long tag, addr, len;
+};
+
+/* is_send, peer, tag, address, bytes. @return what mc_py_coll_use() does, or NULL with an error set
+ */
+static struct mc_py_uses *message_parse(PyObject *obj, PyObject *args, struct message *ret)
+{
+	if (!PyArg_ParseTuple(args, "pIKKK", &ret->is_send, &ret->peer, &ret->tag, &ret->addr,
+			      &ret->len))
+		return NULL;
+	return mc_py_coll_use(obj);
+}
+
 static PyObject *coll_message(PyObject *obj, PyObject *args)
 {
-	unsigned long long tag, addr, len;
 	struct mc_coll_result result = {0};
-	unsigned peer;
-	struct mc_py_uses *u;
-	int rc, is_send;
+	struct message m;
+	struct mc_py_uses *u = message_parse(obj, args, &m);
+	void *at;
+	int rc;
 
-	if (!PyArg_ParseTuple(args, "pIKKK", &is_send, &peer, &tag, &addr, &len))
-		return NULL;
-	u = mc_py_coll_use(obj);
 	if (!u)
 		return NULL;
+	at = (void *)(uintptr_t)m.addr;
 	Py_BEGIN_ALLOW_THREADS
-	if (is_send)
-		rc = mc_coll_send(u->coll, peer, tag, (void *)(uintptr_t)addr, len, &result);
+	if (m.is_send)
+		rc = mc_coll_send(u->coll, m.peer, m.tag, at, m.len, &result);
 	else
-		rc = mc_coll_recv(u->coll, peer, tag, (void *)(uintptr_t)addr, len, &result);
+		rc = mc_coll_recv(u->coll, m.peer, m.tag, at, m.len, &result);
 	Py_END_ALLOW_THREADS
 	mc_py_coll_unuse(u);
 	return answer(rc, &result);
@@ -366,22 +379,20 @@ static PyObject *coll_message(PyObject *obj, PyObject *args)
 
 static PyObject *coll_start_message(PyObject *obj, PyObject *args)
 {
-	unsigned long long tag, addr, len;
 	struct mc_coll_work *work = NULL;
-	unsigned peer;
-	struct mc_py_uses *u;
-	int rc, is_send;
+	struct message m;
+	struct mc_py_uses *u = message_parse(obj, args, &m);
+	void *at;
+	int rc;
 
-	if (!PyArg_ParseTuple(args, "pIKKK", &is_send, &peer, &tag, &addr, &len))
-		return NULL;
-	u = mc_py_coll_use(obj);
 	if (!u)
 		return NULL;
+	at = (void *)(uintptr_t)m.addr;
 	Py_BEGIN_ALLOW_THREADS
-	if (is_send)
-		rc = mc_coll_isend(u->coll, peer, tag, (void *)(uintptr_t)addr, len, &work);
+	if (m.is_send)
+		rc = mc_coll_isend(u->coll, m.peer, m.tag, at, m.len, &work);
 	else
-		rc = mc_coll_irecv(u->coll, peer, tag, (void *)(uintptr_t)addr, len, &work);
+		rc = mc_coll_irecv(u->coll, m.peer, m.tag, at, m.len, &work);
 	Py_END_ALLOW_THREADS
 	return work_make(u, rc, work);
 }

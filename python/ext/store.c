@@ -116,7 +116,9 @@ static PyObject *py_reg(PyObject *obj, PyObject *args)
 	return PyLong_FromLong(rc);
 }
 
-static PyObject *py_unreg(PyObject *obj, PyObject *args)
+/* One argument, an address. */
+static PyObject *at_address(PyObject *obj, PyObject *args,
+			    int (*call)(struct mc_store *store, void *addr))
 {
 	struct mc_py_store_uses *uses;
 	uint64_t addr;
@@ -128,10 +130,15 @@ static PyObject *py_unreg(PyObject *obj, PyObject *args)
 	if (!uses)
 		return PyLong_FromLong(MC_STORE_INTERNAL_ERROR);
 	Py_BEGIN_ALLOW_THREADS
-	rc = mc_store_unregister(uses->store, (void *)(uintptr_t)addr);
+	rc = call(uses->store, (void *)(uintptr_t)addr);
 	Py_END_ALLOW_THREADS
 	mc_py_store_unuse(uses);
 	return PyLong_FromLong(rc);
+}
+
+static PyObject *py_unreg(PyObject *obj, PyObject *args)
+{
+	return at_address(obj, args, mc_store_unregister);
 }
 
 static PyObject *py_alloc(PyObject *obj, PyObject *args)
@@ -154,20 +161,7 @@ static PyObject *py_alloc(PyObject *obj, PyObject *args)
 
 static PyObject *py_release(PyObject *obj, PyObject *args)
 {
-	struct mc_py_store_uses *uses;
-	uint64_t addr;
-	int rc;
-
-	if (!PyArg_ParseTuple(args, "O&", mc_py_number, &addr))
-		return NULL;
-	uses = mc_py_store_use((struct mc_py_store *)obj);
-	if (!uses)
-		return PyLong_FromLong(MC_STORE_INTERNAL_ERROR);
-	Py_BEGIN_ALLOW_THREADS
-	rc = mc_store_free(uses->store, (void *)(uintptr_t)addr);
-	Py_END_ALLOW_THREADS
-	mc_py_store_unuse(uses);
-	return PyLong_FromLong(rc);
+	return at_address(obj, args, mc_store_free);
 }
 
 /* ---- segments at run time ---- */

@@ -39,6 +39,26 @@ static struct mc_cli_read *begin(struct mc_store *st, uint32_t n, struct mc_cli_
 	return reads;
 }
 
+/* The `i`th read, of this key, to `npieces` places. */
+static void read_open(struct mc_cli_op *op, const struct mc_store_key *key, uint32_t npieces,
+		      uint32_t i, struct mc_cli_read *ret)
+{
+	ret->index = i;
+	ret->result = mc_cli_key_make(op, key, &ret->look.key);
+	if (npieces > MC_STORE_PARTS_MAX)
+		ret->result = MC_STORE_INVALID_PARAMS;
+}
+
+static int end(struct mc_store *st, struct mc_cli_op *op, const struct mc_cli_read *reads,
+	       uint32_t n, int64_t *ret)
+{
+	for (uint32_t i = 0; i < n; i++)
+		ret[i] = reads[i].result;
+	mc_cli_count_get(st->counts, op->start_ns, ret, n);
+	mc_cli_op_end(op);
+	return sum_up(ret, n);
+}
+
 /* The object's bytes over the parts, in order. */
 static int fit_parts(struct mc_cli_op *op, struct mc_cli_read *r, void *user)
 {
@@ -76,18 +96,10 @@ int mc_store_get(struct mc_store *store, const struct mc_store_item *items, uint
 	reads = begin(store, n, &op, &rc);
 	if (!reads)
 		return fail_all(ret, n, rc);
-	for (uint32_t i = 0; i < n; i++) {
-		reads[i].index = i;
-		reads[i].result = mc_cli_key_make(op, &items[i].key, &reads[i].look.key);
-		if (items[i].nparts > MC_STORE_PARTS_MAX)
-			reads[i].result = MC_STORE_INVALID_PARAMS;
-	}
-	mc_cli_read_run(op, reads, n, fit_parts, (void *)items);
 	for (uint32_t i = 0; i < n; i++)
-		ret[i] = reads[i].result;
-	mc_cli_count_get(store->counts, op->start_ns, ret, n);
-	mc_cli_op_end(op);
-	return sum_up(ret, n);
+		read_open(op, &items[i].key, items[i].nparts, i, &reads[i]);
+	mc_cli_read_run(op, reads, n, fit_parts, (void *)items);
+	return end(store, op, reads, n, ret);
 }
 
 /* The user's ranges as they are. */
@@ -113,17 +125,10 @@ int mc_store_get_ranges(struct mc_store *store, const struct mc_store_ranged *it
 	if (!reads)
 		return fail_all(ret, n, rc);
 	for (uint32_t i = 0; i < n; i++) {
-		reads[i].index = i;
+		read_open(op, &items[i].key, items[i].nranges, i, &reads[i]);
 		reads[i].ranges = items[i].ranges;
 		reads[i].nranges = items[i].nranges;
-		reads[i].result = mc_cli_key_make(op, &items[i].key, &reads[i].look.key);
-		if (items[i].nranges > MC_STORE_PARTS_MAX)
-			reads[i].result = MC_STORE_INVALID_PARAMS;
 	}
 	mc_cli_read_run(op, reads, n, fit_ranges, NULL);
-	for (uint32_t i = 0; i < n; i++)
-		ret[i] = reads[i].result;
-	mc_cli_count_get(store->counts, op->start_ns, ret, n);
-	mc_cli_op_end(op);
-	return sum_up(ret, n);
+	return end(store, op, reads, n, ret);
 }

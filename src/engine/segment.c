@@ -162,17 +162,26 @@ int mc_segment_open(struct mc_engine *eng, const char *name, uint64_t timeout_ns
 	return 0;
 }
 
-int mc_segment_close(struct mc_engine *eng, int32_t segment)
+/* @return 1; 0 (it is this engine itself); -MC_E_FORKED; as mc_peer_by_id() */
+static int other_by_id(struct mc_engine *eng, int32_t segment, struct mc_peer **ret_peer)
 {
-	struct mc_peer *p;
 	int rc;
 
 	if (mc_engine_is_forked(eng))
 		return -MC_E_FORKED;
 	if (segment == MC_SEGMENT_LOCAL)
 		return 0;
-	rc = mc_peer_by_id(eng, segment, &p);
-	if (rc < 0)
+	rc = mc_peer_by_id(eng, segment, ret_peer);
+	return rc < 0 ? rc : 1;
+}
+
+int mc_segment_close(struct mc_engine *eng, int32_t segment)
+{
+	struct mc_peer *p;
+	int rc;
+
+	rc = other_by_id(eng, segment, &p);
+	if (rc <= 0)
 		return rc;
 	atomic_store_explicit(&p->is_closed, true, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->nclosed, 1, memory_order_relaxed);
@@ -187,12 +196,8 @@ int mc_segment_release(struct mc_engine *eng, int32_t segment)
 	struct mc_peer *p;
 	int rc;
 
-	if (mc_engine_is_forked(eng))
-		return -MC_E_FORKED;
-	if (segment == MC_SEGMENT_LOCAL)
-		return 0;
-	rc = mc_peer_by_id(eng, segment, &p);
-	if (rc < 0)
+	rc = other_by_id(eng, segment, &p);
+	if (rc <= 0)
 		return rc;
 	s = session_take(p);
 	if (s)

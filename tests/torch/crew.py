@@ -52,6 +52,24 @@ def doom(delay_s: float) -> None:
     threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
+def refusals(calls) -> list[str]:
+    """What each call says to wrong arguments; "nothing" where it takes them."""
+    said = []
+    for call in calls:
+        try:
+            call()
+            said.append("nothing")
+        except (ValueError, TypeError) as error:
+            said.append(str(error))
+    return said
+
+
+def assert_each_names(said: list[str], names: list[str]) -> None:
+    assert len(said) == len(names)
+    for text, name in zip(said, names, strict=True):
+        assert name in text, (text, name)
+
+
 class Crew:
     """`size` founders in one default group of max(slots, size) slots. With `hosts` rank i is on host i % hosts."""
 

@@ -1,12 +1,12 @@
-"""Groups over several hosts: told apart by name here, with nothing between them but TCP."""
+"""Groups over several hosts: told apart by name here, with nothing between them but TCP.
+
+Most of what membership does over hosts is asked by test_pg_membership.py, where it is the same as on one host.
+"""
 
 import pytest
 import torch
 import torch.distributed as dist
-from test_pg_membership import (
-    ddp_steps, elastic, grow, join, join_world, make_groups, need_of_the_dead, pause, peer_state, recover, send_away,
-    sum_of_all, take, train_by_hand,
-)  # fmt: skip
+from test_pg_membership import train_by_hand
 
 from mooncake import pg
 
@@ -56,64 +56,6 @@ def test_survivors_of_a_kill_have_the_same_parameters(crew, victim):
     answers = world.wait()
     assert len({a[0] for a in answers}) == 1
     assert [a[1] for a in answers] == [[int(r != victim) for r in range(3)]] * 2
-
-
-def test_ddp_goes_on_without_the_dead(crew):
-    world = crew(3, hosts=3)
-    world.start(ddp_steps, 300, 2)
-    world.bury(2)
-    answers = world.wait()
-    assert answers[0] == answers[1]
-    assert answers[0][1] == [1, 1, 0]
-
-
-def test_what_needs_the_dead_is_an_error_for_all_survivors(crew):
-    world = crew(3, hosts=3)
-    world(pause)
-    world.kill(1)
-    for said in world(need_of_the_dead):
-        assert "rank 1" in said[0]
-        assert said[3] == [0.0, 0.0, 2.0]
-
-
-def test_a_replacement_is_taken_into_all_groups(crew):
-    world = crew(3, hosts=3)
-    world(make_groups, 3, False, True)
-    assert world(sum_of_all) == [[111.0] * 3] * 3
-    for victim in (0, 2):
-        world.kill(victim)
-        assert world(sum_of_all) == [[111.0 - 10**victim] * 3] * 2
-        assert world(peer_state) == [[r != victim for r in range(3)]] * 2
-        world.replace(victim)
-        world(make_groups, 3, True, True, ranks=[victim])
-        world.start(join, ranks=[victim])
-        world(recover, [victim], ranks=[r for r in range(3) if r != victim])
-        world.wait([victim])
-        assert world(sum_of_all) == [[111.0] * 3] * 3
-
-
-def test_a_group_grows_shrinks_and_takes_back(crew):
-    world = crew(2, slots=4, hosts=2)
-    assert world(grow) == [(11.0, 2, [1, 1, 0, 0])] * 2
-    world.replace(3)
-    world.start(join_world, ranks=[3])
-    assert world(take, [3], ranks=[1]) == [1]
-    world.wait([3])
-    assert world(grow) == [(1011.0, 4, [1, 1, 0, 1])] * 3
-    assert world(send_away, [3], ranks=[0]) == [1]
-    assert world(grow, ranks=[0, 1]) == [(11.0, 2, [1, 1, 0, 0])] * 2
-
-
-def test_a_replacement_joins_a_loop_whose_losses_are_the_undisturbed_ones(crew):
-    expected = crew(3)(elastic, 3, None, False)
-    world = crew(3, hosts=3)
-    world.start(elastic, 3, 1, False)
-    world.bury(1)
-    world.replace(1)
-    world.start(elastic, 3, None, True, ranks=[1])
-    answers = world.wait()
-    assert [a[0] for a in answers] == [expected[0][0]] * 3
-    assert answers[0][1] == expected[0][1] == answers[2][1]
 
 
 def own_address(rank: int) -> str:

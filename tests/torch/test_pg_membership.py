@@ -126,8 +126,9 @@ def need_of_the_dead(rank: int) -> list[str]:
     return said
 
 
-def test_what_needs_the_dead_is_an_error_for_all_survivors(crew):
-    world = crew(3)
+@pytest.mark.parametrize("hosts", [0, 3])
+def test_what_needs_the_dead_is_an_error_for_all_survivors(crew, hosts):
+    world = crew(3, hosts=hosts)
     world(pause)
     world.kill(1)
     for said in world(need_of_the_dead):
@@ -149,8 +150,9 @@ def ddp_steps(rank: int, steps: int, victim: int) -> tuple:
     return digest(*model.parameters()), pg.get_active_ranks(None).tolist()
 
 
-def test_ddp_goes_on_without_the_dead(crew):
-    world = crew(3)
+@pytest.mark.parametrize("hosts", [0, 3])
+def test_ddp_goes_on_without_the_dead(crew, hosts):
+    world = crew(3, hosts=hosts)
     world.start(ddp_steps, 300, 2)
     world.bury(2)
     answers = world.wait()
@@ -201,11 +203,12 @@ def join(rank: int) -> None:
         pg.join_group(group)
 
 
-def test_a_replacement_is_taken_into_all_groups(crew):
-    world = crew(3)
+@pytest.mark.parametrize(("hosts", "victims"), [(0, (2, 1)), (3, (0, 2))])
+def test_a_replacement_is_taken_into_all_groups(crew, hosts, victims):
+    world = crew(3, hosts=hosts)
     world(make_groups, 3, False, True)
     assert world(sum_of_all) == [[111.0] * 3] * 3
-    for victim in (2, 1):  # twice, and the second time beside one that was replaced
+    for victim in victims:  # twice, and the second time beside one that was replaced
         world.kill(victim)
         assert world(sum_of_all) == [[111.0 - 10**victim] * 3] * 2
         assert world(mirrors) == [[[int(r != victim) for r in range(3)]] * 2] * 2
@@ -222,8 +225,9 @@ def peer_state(rank: int) -> list[bool]:
     return pg.get_peer_state(dist.group.WORLD, [0, 1, 2])
 
 
-def test_peer_state_follows_death_and_return(crew):
-    world = crew(3)
+@pytest.mark.parametrize("hosts", [0, 3])
+def test_peer_state_follows_death_and_return(crew, hosts):
+    world = crew(3, hosts=hosts)
     assert world(peer_state) == [[True] * 3] * 3
     world.kill(0)
     end = time.monotonic() + 10
@@ -257,8 +261,9 @@ def stale(rank: int) -> str:
     return str(caught.value)
 
 
-def test_a_group_grows_shrinks_and_takes_back(crew):
-    world = crew(2, slots=4)
+@pytest.mark.parametrize("hosts", [0, 2])
+def test_a_group_grows_shrinks_and_takes_back(crew, hosts):
+    world = crew(2, slots=4, hosts=hosts)
     assert world(grow) == [(11.0, 2, [1, 1, 0, 0])] * 2
     world.replace(3)  # beyond a hole
     assert world(grow, ranks=[3]) == [(1000.0, 4, [0, 0, 0, 1])]
@@ -331,11 +336,12 @@ def restart(model: torch.nn.Module, step: int) -> int:
     return int(flat[0].item())
 
 
-def test_a_replacement_joins_a_loop_whose_losses_are_the_undisturbed_ones(crew):
+@pytest.mark.parametrize("hosts", [0, 3])
+def test_a_replacement_joins_a_loop_whose_losses_are_the_undisturbed_ones(crew, hosts):
     calm = crew(3)
     expected = calm(elastic, 3, None, False)
     assert len({e[0] for e in expected}) == 1
-    world = crew(3)
+    world = crew(3, hosts=hosts)
     world.start(elastic, 3, 1, False)
     world.bury(1)
     world.replace(1)
