@@ -84,6 +84,37 @@ void mc_mst_freed(struct mc_master *m, uint64_t owner, uint64_t addr, uint64_t g
 
 static void bury_start(struct mc_master *m);
 
+/* Who cannot be reached from here may be read by others: a tombstone stands for its owner's answer
+ * only when no reader can know the place any more. */
+static void buried(struct mc_master *m, const struct mc_index_free *f)
+{
+	struct mc_index_frees *held = &m->bury.held;
+	uint64_t until_ms = f->owner ? f->until_ms : m->away_until_ms;
+
+	if (until_ms <= mc_mst_now_ms(m))
+		mc_mst_freed(m, f->owner, f->addr, f->gen);
+	else if (mc_array_grow((void **)&held->v, &held->cap, held->n + 1, SIZE_MAX, sizeof(*f)) <
+		 0)
+		mc_log_error("no memory for what readers may know; its key waits for its owner",
+			     "owner=%016llx", (unsigned long long)f->owner);
+	else
+		held->v[held->n++] = *f;
+}
+
+bool mc_mst_buried_tick(struct mc_master *m)
+{
+	struct mc_index_frees *held = &m->bury.held;
+	size_t n = held->n;
+
+	held->n = 0;
+	for (size_t i = 0; i < n; i++) {
+		const struct mc_index_free f = held->v[i];
+
+		buried(m, &f);
+	}
+	return held->n > 0;
+}
+
 static void bury_done(struct mc_state_wait *w)
 {
 	struct mc_master *m = mc_container_of(w, struct mc_master, bury.wait);
@@ -91,7 +122,7 @@ static void bury_done(struct mc_state_wait *w)
 
 	b->is_running = false;
 	for (size_t i = 0; i < b->now.n; i++)
-		mc_mst_freed(m, b->now.v[i].owner, b->now.v[i].addr, b->now.v[i].gen);
+		buried(m, &b->now.v[i]);
 	b->now.n = 0;
 	bury_start(m);
 	mc_mst_frees_send(m);
@@ -252,5 +283,6 @@ void mc_mst_frees_fini(struct mc_master *m)
 	mc_index_frees_fini(&m->frees);
 	mc_index_frees_fini(&m->bury.now);
 	mc_index_frees_fini(&m->bury.next);
+	mc_index_frees_fini(&m->bury.held);
 	mc_free(m->waits);
 }

@@ -149,6 +149,14 @@ void mc_mst_epoch_saved(struct mc_master *m)
 	mc_mst_view_changed(m);
 }
 
+/* What the master before told readers of its places. */
+static bool may_be_read(const struct mc_master *m, const struct mc_state_owner *row)
+{
+	uint64_t known_s = 1 + (m->conf.client_ttl_ms + m->conf.lease_ms) / 1000;
+
+	return !row->is_away || mc_wall_ns() / MC_NS_PER_S <= row->seen_s + known_s;
+}
+
 static int roster_add(struct mc_master *m, const struct mc_state_owner *row)
 {
 	struct mc_mst_owner *o = mc_mst_owner_add(m, row->id);
@@ -160,6 +168,8 @@ static int roster_add(struct mc_master *m, const struct mc_state_owner *row)
 	o->is_awaited = !row->is_away;
 	(void)mc_strlcpy(o->segment, sizeof(o->segment), row->segment);
 	m->is_recovering |= o->is_awaited;
+	if (may_be_read(m, row))
+		m->away_until_ms = mc_mst_now_ms(m) + m->conf.lease_ms;
 	return 0;
 }
 
@@ -349,6 +359,7 @@ void mc_mst_owner_away(struct mc_master *m, struct mc_mst_owner *o)
 		mc_log_error("no memory to drop an owner, later again", "segment=%s", o->segment);
 		return;
 	}
+	m->away_until_ms = mc_mst_now_ms(m) + m->conf.lease_ms;
 	mc_mst_floor_set(m);
 	o->is_joined = false;
 	o->is_announced = false;
@@ -398,6 +409,7 @@ static void on_tick(struct mc_timer *t)
 	mc_mst_tasks_tick(m);
 	mc_mst_repair_tick(m);
 	mc_mst_promotions_tick(m);
+	is_busy |= mc_mst_buried_tick(m);
 	is_busy |= mc_index_step(m->index, mc_mst_now_ms(m), STEP_BUDGET);
 	mc_mst_frees_send(m);
 	if (m->nowners > 0)

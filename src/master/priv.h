@@ -133,6 +133,7 @@ struct mc_mst_bury {
 	struct mc_state_wait wait;
 	bool is_running;
 	struct mc_index_frees now, next;
+	struct mc_index_frees held; /* written; a reader may still know the place */
 };
 
 struct mc_master {
@@ -151,6 +152,7 @@ struct mc_master {
 	uint64_t gen_floor;	/* below it nothing is published anew */
 	uint64_t view_version;
 	uint64_t start_ns;
+	uint64_t away_until_ms; /* readers may know places at owners that went away */
 	bool is_recovering;
 	bool is_closing;
 	int begin_rc; /* of opening */
@@ -281,6 +283,9 @@ void mc_mst_frees_send(struct mc_master *m);
 void mc_mst_frees_again(struct mc_master *m, struct mc_mst_owner *o, bool is_buried);
 /** An owner has freed it. mc_mst_frees_send() is to follow. */
 void mc_mst_freed(struct mc_master *m, uint64_t owner, uint64_t addr, uint64_t gen);
+/** Tombstones of places that readers knew: those whose time is up. @return there are more.
+ * mc_mst_frees_send() is to follow. */
+bool mc_mst_buried_tick(struct mc_master *m);
 /** Wait for a key of which something is pending. The caller's memory until it is woken. */
 void mc_mst_wait(struct mc_master *m, struct mc_mst_wait *w);
 void mc_mst_frees_init(struct mc_master *m);

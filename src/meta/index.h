@@ -62,6 +62,9 @@ struct mc_index_free {
 	uint64_t owner; /* 0: a tombstone (key_hash, gen) for all that are away */
 	uint64_t addr, gen, key_hash;
 	uint64_t len; /* payload */
+	/** Readers that were told this place may use it until then, unless its owner clears it
+	 * first; 0: none was. Of a tombstone it says nothing. */
+	uint64_t until_ms;
 	uint8_t kind; /* enum mc_st_kind */
 	bool is_gone; /* the object left the index with it, or before */
 };

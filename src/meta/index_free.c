@@ -104,7 +104,7 @@ int mc_index_free(struct mc_index *ix, const struct mc_index_free *f, struct mc_
 void mc_ix_free_replica(struct mc_index *ix, struct mc_index_frees *frees, uint32_t object,
 			uint32_t replica, uint64_t hash, bool is_gone)
 {
-	const struct object *o = object_at(ix, object);
+	struct object *o = object_at(ix, object);
 	const struct replica *r = mc_ix_replica_at(ix, replica);
 	const struct pool *p = &ix->pools[r->node.pool];
 	const struct mc_index_free f = {.owner = p->owner,
@@ -112,6 +112,7 @@ void mc_ix_free_replica(struct mc_index *ix, struct mc_index_frees *frees, uint3
 					.gen = o->gen,
 					.key_hash = hash,
 					.len = o->len,
+					.until_ms = mc_ix_object_lease_ms(ix, o, 0),
 					.kind = p->kind,
 					.is_gone = is_gone};
 

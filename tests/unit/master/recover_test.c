@@ -52,6 +52,31 @@ static void restart_with_a_free_under_way_does_not_bring_the_object_back(void **
 	(void)state;
 }
 
+static void a_tombstone_stands_for_its_owner_once_no_reader_knows_the_place(void **state)
+{
+	struct fix_later later;
+	struct mc_st_object obj;
+	struct fix_owner o;
+	uint64_t known_ns;
+	struct fix f;
+
+	fix_open(&f);
+	f.conf.lease_ms = 1200;
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
+	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
+	assert_int_equal(obj.lease_ms, 1200);
+	known_ns = mc_now_ns() - MC_NS_PER_MS;
+	/* Out of the master's reach, perhaps not out of a reader's. */
+	fo_stop(&o);
+	fix_remove_later(&f, &later, "k");
+	assert_int_equal(fix_removed(&f, &later), 0);
+	assert_in_range(mc_now_ns(), known_ns + 1200 * MC_NS_PER_MS, UINT64_MAX);
+	fix_close(&f);
+	(void)state;
+}
+
 static void highest_generation_announced_wins(void **state)
 {
 	struct fix_owner a, b;
@@ -432,6 +457,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(restarted_master_serves_what_owners_announce),
 	    cmocka_unit_test(restart_with_a_free_under_way_does_not_bring_the_object_back),
+	    cmocka_unit_test(a_tombstone_stands_for_its_owner_once_no_reader_knows_the_place),
 	    cmocka_unit_test(highest_generation_announced_wins),
 	    cmocka_unit_test(master_with_an_older_epoch_than_an_owner_begins_a_later_one),
 	    cmocka_unit_test(commit_at_an_owner_that_has_not_announced_is_to_be_repeated),
