@@ -493,6 +493,7 @@ int mc_coll_open(struct mc_coll_hub *hub, const struct mc_coll_opts *opts, const
 	(void)mc_strlcpy(g->name, sizeof(g->name), opts->name);
 	mc_list_init(&g->peers);
 	mc_list_init(&g->hub_link);
+	mc_list_init(&g->remains);
 	pthread_mutex_init(&g->lock, NULL);
 	pthread_mutex_init(&g->run_lock, NULL);
 	rc = mc_coll_mail_open(g);

@@ -124,7 +124,8 @@ struct mc_coll {
 	uint64_t area_ranks;		 /* who could read it in that round */
 	uint64_t area_kept;		 /* bytes of the area that there is memory behind */
 	uint64_t rest_seq;		 /* area_seq when the loop looked last */
-	struct mc_timer rest;		 /* the loop's; set while there is an area */
+	struct mc_timer rest;		 /* the loop's; set while there is an area, or remains */
+	struct mc_list remains;		 /* the loop's: struct mc_coll_remains */
 	struct mc_spin spin;
 	struct mc_coll_taste tastes[MC_COLL_KIND_COUNT][MC_COLL_TASTES];
 	uint64_t crowd_of;	 /* the ranks that is_crowded was found for */
@@ -248,8 +249,18 @@ int mc_coll_wait_on(struct mc_coll *g, struct mc_coll_peer *p, int (*is_there)(c
 
 /* ---- rest.c ---- */
 
+/** What a user of the group's memory leaves behind while others still read it. */
+struct mc_coll_remains {
+	struct mc_list link;
+	struct mc_coll *coll;
+	bool (*is_unread)(const struct mc_coll_remains *r);
+	void (*end)(struct mc_coll_remains *r); /* once: when unread, or with the group */
+};
+
 /** There is an area: give it back once it has not been used for a while. The operation's thread. */
 void mc_coll_rest_arm(struct mc_coll *g);
+/** Look now and then, and end it when it is unread. Not on a loop. */
+void mc_coll_rest_leave(struct mc_coll_remains *r);
 /** Not any more. Not on a loop; before the group's memory is unmapped. */
 void mc_coll_rest_stop(struct mc_coll *g);
 

@@ -3,7 +3,8 @@
  *
  * The hub's loop looks at the area between operations (run_lock), and drops what is behind it once
  * no living rank can still read it: each has said that it is past the round that used it last. The
- * mappings stay, here and at the others.
+ * mappings stay, here and at the others. The same look is taken at what users of the group have
+ * left behind, for as long as others read it.
  */
 #include "base/clock.h"
 #include "coll/net.h"
@@ -44,11 +45,25 @@ static bool give_back(struct mc_coll *g)
 	return true;
 }
 
+/* @return false: look again later */
+static bool let_go(struct mc_coll *g)
+{
+	struct mc_coll_remains *r;
+
+	mc_list_each (r, &g->remains, link) {
+		if (!r->is_unread(r))
+			continue;
+		mc_list_del(&r->link);
+		r->end(r);
+	}
+	return mc_list_is_empty(&g->remains);
+}
+
 static void on_time(struct mc_timer *t)
 {
 	struct mc_coll *g = mc_container_of(t, struct mc_coll, rest);
 	struct mc_loop *loop = g->hub->loop;
-	bool is_done = false;
+	bool is_done = false, has_let_go = let_go(g);
 
 	/* An operation runs: it is not idle, and may wait for others for ever. */
 	if (pthread_mutex_trylock(&g->run_lock) == 0) {
@@ -58,7 +73,7 @@ static void on_time(struct mc_timer *t)
 			is_done = false;
 		pthread_mutex_unlock(&g->run_lock);
 	}
-	if (!is_done)
+	if (!is_done || !has_let_go)
 		(void)mc_loop_timer_set(loop, t, mc_loop_now(loop) + REST_NS);
 }
 
@@ -77,11 +92,29 @@ void mc_coll_rest_arm(struct mc_coll *g)
 	mc_loop_call(g->hub->loop, arm, g);
 }
 
+static void leave(void *arg)
+{
+	struct mc_coll_remains *r = arg;
+
+	mc_list_push_back(&r->coll->remains, &r->link);
+	arm(r->coll);
+}
+
+void mc_coll_rest_leave(struct mc_coll_remains *r)
+{
+	mc_loop_call(r->coll->hub->loop, leave, r);
+}
+
 static void stop(void *arg)
 {
 	struct mc_coll *g = arg;
+	struct mc_coll_remains *r;
 
 	mc_loop_timer_cancel(g->hub->loop, &g->rest);
+	mc_list_each (r, &g->remains, link) {
+		mc_list_del(&r->link);
+		r->end(r);
+	}
 }
 
 void mc_coll_rest_stop(struct mc_coll *g)

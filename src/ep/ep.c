@@ -35,35 +35,59 @@ static bool is_unread(const struct mc_ep *ep, unsigned s)
 	return true;
 }
 
-/* What is still read goes with the group. */
-static void give_back(struct mc_ep *ep)
+static bool is_all_unread(const struct mc_coll_remains *r)
 {
+	const struct mc_ep *ep = mc_container_of(r, struct mc_ep, remains);
+
+	for (unsigned s = 0; s < MC_EP_SLOTS; s++)
+		if (ep->slot[s].kept && !is_unread(ep, s))
+			return false;
+	return true;
+}
+
+/* @param is_given_back  nobody reads it; else it goes when the last mapping of it does */
+static void ep_free(struct mc_ep *ep, bool is_given_back)
+{
+	struct mc_coll *g = ep->coll;
+
 	for (unsigned s = 0; s < MC_EP_SLOTS; s++) {
 		uint64_t at = ep->side_at + MC_EP_PAGE_LEN + s * MC_EP_SPAN;
 
-		if (ep->slot[s].kept && is_unread(ep, s))
-			mc_coll_shmem_drop(ep->coll->fd, at, at + ep->slot[s].kept);
-	}
-}
-
-void mc_ep_close(struct mc_ep *ep)
-{
-	struct mc_coll *g;
-
-	if (!ep)
-		return;
-	g = ep->coll;
-	if (ep->memory && !mc_fork_is_child(ep->fork_gen)) {
-		/* To the others this rank is as one that never comes. */
-		atomic_fetch_or_explicit(&ep->page->word, MC_EP_FROZEN, memory_order_acq_rel);
-		mc_coll_ring(g->page);
-		give_back(ep);
+		if (is_given_back && ep->slot[s].kept)
+			mc_coll_shmem_drop(g->fd, at, at + ep->slot[s].kept);
 	}
 	for (unsigned q = 0; q < MC_COLL_RANKS_MAX; q++)
 		peer_forget(&ep->peer[q]);
 	mc_coll_shmem_unmap(ep->memory, MC_EP_REGION);
 	pthread_mutex_destroy(&ep->lock);
 	mc_free(ep);
+}
+
+static void remains_end(struct mc_coll_remains *r)
+{
+	ep_free(mc_container_of(r, struct mc_ep, remains), is_all_unread(r));
+}
+
+void mc_ep_close(struct mc_ep *ep)
+{
+	if (!ep)
+		return;
+	if (mc_fork_is_child(ep->fork_gen)) {
+		ep_free(ep, false);
+		return;
+	}
+	if (ep->memory) {
+		/* To the others this rank is as one that never comes, and reads nothing. */
+		atomic_fetch_or_explicit(&ep->page->word, MC_EP_FROZEN, memory_order_acq_rel);
+		for (unsigned s = 0; s < MC_EP_SLOTS; s++)
+			atomic_store_explicit(&ep->page->done[s], UINT64_MAX, memory_order_release);
+		mc_coll_ring(ep->coll->page);
+		if (!is_all_unread(&ep->remains)) {
+			mc_coll_rest_leave(&ep->remains);
+			return;
+		}
+	}
+	ep_free(ep, true);
 }
 
 int mc_ep_open(struct mc_coll *g, struct mc_diag *diag, struct mc_ep **ret)
@@ -83,6 +107,8 @@ int mc_ep_open(struct mc_coll *g, struct mc_diag *diag, struct mc_ep **ret)
 		return -MC_E_NOMEM;
 	ep->coll = g;
 	ep->fork_gen = g->fork_gen;
+	ep->remains =
+	    (struct mc_coll_remains){.coll = g, .is_unread = is_all_unread, .end = remains_end};
 	pthread_mutex_init(&ep->lock, NULL);
 	pthread_mutex_lock(&g->lock);
 	ep->side_at = MC_COLL_SIDE_AT + g->side_next;

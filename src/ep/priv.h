@@ -55,6 +55,7 @@ struct mc_ep_range {
 
 struct mc_ep {
 	struct mc_coll *coll;
+	struct mc_coll_remains remains; /* closed, and still read */
 	uint64_t fork_gen, side_at;
 	uint8_t *memory; /* MC_EP_REGION, mapped once */
 	struct mc_ep_page *page;

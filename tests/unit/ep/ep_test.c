@@ -9,12 +9,14 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../coll/world.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/rand.h"
+#include "coll/priv.h"
 #include "layer.h"
 
 #define STEPS 4
@@ -380,6 +382,65 @@ static void a_replacement_is_in_after_all_have_met(void **state)
 	}
 }
 
+/* ---- closed ---- */
+
+static uint64_t memory_of(struct rank *r)
+{
+	struct stat st = {0};
+
+	(void)fstat(r->coll->fd, &st);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+/* Rank 0 is done and gone while rank 1 still has to read what it showed. */
+static int read_after_close(struct rank *r)
+{
+	struct mc_ep_patience ever = {NULL, MC_EP_NEVER};
+	struct mc_ep_half *h;
+	struct tokens t;
+	struct layer l;
+	uint64_t rest;
+
+	WORLD_CHECK(!open_layer(r, &l));
+	WORLD_CHECK(!mc_ep_update(l.ep, &l.diag));
+	rest = memory_of(r);
+	l.shape.tokens = l.shape.tokens_max - r->rank;
+	t = tokens_of(&l.shape, r->rank, 0);
+	WORLD_CHECK(!layer_dispatch_begin(&l, &t, &ever, &h));
+	world_tick(r->w);
+	if (r->rank == 0) {
+		WORLD_CHECK(!layer_dispatch_end(&l, h));
+		close_layer(&l);
+		WORLD_CHECK(memory_of(r) > rest);
+		world_tick(r->w);
+		world_wait_ticks(r->w, 4);
+		while (memory_of(r) > rest) /* or the test's time ends */
+			world_pause(10 * MC_NS_PER_MS);
+	} else {
+		world_wait_ticks(r->w, 3);
+		WORLD_CHECK(!layer_dispatch_end(&l, h));
+		WORLD_CHECK(layer_has_arrived(&l, 0));
+		world_tick(r->w);
+		close_layer(&l);
+		WORLD_CHECK(memory_of(r) <= rest); /* nobody reads it */
+	}
+	tokens_free(&t);
+	return 0;
+}
+
+static void what_is_still_read_is_given_back_when_the_last_reader_is_done(void **state)
+{
+	struct world *w = layer_world(2, 4, MC_EP_SAME);
+	pid_t pids[2];
+
+	(void)state;
+	for (uint32_t q = 0; q < 2; q++)
+		pids[q] = world_fork(w, q, 2, 2, 0, read_after_close);
+	for (uint32_t q = 0; q < 2; q++)
+		assert_int_equal(world_reap(pids[q]), 0);
+	world_free(w);
+}
+
 /* ---- wrong use ---- */
 
 static const struct mc_ep_shape small = {
@@ -474,6 +535,7 @@ int main(void)
 	    cmocka_unit_test(a_rank_killed_at_any_moment_is_left_out_by_all_alike),
 	    cmocka_unit_test(a_late_rank_is_out_of_the_step_for_all_and_told_so),
 	    cmocka_unit_test(a_replacement_is_in_after_all_have_met),
+	    cmocka_unit_test(what_is_still_read_is_given_back_when_the_last_reader_is_done),
 	    cmocka_unit_test(what_does_not_fit_is_refused_and_named),
 	    cmocka_unit_test(ranks_that_call_different_things_are_told_so),
 	};
