@@ -147,12 +147,14 @@ void mc_cq_close(struct mc_cq *q)
 	atomic_store_explicit(&q->is_closing, true, memory_order_relaxed);
 	pthread_mutex_unlock(&q->mu);
 	mc_watch_cq_closed(q->eng, q);
-	do {
-		(void)mc_cq_wait(q, c, MC_ARRAY_LEN(c), 10 * MC_NS_PER_MS);
+	for (;;) {
 		pthread_mutex_lock(&q->mu);
 		begun = q->begun;
 		pthread_mutex_unlock(&q->mu);
-	} while (begun > 0);
+		if (begun == 0)
+			break;
+		(void)mc_cq_wait(q, c, MC_ARRAY_LEN(c), 10 * MC_NS_PER_MS);
+	}
 	mc_fd_close(&q->fd);
 	pthread_mutex_destroy(&q->mu);
 	mc_engine_close(q->eng);
