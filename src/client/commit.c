@@ -54,7 +54,7 @@ static void start_over(struct mc_cli_write *w)
 static bool take(struct mc_cli_op *op, struct mc_cli_write *writes, struct mc_cli_call *c,
 		 uint64_t *stale)
 {
-	struct mc_st_committed m;
+	struct mc_st_committed m = {0};
 	bool is_early = false;
 	struct mc_rd r;
 	int rc = c->rc;

@@ -56,7 +56,7 @@ static int ask(struct mc_cli_op *op, struct mc_cli_look *const *looks, size_t n)
 /* @return the master is not ready for some */
 static bool take(struct mc_cli_op *op, struct mc_cli_look *const *looks, struct mc_cli_call *c)
 {
-	struct mc_st_object obj;
+	struct mc_st_object obj = {0};
 	bool is_early = false;
 	struct mc_rd r;
 	int rc = c->rc;

@@ -49,7 +49,7 @@ static bool is_http(const char *master)
 	static const char ask[] = "GET /health HTTP/1.0\r\n\r\n";
 	uint64_t until_ns = mc_time_after(mc_now_ns(), PROBE_NS);
 	struct mc_addr addr;
-	char got[5];
+	char got[5] = {0};
 	int fd = -1;
 	int rc = mc_addr_resolve(master, MC_ST_MASTER_PORT, &addr, NULL);
 

@@ -162,8 +162,7 @@ static int file_map(const struct mc_store_mount *o, struct mc_diag *diag, void *
 	} else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < o->offset ||
 		   (uint64_t)st.st_size - o->offset < o->bytes) {
 		mc_diag_set(diag, "%s: bytes %llu to %llu are not in this file of %llu", o->path,
-			    (unsigned long long)o->offset,
-			    (unsigned long long)(o->offset + o->bytes),
+			    (unsigned long long)o->offset, (unsigned long long)o->offset + o->bytes,
 			    (unsigned long long)st.st_size);
 		rc = MC_STORE_INVALID_PARAMS;
 	} else if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)o->offset,

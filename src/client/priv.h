@@ -208,10 +208,10 @@ void mc_cli_owner_good(struct mc_cli_owner *o);
 bool mc_cli_owner_is_own(const struct mc_cli_owner *o);
 /** Its incarnation, as the view last had it. */
 uint64_t mc_cli_owner_life(struct mc_cli_owner *o);
-/** An owner for `len` bytes that is none of `not`. NULL: there is none. */
+/** An owner for `len` bytes that is none of `except`. NULL: there is none. */
 struct mc_cli_owner *mc_cli_view_choose(struct mc_cli_op *op, uint64_t len,
 					const struct mc_store_conf *conf,
-					struct mc_cli_owner *const * not, unsigned nnot);
+					struct mc_cli_owner *const *except, unsigned nexcept);
 /** As the master said last: owners of its life before have not come yet. */
 bool mc_cli_view_is_recovering(struct mc_store *st);
 /** Is there any that takes puts, and so long a slot if it makes room? */

@@ -82,20 +82,20 @@ static void compact(struct mc_cli_write *w)
 static unsigned plan_one(struct mc_cli_op *op, struct mc_cli_write *w,
 			 const struct mc_store_conf *conf, uint64_t until_ns, bool *wants_pause)
 {
-	struct mc_cli_owner * not [MC_CLI_TARGETS_MAX];
+	struct mc_cli_owner *except[MC_CLI_TARGETS_MAX];
 	unsigned have = mc_cli_write_count(w, goal(w)), fresh = 0;
 
 	if (w->ntargets == MC_CLI_TARGETS_MAX)
 		compact(w);
 	for (unsigned t = 0; t < w->ntargets; t++)
-		not [t] = w->targets[t].owner;
+		except[t] = w->targets[t].owner;
 	while (have + fresh < w->wanted && w->ntargets < MC_CLI_TARGETS_MAX) {
 		struct mc_cli_owner *o =
-		    mc_cli_view_choose(op, w->info.slot_len, conf, not, w->ntargets);
+		    mc_cli_view_choose(op, w->info.slot_len, conf, except, w->ntargets);
 
 		if (!o)
 			break;
-		not [w->ntargets] = o;
+		except[w->ntargets] = o;
 		w->targets[w->ntargets++] = (struct mc_cli_target){.owner = o};
 		fresh++;
 	}
@@ -245,7 +245,7 @@ static bool is_late(const struct mc_cli_call *c)
 
 static void answers(struct mc_cli_write *writes, struct mc_cli_call *c)
 {
-	struct mc_st_granted g;
+	struct mc_st_granted g = {0};
 	struct mc_rd r;
 	int rc = c->rc;
 

@@ -317,16 +317,16 @@ bool mc_cli_view_knows(struct mc_store *st, const struct mc_store_conf *conf)
 
 struct mc_cli_owner *mc_cli_view_choose(struct mc_cli_op *op, uint64_t len,
 					const struct mc_store_conf *conf,
-					struct mc_cli_owner *const * not, unsigned nnot)
+					struct mc_cli_owner *const *except, unsigned nexcept)
 {
 	struct mc_store *st = op->st;
 	uint64_t holders[MC_CLI_TARGETS_MAX], id;
-	struct mc_place_want want = {.bytes = len, .holders = holders, .nholders = nnot};
+	struct mc_place_want want = {.bytes = len, .holders = holders, .nholders = nexcept};
 	struct mc_cli_owner *o = NULL;
 
-	mc_assert(nnot <= MC_CLI_TARGETS_MAX);
-	for (unsigned i = 0; i < nnot; i++)
-		holders[i] = not [i] -> id;
+	mc_assert(nexcept <= MC_CLI_TARGETS_MAX);
+	for (unsigned i = 0; i < nexcept; i++)
+		holders[i] = except[i]->id;
 	if (conf) {
 		want.preferred = conf->segments;
 		want.npreferred = conf->nsegments;

@@ -247,8 +247,9 @@ static int memory_make(struct mc_coll *g)
 	void *at;
 	int rc = mc_coll_shmem_make("mooncake-coll", MC_COLL_AREA_AT, &g->fd);
 
-	if (rc == 0)
-		rc = mc_coll_shmem_map(g->fd, 0, MC_COLL_PAGE_LEN, &at);
+	if (rc < 0)
+		return rc;
+	rc = mc_coll_shmem_map(g->fd, 0, MC_COLL_PAGE_LEN, &at);
 	if (rc < 0)
 		return rc;
 	g->page = at;
@@ -271,8 +272,9 @@ static int board_make(struct mc_coll *g)
 	void *at;
 	int rc = mc_coll_shmem_make("mooncake-coll-board", MC_COLL_BOARD_LEN, &g->board_fd);
 
-	if (rc == 0)
-		rc = mc_coll_shmem_map(g->board_fd, 0, MC_COLL_BOARD_LEN, &at);
+	if (rc < 0)
+		return rc;
+	rc = mc_coll_shmem_map(g->board_fd, 0, MC_COLL_BOARD_LEN, &at);
 	if (rc < 0)
 		return rc;
 	b = at;
@@ -570,7 +572,7 @@ uint64_t mc_coll_active(struct mc_coll *g)
 	uint64_t count = b ? atomic_load_explicit(&b->count, memory_order_acquire) : 0;
 
 	/* No board yet: the loop asks while the group is being opened. */
-	if (count > atomic_load_explicit(&g->page->log_seen, memory_order_acquire))
+	if (b && count > atomic_load_explicit(&g->page->log_seen, memory_order_acquire))
 		return b->log[(count - 1) % MC_COLL_LOG].active;
 	return atomic_load_explicit(&g->active, memory_order_relaxed);
 }

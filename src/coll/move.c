@@ -78,7 +78,8 @@ static void copy_own(struct mc_coll_round *r, const struct mc_coll_part *in,
 		     const struct mc_coll_part *out)
 {
 	uint8_t *from, *to;
-	uint64_t len = mc_min(mc_coll_round_part(r, in, &from), mc_coll_round_part(r, out, &to));
+	uint64_t have = mc_coll_round_part(r, in, &from), room = mc_coll_round_part(r, out, &to);
+	uint64_t len = mc_min(have, room);
 
 	if (len && from != to)
 		memmove(to, from, len);

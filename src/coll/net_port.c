@@ -416,7 +416,7 @@ static void take_on_loop(void *arg)
 static int introduce(struct taking *t, const struct mc_addr *to, struct mc_coll_hello *h,
 		     uint64_t deadline_ns)
 {
-	struct mc_coll_reply reply[2];
+	struct mc_coll_reply reply[2] = {0};
 	int rc;
 
 	h->kind = MC_COLL_CONN_DATA;

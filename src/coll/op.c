@@ -188,6 +188,7 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 	if (rc < 0)
 		return rc;
 	r.esize = mc_coll_type_bytes(op->type);
+	mc_assert(r.esize > 0); /* check() */
 	r.deadline_ns = mc_time_after(mc_now_ns(), g->timeout_ns);
 	elems = g->scratch_max / r.esize /
 		(op->kind == MC_COLL_REDUCE_SCATTER || op->kind == MC_COLL_SCATTER ||

@@ -194,7 +194,7 @@ static int poll(struct wait *w, struct mc_spin *spin)
 {
 	bool is_crowded = atomic_load_explicit(&w->g->is_crowded, memory_order_relaxed);
 	uint64_t from_ns = mc_now_ns(), yield_ns = is_crowded ? 0 : ALONE_NS, past_ns;
-	int rc;
+	int rc = 0;
 
 	do {
 		for (int i = 0; i < (is_crowded ? 1 : LOOKS / 4); i++) {

@@ -38,6 +38,8 @@ int mc_dlog_path(const struct mc_dlog *log, const char *name, uint32_t id, char 
 		return -MC_E_TOO_BIG;
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
+	/* A name without a number leaves the id unused. */
+	/* cppcheck-suppress wrongPrintfScanfArgNum */
 	(void)snprintf(ret_path + n, 32, name, id);
 #pragma GCC diagnostic pop
 	return 0;
