@@ -67,7 +67,6 @@ static void on_kick(struct mc_task *t)
 	look_after(net->g, atomic_exchange_explicit(&net->late, 0, memory_order_acq_rel));
 	mc_coll_agree_turn(net->g);
 	mc_coll_view_turn(net->g);
-	mc_coll_net_mail_turn(net->g);
 }
 
 void mc_coll_net_kick(struct mc_coll *g)
@@ -94,8 +93,10 @@ void mc_coll_wire_free(struct mc_coll_wire *wire)
 		mc_free(out);
 	mc_fd_close(&wire->data_fd);
 	mc_fd_close(&wire->ctl.fd);
+	mc_fd_close(&wire->mail_fd);
 	mc_free(wire->round_buf);
-	mc_free(wire->rx);
+	mc_free(wire->rx.bytes);
+	mc_free(wire->mail_rx.bytes);
 	mc_free(wire->ctl_body);
 	mc_free(wire->told);
 	mc_str_fini(&wire->ctl_out);
@@ -110,7 +111,7 @@ static void *memory(uint64_t len)
 	return at == MAP_FAILED ? NULL : at;
 }
 
-/* The page and the rings that it will fill. */
+/* The page that it will fill. */
 static int peer_make(struct mc_coll *g, const struct mc_coll_hello *h, struct mc_coll_peer **ret)
 {
 	struct mc_coll_peer *p = mc_calloc(1, sizeof(*p));
@@ -122,18 +123,19 @@ static int peer_make(struct mc_coll *g, const struct mc_coll_hello *h, struct mc
 	p->inc = h->inc;
 	p->fd = p->pid.fd = -1;
 	p->page = memory(MC_COLL_PAGE_LEN);
-	p->rings = memory(MC_COLL_RINGS_LEN);
 	p->wire = mc_calloc(1, sizeof(*p->wire));
 	if (p->wire) {
 		mc_list_init(&p->wire->outs);
 		mc_str_init(&p->wire->ctl_out, MC_COLL_OUT_MAX);
 		p->wire->p = p;
-		p->wire->data_fd = p->wire->ctl.fd = -1;
+		p->wire->data_fd = p->wire->ctl.fd = p->wire->mail_fd = -1;
 		p->wire->round_buf = mc_calloc(1, MC_COLL_ROUND_MAX);
-		p->wire->rx = mc_calloc(1, MC_COLL_RX_LEN);
+		p->wire->rx.bytes = mc_calloc(1, MC_COLL_RX_LEN);
+		p->wire->mail_rx.bytes = mc_calloc(1, MC_COLL_RX_LEN);
 		(void)mc_strlcpy(p->wire->address, sizeof(p->wire->address), h->address);
 	}
-	if (!p->page || !p->rings || !p->wire || !p->wire->round_buf || !p->wire->rx) {
+	if (!p->page || !p->wire || !p->wire->round_buf || !p->wire->rx.bytes ||
+	    !p->wire->mail_rx.bytes) {
 		mc_coll_peer_free(p);
 		return -MC_E_NOMEM;
 	}
@@ -145,22 +147,24 @@ static int peer_make(struct mc_coll *g, const struct mc_coll_hello *h, struct mc
 	return 0;
 }
 
-int mc_coll_net_take(struct mc_coll *g, const struct mc_coll_hello *h, int *data_fd, int *ctl_fd)
+int mc_coll_net_take(struct mc_coll *g, const struct mc_coll_hello *h, int fds[MC_COLL_CONNS])
 {
 	struct mc_coll_peer *p;
 	int rc = peer_make(g, h, &p);
 
 	if (rc < 0)
 		return rc;
-	p->wire->data_fd = *data_fd;
-	p->wire->ctl.fd = *ctl_fd;
+	p->wire->data_fd = fds[MC_COLL_CONN_DATA - 1];
+	p->wire->ctl.fd = fds[MC_COLL_CONN_CTL - 1];
+	p->wire->mail_fd = fds[MC_COLL_CONN_MAIL - 1];
 	rc = mc_coll_peer_seat(g, p);
 	if (rc != 0) {
-		p->wire->data_fd = p->wire->ctl.fd = -1;
+		p->wire->data_fd = p->wire->ctl.fd = p->wire->mail_fd = -1;
 		mc_coll_peer_free(p);
 		return rc > 0 ? 0 : rc;
 	}
-	*data_fd = *ctl_fd = -1;
+	for (int i = 0; i < MC_COLL_CONNS; i++)
+		fds[i] = -1;
 	mc_coll_ctl_start(p);
 	return 0;
 }
@@ -178,8 +182,9 @@ int mc_coll_net_open(struct mc_coll *g)
 	net->silent_ns = g->hub->silent_ns;
 	pthread_mutex_init(&net->lock, NULL);
 	net->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	net->mail_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	g->net = net;
-	return net->wake_fd < 0 ? -MC_E_LIMIT : 0;
+	return net->wake_fd < 0 || net->mail_wake_fd < 0 ? -MC_E_LIMIT : 0;
 }
 
 void mc_coll_net_stop(struct mc_coll *g)
@@ -208,6 +213,7 @@ void mc_coll_net_close(struct mc_coll *g)
 		return;
 	mc_loop_call(g->hub->loop, pass, NULL); /* a kick that was on its way is over */
 	mc_fd_close(&g->net->wake_fd);
+	mc_fd_close(&g->net->mail_wake_fd);
 	pthread_mutex_destroy(&g->net->lock);
 	mc_free(g->net);
 	g->net = NULL;

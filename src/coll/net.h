@@ -9,8 +9,9 @@
  * decide the same (net_agree.c). Changes of membership are two rounds of messages (net_view.c).
  * Changes of membership are two rounds of messages (net_view.c).
  *
- * Two connections to each rank: `data`, which the operation's thread drives, and `ctl`, the loop's,
- * for everything that must not wait behind data; messages go there, too (net_mail.c).
+ * Three connections to each rank: `data`, which the operation's thread drives, `ctl`, the loop's,
+ * for everything that must not wait behind data, and `mail` for messages, which whoever waits for
+ * one drives (net_mail.c).
  */
 #ifndef MC_COLL_NET_H
 #define MC_COLL_NET_H
@@ -29,7 +30,13 @@
 #define MC_COLL_REPLY_LEN 64u
 
 /* What a connection is for; in its first bytes. */
-enum mc_coll_conn { MC_COLL_CONN_DATA = 1, MC_COLL_CONN_CTL, MC_COLL_CONN_PING };
+enum mc_coll_conn {
+	MC_COLL_CONN_DATA = 1,
+	MC_COLL_CONN_CTL,
+	MC_COLL_CONN_MAIL,
+	MC_COLL_CONN_PING,
+};
+#define MC_COLL_CONNS 3 /* that make a peer: the first ones */
 
 /** The first bytes of a connection. */
 struct mc_coll_hello {
@@ -69,7 +76,7 @@ int mc_coll_reply_read(const uint8_t *bytes, struct mc_coll_reply *ret);
 /** Socket address and hub id of a hub's address. @return 0; -MC_E_INVAL */
 int mc_coll_address_net(const char *address, struct mc_addr *ret_at,
 			char ret_hub[MC_COLL_HUB_ID_MAX], struct mc_diag *diag);
-/** Two connections to the rank in `slot`, introduced; then the peer, in the group. Blocks. */
+/** All connections to the rank in `slot`, introduced; then the peer, in the group. Blocks. */
 int mc_coll_net_attach(struct mc_coll *g, uint32_t slot, const char *address, uint64_t deadline_ns,
 		       struct mc_diag *diag);
 /** Is somebody there? @return 0; -MC_E_REFUSED, -MC_E_TIMEDOUT, … Blocks. */
@@ -105,6 +112,14 @@ struct mc_coll_word_of {
 
 #define MC_COLL_TOLD_MAX 256u
 
+/** A stream that is read in large pieces: bytes [at, have) of MC_COLL_RX_LEN are not used yet. */
+struct mc_coll_rx {
+	uint8_t *bytes;
+	uint32_t at, have;
+};
+
+#define MC_COLL_MAIL_HEAD 16u
+
 /** A rank reached over sockets. */
 struct mc_coll_wire {
 	struct mc_coll_peer *p;
@@ -121,8 +136,7 @@ struct mc_coll_wire {
 	uint8_t *body; /* ROUND: collected; else where the bytes go */
 	uint64_t body_len, body_have;
 	uint8_t *round_buf;
-	uint8_t *rx; /* MC_COLL_RX_LEN bytes of the stream; [rx_at, rx_have) are not used yet */
-	uint32_t rx_at, rx_have;
+	struct mc_coll_rx rx;
 	uint64_t area_seq; /* the round whose bytes are in the peer's area here */
 	uint64_t rest_seq; /* that, when the loop looked last; under run_lock */
 
@@ -144,14 +158,24 @@ struct mc_coll_wire {
 	struct mc_str ctl_out;
 	uint64_t ctl_sent;
 	struct mc_coll_probe *probe;
-	uint64_t ring_sent, ring_tail; /* net_mail.c: counts that the other side was told */
+
+	/* net_mail.c, under mail.lock */
+	int mail_fd;
+	bool is_mail_tx_over, is_mail_rx_over;
+	struct mc_coll_rx mail_rx;
+	uint8_t mail_head[MC_COLL_MAIL_HEAD]; /* of the message that comes */
+	uint32_t mail_head_have;
 };
 
 struct mc_coll_net {
 	struct mc_coll *g;
-	int wake_fd;		 /* eventfd: the operation's thread looks again */
-	_Atomic uint32_t asking; /* slot + 1 that this rank calls just now */
-	_Atomic int broken;	 /* why nothing can run any more */
+	int wake_fd;		  /* eventfd: the operation's thread looks again */
+	int mail_wake_fd;	  /* the same for whoever sleeps on the connections of messages */
+	struct mc_spin mail_spin; /* of whoever has set is_mail_driven */
+	_Atomic bool is_mail_driven;
+	_Atomic bool has_mail_sleeper; /* set under mail.lock */
+	_Atomic uint32_t asking;       /* slot + 1 that this rank calls just now */
+	_Atomic int broken;	       /* why nothing can run any more */
 	_Atomic bool is_frozen;	 /* dead were told of and not agreed on; changed under `lock` */
 	struct mc_coll_bid *bid; /* the loop's: a change that this rank makes */
 	uint64_t nbids;
@@ -169,9 +193,9 @@ int mc_coll_net_open(struct mc_coll *g);
 /** On the loop: nothing of it runs any more. */
 void mc_coll_net_stop(struct mc_coll *g);
 void mc_coll_net_close(struct mc_coll *g);
-/** A peer with its two connections; takes them over on success. On the loop. @return 0;
+/** A peer with its connections, by kind - 1; takes them over on success. On the loop. @return 0;
  * -MC_E_EXIST; -MC_E_NOMEM; … */
-int mc_coll_net_take(struct mc_coll *g, const struct mc_coll_hello *h, int *data_fd, int *ctl_fd);
+int mc_coll_net_take(struct mc_coll *g, const struct mc_coll_hello *h, int fds[MC_COLL_CONNS]);
 void mc_coll_wire_free(struct mc_coll_wire *wire);
 /** The operation's thread looks again. Any thread. */
 void mc_coll_net_wake(struct mc_coll *g);
@@ -211,6 +235,10 @@ void mc_coll_net_drain(struct mc_coll *g);
 
 /* ---- net_data.c ---- */
 
+/** Next bytes of a stream: small ones by way of the buffer, so that a frame costs one call.
+ * `is_dry`: the socket gave less than it could. @return as recv() */
+ssize_t mc_coll_rx_take(struct mc_coll_rx *rx, int fd, uint8_t *to, uint64_t want, bool *is_dry);
+
 /** As mc_coll_wait_word() for a peer that is reached over sockets. */
 int mc_coll_net_wait(struct mc_coll *g, struct mc_coll_peer *p, uint64_t target,
 		     uint64_t deadline_ns);
@@ -239,8 +267,6 @@ enum mc_coll_ctl {
 	MC_COLL_CTL_CHANGE,   /* write this down */
 	MC_COLL_CTL_WRITTEN,  /* the answer */
 	MC_COLL_CTL_OPEN,     /* go on */
-	MC_COLL_CTL_RING,     /* net_mail.c: bytes of a ring */
-	MC_COLL_CTL_TAIL,     /* they were taken */
 };
 
 /** Queue and try to send. */
@@ -288,12 +314,9 @@ void mc_coll_view_last(struct mc_coll *g, struct mc_wr *w);
 /** Write it down if it is newer. @return false: it is cut off */
 bool mc_coll_view_adopt(struct mc_coll *g, struct mc_rd *r);
 
-/* ---- net_mail.c: on the loop ---- */
+/* ---- net_mail.c; the rest of it is in p2p.h ---- */
 
-/** Carry what was put into the rings to remote ranks, and tell what was taken of theirs. */
-void mc_coll_net_mail_turn(struct mc_coll *g);
-void mc_coll_net_mail_frame(struct mc_coll_peer *p, enum mc_coll_ctl type, const uint8_t *bytes,
-			    size_t len);
-bool mc_coll_net_mail_is_sent(struct mc_coll *g, const struct mc_coll_peer *p);
+/** Whoever sleeps on the connections of messages looks again. Any thread. */
+void mc_coll_net_mail_wake(struct mc_coll *g);
 
 #endif

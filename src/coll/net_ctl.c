@@ -80,10 +80,6 @@ static void dispatch(struct mc_coll_peer *p, uint32_t type, const uint8_t *bytes
 	case MC_COLL_CTL_OPEN:
 		mc_coll_view_frame(p, (enum mc_coll_ctl)type, bytes, len);
 		break;
-	case MC_COLL_CTL_RING:
-	case MC_COLL_CTL_TAIL:
-		mc_coll_net_mail_frame(p, (enum mc_coll_ctl)type, bytes, len);
-		break;
 	default:
 		mc_coll_ctl_lost(p);
 	}

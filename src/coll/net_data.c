@@ -170,33 +170,31 @@ static void on_frame(struct mc_coll_wire *wire, const struct mc_coll_head *h)
 	mc_coll_stir(p->coll);
 }
 
-/* Next bytes of the stream: small ones by way of a buffer, so that a frame costs one call.
- * `is_dry`: the socket gave less than it could. @return as recv() */
-static ssize_t rx_take(struct mc_coll_wire *wire, uint8_t *to, uint64_t want, bool *is_dry)
+ssize_t mc_coll_rx_take(struct mc_coll_rx *rx, int fd, uint8_t *to, uint64_t want, bool *is_dry)
 {
 	bool is_direct = want >= MC_COLL_RX_LEN;
 	uint64_t room = is_direct ? want : MC_COLL_RX_LEN;
 	ssize_t n;
 
-	if (wire->rx_at == wire->rx_have) {
+	if (rx->at == rx->have) {
 		if (*is_dry) {
 			errno = EAGAIN;
 			return -1;
 		}
 		do {
-			n = recv(wire->data_fd, is_direct ? to : wire->rx, room, 0);
+			n = recv(fd, is_direct ? to : rx->bytes, room, 0);
 		} while (n < 0 && errno == EINTR);
 		if (n <= 0)
 			return n;
 		*is_dry = (uint64_t)n < room;
 		if (is_direct)
 			return n;
-		wire->rx_at = 0;
-		wire->rx_have = (uint32_t)n;
+		rx->at = 0;
+		rx->have = (uint32_t)n;
 	}
-	n = (ssize_t)mc_min(want, (uint64_t)(wire->rx_have - wire->rx_at));
-	memcpy(to, wire->rx + wire->rx_at, (size_t)n);
-	wire->rx_at += (uint32_t)n;
+	n = (ssize_t)mc_min(want, (uint64_t)(rx->have - rx->at));
+	memcpy(to, rx->bytes + rx->at, (size_t)n);
+	rx->at += (uint32_t)n;
 	return n;
 }
 
@@ -207,7 +205,7 @@ static bool pull_some(struct mc_coll_wire *wire, bool *is_dry)
 	uint8_t *to = is_head ? wire->head + wire->head_have : wire->body + wire->body_have;
 	uint64_t want =
 	    is_head ? MC_COLL_HEAD_LEN - wire->head_have : wire->body_len - wire->body_have;
-	ssize_t n = rx_take(wire, to, want, is_dry);
+	ssize_t n = mc_coll_rx_take(&wire->rx, wire->data_fd, to, want, is_dry);
 	struct mc_coll_head h;
 
 	if (n <= 0) {
@@ -242,7 +240,7 @@ static bool pull(struct mc_coll_wire *wire)
 	bool is_dry = false;
 
 	/* What stands in the buffer must not wait for the socket. */
-	while (!wire->is_data_over && (turns < TURNS_MAX || wire->rx_at < wire->rx_have) &&
+	while (!wire->is_data_over && (turns < TURNS_MAX || wire->rx.at < wire->rx.have) &&
 	       pull_some(wire, &is_dry))
 		turns++;
 	return turns > 0 || wire->is_data_over;

@@ -1,7 +1,7 @@
 /*
  * net_port.c: the hub's door for ranks of other hosts: a TCP port. Whoever comes says hello first:
  * which hub it means (by the random name in the hub's address, so a stranger's port is found out),
- * which group, who it is, and what the connection is for. A peer is two connections that belong
+ * which group, who it is, and what the connection is for. A peer is several connections that belong
  * together; those for a group that is not open here yet are held until it is.
  */
 #include <errno.h>
@@ -14,7 +14,7 @@
 #include "coll/net.h"
 
 #define HELLO_MAGIC 0x314e434du /* "MCN1" */
-#define VERSION 1u
+#define VERSION 2u
 #define GUESTS_MAX 4096u
 #define HELLO_NS (10 * MC_NS_PER_S)
 #define PORT_MIN 12001
@@ -168,17 +168,22 @@ static int check(struct mc_coll *g, const struct mc_coll_hello *h)
 	return -MC_E_EXIST;
 }
 
-static struct guest *other_half(struct guest *one)
+/* Those that belong together, by kind - 1. @return false: one has not come yet */
+static bool all_of(const struct guest *one, struct guest *ret[MC_COLL_CONNS])
 {
 	struct guest *at;
+	unsigned n = 0;
 
+	memset(ret, 0, MC_COLL_CONNS * sizeof(*ret));
 	mc_list_each (at, &one->hub->port->guests, link) {
-		if (at != one && at->is_known && at->hello.kind != one->hello.kind &&
-		    at->hello.slot == one->hello.slot && at->hello.inc == one->hello.inc &&
-		    strcmp(at->hello.group, one->hello.group) == 0)
-			return at;
+		if (!at->is_known || at->hello.kind > MC_COLL_CONNS ||
+		    at->hello.slot != one->hello.slot || at->hello.inc != one->hello.inc ||
+		    strcmp(at->hello.group, one->hello.group) != 0)
+			continue;
+		n += !ret[at->hello.kind - 1];
+		ret[at->hello.kind - 1] = at; /* the last one, if it has called again */
 	}
-	return NULL;
+	return n == MC_COLL_CONNS;
 }
 
 static void refuse(struct guest *at, int rc)
@@ -187,28 +192,27 @@ static void refuse(struct guest *at, int rc)
 	guest_free(at);
 }
 
-/* Both connections of a rank are here, and the group is. */
+/* All connections of a rank are here, and the group is. */
 static void let_in(struct mc_coll *g, struct guest *one)
 {
-	struct guest *two = other_half(one), *data, *ctl;
-	int rc = check(g, &one->hello), data_fd, ctl_fd;
+	struct guest *all[MC_COLL_CONNS];
+	int fds[MC_COLL_CONNS], rc = check(g, &one->hello);
 
-	if (!two)
+	if (!all_of(one, all))
 		return;
-	data = one->hello.kind == MC_COLL_CONN_DATA ? one : two;
-	ctl = data == one ? two : one;
-	mc_loop_unwatch(g->hub->loop, &data->conn);
-	mc_loop_unwatch(g->hub->loop, &ctl->conn);
-	data->conn.on_event = ctl->conn.on_event = NULL;
-	data_fd = data->conn.fd;
-	ctl_fd = ctl->conn.fd;
-	answer(data_fd, rc, g->rank, g->inc);
-	answer(ctl_fd, rc, g->rank, g->inc);
+	for (int i = 0; i < MC_COLL_CONNS; i++) {
+		mc_loop_unwatch(g->hub->loop, &all[i]->conn);
+		all[i]->conn.on_event = NULL;
+		fds[i] = all[i]->conn.fd;
+		answer(fds[i], rc, g->rank, g->inc);
+	}
 	/* Whoever reads an answer and then finds the connection closed calls again. */
 	if (rc == 0)
-		(void)mc_coll_net_take(g, &data->hello, &data->conn.fd, &ctl->conn.fd);
-	guest_free(data);
-	guest_free(ctl);
+		(void)mc_coll_net_take(g, &one->hello, fds);
+	for (int i = 0; i < MC_COLL_CONNS; i++) {
+		all[i]->conn.fd = fds[i];
+		guest_free(all[i]);
+	}
 }
 
 static struct mc_coll *find(struct mc_coll_hub *hub, const char *name)
@@ -303,7 +307,7 @@ static void on_accept(struct mc_watch *w, uint32_t events)
 
 void mc_coll_port_admit(struct mc_coll_hub *hub, struct mc_coll *g)
 {
-	struct guest *at;
+	struct guest *at, *all[MC_COLL_CONNS];
 	bool is_again = true;
 
 	/* Letting one in ends another that this walk may stand on. */
@@ -311,7 +315,7 @@ void mc_coll_port_admit(struct mc_coll_hub *hub, struct mc_coll *g)
 		is_again = false;
 		mc_list_each (at, &hub->port->guests, link) {
 			if (!at->is_known || strcmp(at->hello.group, g->name) != 0 ||
-			    !other_half(at))
+			    !all_of(at, all))
 				continue;
 			let_in(g, at);
 			is_again = true;
@@ -402,38 +406,38 @@ static int hear(int fd, uint64_t deadline_ns, struct mc_coll_reply *ret)
 struct taking {
 	struct mc_coll *g;
 	struct mc_coll_hello hello;
-	int data_fd, ctl_fd, rc;
+	int fds[MC_COLL_CONNS], rc;
 };
 
 static void take_on_loop(void *arg)
 {
 	struct taking *t = arg;
 
-	t->rc = mc_coll_net_take(t->g, &t->hello, &t->data_fd, &t->ctl_fd);
+	t->rc = mc_coll_net_take(t->g, &t->hello, t->fds);
 }
 
-/* Call twice, and hear that both were let in. */
+/* Call for each connection, and hear that all were let in. */
 static int introduce(struct taking *t, const struct mc_addr *to, struct mc_coll_hello *h,
 		     uint64_t deadline_ns)
 {
-	struct mc_coll_reply reply[2] = {0};
-	int rc;
+	struct mc_coll_reply reply = {0};
+	int rc = 0;
 
-	h->kind = MC_COLL_CONN_DATA;
-	rc = call(to, h, deadline_ns, &t->data_fd);
-	h->kind = MC_COLL_CONN_CTL;
-	if (rc == 0)
-		rc = call(to, h, deadline_ns, &t->ctl_fd);
-	if (rc == 0)
-		rc = hear(t->data_fd, deadline_ns, &reply[0]);
-	if (rc == 0)
-		rc = hear(t->ctl_fd, deadline_ns, &reply[1]);
+	for (uint32_t i = 0; i < MC_COLL_CONNS && rc == 0; i++) {
+		h->kind = MC_COLL_CONN_DATA + i;
+		rc = call(to, h, deadline_ns, &t->fds[i]);
+	}
+	t->hello.inc = 0;
+	for (uint32_t i = 0; i < MC_COLL_CONNS && rc == 0; i++) {
+		rc = hear(t->fds[i], deadline_ns, &reply);
+		if (rc == 0 && (reply.slot != h->to_slot || reply.inc == 0 ||
+				(i > 0 && reply.inc != t->hello.inc)))
+			rc = -MC_E_PROTO;
+		t->hello.inc = reply.inc;
+	}
 	if (rc < 0)
 		return rc;
-	if (reply[0].slot != h->to_slot || reply[0].inc != reply[1].inc)
-		return -MC_E_PROTO;
-	t->hello.slot = reply[0].slot;
-	t->hello.inc = reply[0].inc;
+	t->hello.slot = h->to_slot;
 	mc_loop_call(t->g->hub->loop, take_on_loop, t);
 	return t->rc;
 }
@@ -446,7 +450,7 @@ int mc_coll_net_attach(struct mc_coll *g, uint32_t slot, const char *address, ui
 				  .ranks_max = g->ranks_max,
 				  .inc = g->inc,
 				  .scratch_max = g->scratch_max};
-	struct taking t = {.g = g, .data_fd = -1, .ctl_fd = -1};
+	struct taking t = {.g = g, .fds = {-1, -1, -1}};
 	struct mc_addr to;
 	int rc = mc_coll_address_net(address, &to, h.hub, diag);
 
@@ -459,8 +463,8 @@ int mc_coll_net_attach(struct mc_coll *g, uint32_t slot, const char *address, ui
 		atomic_store_explicit(&g->net->asking, slot + 1, memory_order_release);
 		rc = introduce(&t, &to, &h, deadline_ns);
 		atomic_store_explicit(&g->net->asking, 0, memory_order_release);
-		mc_fd_close(&t.data_fd);
-		mc_fd_close(&t.ctl_fd);
+		for (int i = 0; i < MC_COLL_CONNS; i++)
+			mc_fd_close(&t.fds[i]);
 		/* It has called us meanwhile; or does not know yet that who had our slot is dead.
 		 */
 		if (rc == -MC_E_EXIST && mc_coll_ready(g) & MC_COLL_BIT(slot))

@@ -288,12 +288,12 @@ static void look_at_mail(void *arg)
 	int left = 0;
 
 	o->is_none = true;
-	mc_coll_net_mail_turn(o->g);
 	mc_list_each (p, &o->g->peers, link) {
 		if (!p->wire || !p->wire->is_ctl_watched)
 			continue;
-		if (!mc_coll_net_mail_is_sent(o->g, p) || p->wire->ctl_out.len ||
-		    (ioctl(p->wire->ctl.fd, SIOCOUTQ, &left) == 0 && left))
+		if (p->wire->ctl_out.len ||
+		    (ioctl(p->wire->ctl.fd, SIOCOUTQ, &left) == 0 && left) ||
+		    (ioctl(p->wire->mail_fd, SIOCOUTQ, &left) == 0 && left))
 			o->is_none = false;
 	}
 }

@@ -24,12 +24,11 @@ void mc_coll_mail_bell(struct mc_coll_page *page)
 	mc_futex_wake_shared(&page->mail_bell, UINT32_MAX >> 1);
 }
 
-/* This rank has changed what `p` looks at. */
-static void tell(struct mc_coll *g, struct mc_coll_peer *p)
+void mc_coll_mail_ring_own(struct mc_coll *g)
 {
-	mc_coll_mail_bell(p->page);
-	if (p->wire)
-		mc_coll_net_kick(g);
+	mc_coll_mail_bell(g->page);
+	if (g->net)
+		mc_coll_net_mail_wake(g);
 }
 
 /* No message comes of it any more, and none goes to it. Over hosts messages have a way of their
@@ -75,27 +74,10 @@ void mc_coll_mail_renew(struct mc_coll *g, uint32_t slot, uint64_t inc)
 	/* release: an empty ring, before it is for somebody */
 	atomic_store_explicit(&r->inc, inc, memory_order_release);
 	pthread_mutex_unlock(&m->lock);
-	if (g->cur[slot])
-		tell(g, g->cur[slot]);
-}
-
-bool mc_coll_mail_taken(struct mc_coll *g, const struct mc_coll_peer *p, uint64_t tail)
-{
-	struct mc_coll_ring *r = &g->page->ring[p->slot];
-	bool is_good = true;
-
-	pthread_mutex_lock(&g->mail->lock);
-	if (atomic_load_explicit(&r->inc, memory_order_relaxed) == p->inc) {
-		uint64_t head = atomic_load_explicit(&r->head, memory_order_relaxed);
-
-		is_good =
-		    tail <= head && tail >= atomic_load_explicit(&r->tail, memory_order_relaxed);
-		if (is_good)
-			atomic_store_explicit(&r->tail, tail, memory_order_release);
-	}
-	pthread_mutex_unlock(&g->mail->lock);
-	mc_coll_mail_bell(g->page);
-	return is_good;
+	if (g->net)
+		mc_coll_mail_ring_own(g);
+	else if (g->cur[slot])
+		mc_coll_mail_bell(g->cur[slot]->page);
 }
 
 /* ---- moving bytes; under mail.lock ---- */
@@ -113,7 +95,7 @@ void mc_coll_mail_end(struct mc_coll *g, struct mail *m, int rc)
 	    .rc = rc, .ranks = rc == 0 && !m->is_send ? MC_COLL_BIT(m->peer) : 0};
 	mc_coll_work_end(&m->work);
 	/* A thread of ours may sleep that drives this one. */
-	mc_coll_mail_bell(g->page);
+	mc_coll_mail_ring_own(g);
 }
 
 /* Push what fits. @return true when something moved */
@@ -133,6 +115,8 @@ static bool push(struct mc_coll *g, struct mail *m)
 		mc_coll_mail_end(g, m, -MC_E_PEER_DEAD);
 		return true;
 	}
+	if (p->wire)
+		return mc_coll_net_mail_push(g, p, m);
 	if (head - tail > MC_COLL_RING_LEN) /* the receiver broke its word */
 		return false;
 	if (m->done == 0) {
@@ -162,13 +146,13 @@ static bool push(struct mc_coll *g, struct mail *m)
 		head += pad;
 		/* release: the bytes, before their count */
 		atomic_store_explicit(&r->head, head, memory_order_release);
-		tell(g, p);
+		mc_coll_mail_bell(p->page);
 		mc_coll_mail_end(g, m, 0);
 		return true;
 	}
 out:
 	atomic_store_explicit(&r->head, head, memory_order_release);
-	tell(g, p);
+	mc_coll_mail_bell(p->page);
 	return has_moved;
 }
 
@@ -185,12 +169,11 @@ static struct mail *match(struct mc_coll_mail *m, uint32_t from, uint64_t tag)
 	return NULL;
 }
 
-/* Somebody waits for another message of this rank than the one in front. */
-static bool is_wanted(struct mc_coll_mail *m, uint32_t from)
+bool mc_coll_mail_is_wanted(struct mc_coll *g, uint32_t from)
 {
 	struct mail *it;
 
-	mc_list_each (it, &m->recvs, work.link) {
+	mc_list_each (it, &g->mail->recvs, work.link) {
 		if ((it->peer == from || it->peer == MC_COLL_ANY) && it->done == 0)
 			return true;
 	}
@@ -205,8 +188,7 @@ static void wrong_length(struct mc_coll *g, struct mail *to, uint32_t from, uint
 	mc_coll_mail_end(g, to, -MC_E_INVAL);
 }
 
-/* A head is there: who gets the bytes? @return false: nobody yet */
-static bool begin_message(struct mc_coll *g, uint32_t from, struct inbox *in)
+bool mc_coll_mail_begin(struct mc_coll *g, uint32_t from, struct inbox *in)
 {
 	struct mc_coll_mail *m = g->mail;
 	struct mail *to = match(m, from, in->head.tag);
@@ -219,7 +201,7 @@ static bool begin_message(struct mc_coll *g, uint32_t from, struct inbox *in)
 	}
 	if (to)
 		wrong_length(g, to, from, in->head.len);
-	else if (!is_wanted(m, from))
+	else if (!mc_coll_mail_is_wanted(g, from))
 		return false;
 	if (in->head.len > ASIDE_MAX - m->kept_bytes)
 		return false;
@@ -249,7 +231,7 @@ static bool deliver(struct mc_coll *g, struct aside *a, struct mail *to)
 	return true;
 }
 
-static void end_message(struct mc_coll *g, uint32_t from, struct inbox *in)
+void mc_coll_mail_finish(struct mc_coll *g, uint32_t from, struct inbox *in)
 {
 	struct mail *to = in->mail;
 	struct aside *a = in->aside;
@@ -266,7 +248,7 @@ static void end_message(struct mc_coll *g, uint32_t from, struct inbox *in)
 }
 
 /* Take what is there of a rank. @return true when something moved */
-static bool pull(struct mc_coll *g, uint32_t from)
+static bool pull_ring(struct mc_coll *g, uint32_t from)
 {
 	struct mc_coll_peer *p = g->cur[from];
 	struct inbox *in = &g->mail->inbox[from];
@@ -285,7 +267,7 @@ static bool pull(struct mc_coll *g, uint32_t from)
 		if (head - tail < sizeof(in->head))
 			return false;
 		ring_copy(ring, tail, &in->head, sizeof(in->head), false);
-		if (!begin_message(g, from, in))
+		if (!mc_coll_mail_begin(g, from, in))
 			return false;
 		in->is_open = true;
 		tail += sizeof(in->head);
@@ -301,14 +283,14 @@ static bool pull(struct mc_coll *g, uint32_t from)
 		tail += padded(in->head.len) - in->head.len;
 		/* release: copied, before it is overwritten */
 		atomic_store_explicit(&r->tail, tail, memory_order_release);
-		tell(g, p);
-		end_message(g, from, in);
+		mc_coll_mail_bell(p->page);
+		mc_coll_mail_finish(g, from, in);
 		return true;
 	}
 	if (tail == atomic_load_explicit(&r->tail, memory_order_relaxed))
 		return false;
 	atomic_store_explicit(&r->tail, tail, memory_order_release);
-	tell(g, p);
+	mc_coll_mail_bell(p->page);
 	return true;
 }
 
@@ -337,6 +319,17 @@ static bool is_hopeless(struct mc_coll *g, const struct mail *m)
 			return false;
 	}
 	return true;
+}
+
+static bool pull(struct mc_coll *g, uint32_t from)
+{
+	struct mc_coll_peer *p = g->cur[from];
+
+	if (!p->wire)
+		return pull_ring(g, from);
+	/* A look at a connection is a call: only where something is to be had. */
+	return (g->mail->inbox[from].is_open || mc_coll_mail_is_wanted(g, from)) &&
+	       mc_coll_net_mail_pull(g, p);
 }
 
 static bool pull_all(struct mc_coll *g)

@@ -6,7 +6,8 @@
 
 #include "coll/net.h"
 
-/* In front of a message's bytes; in the ring it is 16-byte aligned. */
+/* In front of a message's bytes; in the ring it is 16-byte aligned. Over hosts it is
+ * MC_COLL_MAIL_HEAD bytes. */
 struct head {
 	uint64_t tag, len;
 };
@@ -57,7 +58,28 @@ struct mc_coll_mail {
 void mc_coll_mail_end(struct mc_coll *g, struct mail *m, int rc);
 /** Move what can be moved. @return true when something was */
 bool mc_coll_mail_progress(struct mc_coll *g);
+/** in->head was read: who gets the bytes? @return false: nobody yet */
+bool mc_coll_mail_begin(struct mc_coll *g, uint32_t from, struct inbox *in);
+/** All of them were taken. */
+void mc_coll_mail_finish(struct mc_coll *g, uint32_t from, struct inbox *in);
+/** Somebody waits for another message of this rank than the one in front. */
+bool mc_coll_mail_is_wanted(struct mc_coll *g, uint32_t from);
 /** A message that was set aside is what a new receive wants. @return true when there is one */
 bool mc_coll_mail_take_kept(struct mc_coll *g, struct mail *to);
+
+/* ---- net_mail.c: ranks of other hosts; under mail.lock ---- */
+
+/** Send some of it. @return true when something moved */
+bool mc_coll_net_mail_push(struct mc_coll *g, struct mc_coll_peer *p, struct mail *m);
+/** Take what is there of a rank and wanted. @return true when something moved */
+bool mc_coll_net_mail_pull(struct mc_coll *g, struct mc_coll_peer *p);
+
+/* ---- not under it ---- */
+
+/** Threads of this rank that wait for messages look again. */
+void mc_coll_mail_ring_own(struct mc_coll *g);
+/** Over hosts: move bytes until `w` has ended, without one until nothing is left. @return 0;
+ * -MC_E_TIMEDOUT; -MC_E_CANCELED */
+int mc_coll_net_mail_drive(struct mc_coll *g, struct mc_coll_work *w, uint64_t deadline_ns);
 
 #endif

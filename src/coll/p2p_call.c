@@ -18,6 +18,8 @@ static int drive(struct mc_coll *g, struct mc_coll_work *w, uint64_t deadline_ns
 	struct mc_coll_mail *m = g->mail;
 	int slept = 0, looks = 0;
 
+	if (g->net)
+		return mc_coll_net_mail_drive(g, w, deadline_ns);
 	for (;;) {
 		uint32_t bell;
 		bool has_moved, is_idle;

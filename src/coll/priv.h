@@ -201,8 +201,6 @@ void mc_coll_mail_close(struct mc_coll *g);
 void mc_coll_mail_free(struct mc_coll *g);
 /** Whoever waits for messages of this rank's, or for room for them, looks again. */
 void mc_coll_mail_bell(struct mc_coll_page *page);
-/** Over hosts: `p` has taken that much of the ring to it. @return false: that cannot be */
-bool mc_coll_mail_taken(struct mc_coll *g, const struct mc_coll_peer *p, uint64_t tail);
 /** `slot` has a new incarnation: what was on its way to the old one is dropped. Not with `lock`
  * held.
  */

@@ -88,6 +88,8 @@ void mc_coll_stir(struct mc_coll *g)
 	}
 	atomic_fetch_add_explicit(&g->page->mail_bell, 1, memory_order_release);
 	mc_futex_wake_shared(&g->page->mail_bell, UINT32_MAX >> 1);
+	if (g->net)
+		mc_coll_net_mail_wake(g);
 	pthread_mutex_lock(&g->lock);
 	mc_list_each (p, &g->peers, link) {
 		atomic_fetch_add_explicit(&p->page->bell, 1, memory_order_release);

@@ -1,7 +1,7 @@
 /*
  * fuzz_coll_net.c: what ranks of other hosts send to a process group. The first byte says where the
- * rest comes from: 0 the data connection of a rank, 1 its control connection, else the first bytes
- * of a connection. Both connections are read by what reads them in a group.
+ * rest comes from: 0 the data connection of a rank, 1 its control connection, 2 that of its
+ * messages, else the first bytes of a connection. All are read by what reads them in a group.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -47,51 +47,62 @@ static struct mc_coll *group(void)
 	return g;
 }
 
-/* A rank whose two connections end in `ret_theirs`: data, control. */
-static struct mc_coll_peer *peer(struct mc_coll *g, int ret_theirs[2])
+/* A rank whose connections end in `ret_theirs`. */
+static struct mc_coll_peer *peer(struct mc_coll *g, int ret_theirs[MC_COLL_CONNS])
 {
 	const struct mc_coll_hello h = {.slot = 1, .inc = 5};
-	int data[2], ctl[2];
+	int ours[MC_COLL_CONNS], pair[2];
 
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, data) < 0 ||
-	    socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ctl) < 0 ||
-	    mc_coll_net_take(g, &h, &data[0], &ctl[0]) < 0)
+	for (int i = 0; i < MC_COLL_CONNS; i++) {
+		if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) < 0)
+			return NULL;
+		ours[i] = pair[0];
+		ret_theirs[i] = pair[1];
+	}
+	if (mc_coll_net_take(g, &h, ours) < 0)
 		return NULL;
-	ret_theirs[0] = data[1];
-	ret_theirs[1] = ctl[1];
 	g->cur[1] = g->next[1];
 	g->next[1] = NULL;
 	return g->cur[1];
 }
 
-static void forget(struct mc_coll *g, struct mc_coll_peer *p, int theirs[2])
+static void forget(struct mc_coll *g, struct mc_coll_peer *p, int theirs[MC_COLL_CONNS])
 {
 	mc_coll_ctl_stop(p);
 	mc_list_del(&p->link);
 	g->cur[1] = NULL;
 	mc_coll_peer_free(p);
-	mc_fd_close(&theirs[0]);
-	mc_fd_close(&theirs[1]);
+	for (int i = 0; i < MC_COLL_CONNS; i++)
+		mc_fd_close(&theirs[i]);
+	/* Messages that were set aside, and parts of one. */
+	mc_coll_mail_free(g);
+	if (mc_coll_mail_open(g) < 0)
+		abort();
+	atomic_store(&g->is_aborted, false);
 	atomic_store(&atomic_load(&g->board)->gate, 0);
 	atomic_store(&atomic_load(&g->board)->count, 0);
 	atomic_store(&g->net->is_frozen, false);
 	atomic_store(&g->net->broken, 0);
 }
 
-static void stream(const uint8_t *data, size_t len, bool is_ctl)
+static void stream(const uint8_t *data, size_t len, enum mc_coll_conn kind)
 {
 	struct mc_coll *g = group();
-	int theirs[2];
+	uint8_t message[64];
+	int theirs[MC_COLL_CONNS];
 	struct mc_coll_peer *p = g ? peer(g, theirs) : NULL;
 
 	if (!p)
 		return;
-	if (send(theirs[is_ctl], data, mc_min(len, (size_t)STREAM_MAX), MSG_NOSIGNAL) >= 0)
-		(void)shutdown(theirs[is_ctl], SHUT_WR);
-	if (is_ctl)
+	if (send(theirs[kind - 1], data, mc_min(len, (size_t)STREAM_MAX), MSG_NOSIGNAL) >= 0)
+		(void)shutdown(theirs[kind - 1], SHUT_WR);
+	if (kind == MC_COLL_CONN_CTL)
 		mc_coll_ctl_drain(p);
-	else
+	else if (kind == MC_COLL_CONN_DATA)
 		(void)mc_coll_net_wait(g, p, UINT64_MAX, 0);
+	for (uint64_t tag = 0; kind == MC_COLL_CONN_MAIL && tag < 3; tag++)
+		(void)mc_coll_recv(g, tag ? MC_COLL_ANY : 1, tag, message,
+				   tag * sizeof(message) / 2, NULL);
 	forget(g, p, theirs);
 }
 
@@ -117,8 +128,8 @@ static void first_bytes(const uint8_t *data, size_t len)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	if (len > 1 && data[0] < 2)
-		stream(data + 1, len - 1, data[0] == 1);
+	if (len > 1 && data[0] < MC_COLL_CONNS)
+		stream(data + 1, len - 1, (enum mc_coll_conn)(MC_COLL_CONN_DATA + data[0]));
 	else if (len > 1)
 		first_bytes(data + 1, len - 1);
 	return 0;

@@ -125,8 +125,11 @@ static void at_every_store_of_a_change(int (*founder)(struct rank *), int (*come
 
 static int ask_and_die(struct rank *r)
 {
-	if (r->rank == 1)
+	if (r->rank == 1) {
+		world_tick(r->w);
 		return take_in(r, 1, 6);
+	}
+	world_wait_ticks(r->w, 1); /* both have met */
 	while (!(mc_coll_ready(r->coll) & 4))
 		world_pause(MC_NS_PER_MS);
 	trap_set(r->coll->board, nstores);
