@@ -6,9 +6,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "coll/priv.h"
 #include "oracle.h"
+
+#define OPS 400
+#define ASYNC_MAX 32
 
 /* Elements that rank `from` sends to rank `to`. */
 static uint64_t elems_of(const struct call *c, unsigned from, unsigned to)
@@ -178,4 +182,41 @@ bool call_is_right(const struct call *c, const struct rank *r, uint64_t mask)
 		}
 	}
 	return true;
+}
+
+int call_random_ops(struct rank *r)
+{
+	static struct call calls[ASYNC_MAX];
+	struct mc_coll_work *works[ASYNC_MAX];
+	uint64_t all = (1ull << r->ranks) - 1;
+	unsigned n = 0;
+
+	for (uint64_t i = 0; i < OPS; i++) {
+		struct call *c = &calls[n];
+		struct mc_coll_result res;
+
+		call_make(c, r, i, 200000);
+		if (c->is_async) {
+			WORLD_CHECK(mc_coll_start(r->coll, &c->op, &works[n]) == 0);
+			n++;
+		} else {
+			int rc = mc_coll_run(r->coll, &c->op, &res);
+
+			if (rc < 0)
+				(void)fprintf(stderr, "%s\n", world_explain(r));
+			WORLD_CHECK(rc == 0 && res.ranks == all && res.failed == 0);
+			WORLD_CHECK(call_is_right(c, r, res.ranks));
+			call_free(c);
+		}
+		if (n < ASYNC_MAX && i + 1 < OPS)
+			continue;
+		for (unsigned k = 0; k < n; k++) {
+			WORLD_CHECK(mc_coll_work_wait(works[k], 60 * MC_NS_PER_S, &res) == 0);
+			WORLD_CHECK(res.rc == 0 && call_is_right(&calls[k], r, res.ranks));
+			mc_coll_work_free(works[k]);
+			call_free(&calls[k]);
+		}
+		n = 0;
+	}
+	return 0;
 }

@@ -25,5 +25,8 @@ void call_make_as(struct call *c, const struct rank *r, uint64_t number, enum mc
 		  enum mc_coll_type type, enum mc_coll_reduce reduce, uint64_t count);
 /** Is the result what the ranks of `mask` make? Says on stderr where it is not. */
 bool call_is_right(const struct call *c, const struct rank *r, uint64_t mask);
+/** Random operations, some in the background and several at once; all are checked. For world_run().
+ */
+int call_random_ops(struct rank *r);
 
 #endif

@@ -6,79 +6,27 @@
 #include <stddef.h>
 
 #include <cmocka.h>
-#include <stdio.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "call.h"
 #include "coll/priv.h"
-
-#define OPS 400
-#define ASYNC_MAX 32
 
 static uint64_t all_of(const struct rank *r)
 {
 	return (1ull << r->ranks) - 1;
 }
 
-/* Random operations; some in the background, several at once. */
-static int random_ops(struct rank *r)
-{
-	static struct call calls[ASYNC_MAX];
-	struct mc_coll_work *works[ASYNC_MAX];
-	unsigned n = 0;
-
-	for (uint64_t i = 0; i < OPS; i++) {
-		struct call *c = &calls[n];
-		struct mc_coll_result res;
-
-		call_make(c, r, i, 200000);
-		if (c->is_async) {
-			WORLD_CHECK(mc_coll_start(r->coll, &c->op, &works[n]) == 0);
-			n++;
-		} else {
-			int rc = mc_coll_run(r->coll, &c->op, &res);
-
-			if (rc < 0)
-				(void)fprintf(stderr, "%s\n", world_explain(r));
-			WORLD_CHECK(rc == 0 && res.ranks == all_of(r) && res.failed == 0);
-			WORLD_CHECK(call_is_right(c, r, res.ranks));
-			call_free(c);
-		}
-		if (n < ASYNC_MAX && i + 1 < OPS)
-			continue;
-		for (unsigned k = 0; k < n; k++) {
-			WORLD_CHECK(mc_coll_work_wait(works[k], 60 * MC_NS_PER_S, &res) == 0);
-			WORLD_CHECK(res.rc == 0 && call_is_right(&calls[k], r, res.ranks));
-			mc_coll_work_free(works[k]);
-			call_free(&calls[k]);
-		}
-		n = 0;
-	}
-	return 0;
-}
-
 static void random_operations_of_every_kind_and_type_equal_the_oracle(void **state)
 {
 	(void)state;
 	for (uint32_t ranks = 1; ranks <= 5; ranks++)
-		world_run(ranks, 0, random_ops);
+		world_run(ranks, 0, call_random_ops);
 }
 
 static void operations_larger_than_the_scratch_are_cut_into_rounds(void **state)
 {
 	(void)state;
-	world_run(3, 64u << 10, random_ops);
-}
-
-static void random_operations_over_hosts_equal_the_oracle(void **state)
-{
-	(void)state;
-	for (uint32_t ranks = 2; ranks <= 4; ranks++)
-		world_run_on(ranks, ranks, 0, random_ops);
-	/* Two ranks on each of two hosts; and larger than the scratch. */
-	world_run_on(2, 4, 0, random_ops);
-	world_run_on(3, 3, 64u << 10, random_ops);
+	world_run(3, 64u << 10, call_random_ops);
 }
 
 static int every_type(struct rank *r)
@@ -162,7 +110,6 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(random_operations_of_every_kind_and_type_equal_the_oracle),
 	    cmocka_unit_test(operations_larger_than_the_scratch_are_cut_into_rounds),
-	    cmocka_unit_test(random_operations_over_hosts_equal_the_oracle),
 	    cmocka_unit_test(every_reduction_of_every_type_in_chunks_and_shares),
 	    cmocka_unit_test(ranks_that_ask_for_different_things_are_told_which),
 	    cmocka_unit_test(wrong_arguments_are_refused_before_anyone_is_told),
