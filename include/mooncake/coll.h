@@ -84,8 +84,8 @@ struct mc_coll_opts {
  *
  * @param addrs  ranks_max addresses of hubs by slot; NULL where there is none; its own is not read
  * @return 0; -MC_E_INVAL (named in diag); -MC_E_TIMEDOUT and -MC_E_PEER_DEAD name who is missing;
- * -MC_E_UNSUPPORTED (as above); -MC_E_PERM (of another user on this host); -MC_E_NOMEM;
- * -MC_E_LIMIT
+ * -MC_E_UNSUPPORTED (it is on another host than a group that stays on one); -MC_E_PERM (of another
+ * user on this host); -MC_E_NOMEM; -MC_E_LIMIT
  */
 MC_API MC_MUST_CHECK int mc_coll_open(struct mc_coll_hub *hub, const struct mc_coll_opts *opts,
 				      const char *const *addrs, struct mc_diag *diag,

@@ -49,9 +49,9 @@ void mc_odisk_ask(struct mc_owner *o, const struct mc_st_place *p)
 		return;
 	pthread_mutex_lock(&o->lock);
 	id = mc_opool_at(&o->pool, p->addr, p->gen);
-	s = &o->pool.slots[id];
+	s = id != MC_OWNER_NIL ? &o->pool.slots[id] : NULL;
 	/* Without memory it is offered, or asked for, again. */
-	if (id != MC_OWNER_NIL && s->state == MC_OSLOT_SEALED && !s->is_asked && ask(&o->disk, s))
+	if (s && s->state == MC_OSLOT_SEALED && !s->is_asked && ask(&o->disk, s))
 		mc_odisk_wake(o);
 	pthread_mutex_unlock(&o->lock);
 }

@@ -287,8 +287,8 @@ int mc_owner_pin(struct mc_owner *o, uint64_t addr, uint64_t gen, struct mc_owne
 
 	pthread_mutex_lock(&o->lock);
 	id = mc_opool_at(&o->pool, addr, gen);
-	s = &o->pool.slots[id];
-	if (id != MC_OWNER_NIL && s->state == MC_OSLOT_SEALED && s->pins < UINT32_MAX) {
+	s = id != MC_OWNER_NIL ? &o->pool.slots[id] : NULL;
+	if (s && s->state == MC_OSLOT_SEALED && s->pins < UINT32_MAX) {
 		s->pins++;
 		ret->pin = id;
 		ret->image = o->pool.base + s->off;

@@ -158,7 +158,7 @@ int32_t mc_owner_seal(struct mc_owner *o, const struct mc_st_seal *s)
 	if (!(s->flags & MC_ST_SEAL_COMPUTE))
 		return mc_owner_seal_table(o, s);
 	status = mc_owner_seal_begin(o, s->addr, s->gen, &id);
-	return status > 0 ? mc_owner_fill(o, id, NULL, 0) : status;
+	return status > 0 ? mc_owner_seal_compute(o, id) : status;
 }
 
 /* Under the lock. @return whether there is room again */

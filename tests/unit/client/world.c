@@ -35,6 +35,25 @@ static void reply_pb(struct mc_rpc_req *req, const ProtobufCMessage *msg)
 	(void)mc_rpc_reply(req, 0, buf, len, NULL, 0);
 }
 
+/* A record of a message: read, carried out, answered. */
+typedef void record_fn(void *user, struct mc_rd *in, struct mc_wr *out);
+
+/* @return the answers to all of a message's records */
+static struct mc_wr each_record(struct world *w, struct mc_rd *in, record_fn *one, void *user)
+{
+	static uint8_t buf[REPLY_MAX];
+	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
+	int n = mc_st_count_decode(in);
+
+	mc_wr_u32(&out, (uint32_t)n);
+	pthread_mutex_lock(&w->mu);
+	for (int i = 0; i < n; i++)
+		one(user, in, &out);
+	pthread_mutex_unlock(&w->mu);
+	assert_false(in->is_bad);
+	return out;
+}
+
 /* ---- master ---- */
 
 static struct world_object *find(struct world *w, const uint8_t *key, uint16_t len)
@@ -120,59 +139,55 @@ static bool is_early(struct world *w)
 	return false;
 }
 
+static void look_up(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct world *w = user;
+	struct mc_st_object obj = {.status = MC_STORE_OBJECT_NOT_FOUND};
+	struct world_object *o;
+	struct mc_st_key key;
+
+	mc_st_key_decode(in, &key);
+	o = find(w, key.bytes, key.len);
+	if (is_early(w))
+		obj.status = MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
+	else if (o)
+		obj = (struct mc_st_object){.lease_ms = atomic_load(&w->lease_ms),
+					    .gen = o->gen,
+					    .len = o->len,
+					    .tlv_len = o->tlv_len,
+					    .nreplicas = o->nreplicas};
+	if (o)
+		memcpy(obj.replicas, o->replicas, sizeof(obj.replicas));
+	mc_st_object_encode(out, &obj);
+}
+
 static void on_lookup(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
-	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct world *w = user;
-	int n = mc_st_count_decode(&in);
+	struct mc_rd in = mc_rd_make(msg->data, msg->len);
+	struct mc_wr out;
 
 	atomic_fetch_add(&w->lookups, 1);
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&w->mu);
-	for (int i = 0; i < n; i++) {
-		struct mc_st_object obj = {.status = MC_STORE_OBJECT_NOT_FOUND};
-		struct world_object *o;
-		struct mc_st_key key;
-
-		mc_st_key_decode(&in, &key);
-		assert_false(in.is_bad);
-		o = find(w, key.bytes, key.len);
-		if (is_early(w))
-			obj.status = MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS;
-		else if (o)
-			obj = (struct mc_st_object){.lease_ms = atomic_load(&w->lease_ms),
-						    .gen = o->gen,
-						    .len = o->len,
-						    .tlv_len = o->tlv_len,
-						    .nreplicas = o->nreplicas};
-		if (o)
-			memcpy(obj.replicas, o->replicas, sizeof(obj.replicas));
-		mc_st_object_encode(&out, &obj);
-	}
-	pthread_mutex_unlock(&w->mu);
+	out = each_record(w, &in, look_up, w);
 	reply_wr(req, &out);
+}
+
+static void ask(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct world *w = user;
+	struct mc_st_key key;
+
+	mc_st_key_decode(in, &key);
+	mc_wr_u32(out, find(w, key.bytes, key.len) ? 0 : (uint32_t)MC_STORE_OBJECT_NOT_FOUND);
 }
 
 static void on_exist(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
-	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct world *w = user;
-	int n = mc_st_count_decode(&in);
+	struct mc_rd in = mc_rd_make(msg->data, msg->len);
+	struct mc_wr out;
 
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&w->mu);
-	for (int i = 0; i < n; i++) {
-		struct mc_st_key key;
-
-		mc_st_key_decode(&in, &key);
-		mc_wr_u32(&out,
-			  find(w, key.bytes, key.len) ? 0 : (uint32_t)MC_STORE_OBJECT_NOT_FOUND);
-	}
-	pthread_mutex_unlock(&w->mu);
+	out = each_record(w, &in, ask, w);
 	reply_wr(req, &out);
 }
 
@@ -241,33 +256,36 @@ static void commit(struct world *w, const struct mc_st_commit *c, struct mc_st_c
 	memcpy(o->replicas, c->replicas, c->nreplicas * sizeof(o->replicas[0]));
 }
 
+struct committing {
+	struct world *w;
+	bool is_refused;
+};
+
+static void take_commit(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct committing *x = user;
+	struct mc_st_committed done;
+	struct mc_st_commit c;
+
+	mc_st_commit_decode(in, &c);
+	if (x->is_refused)
+		done = (struct mc_st_committed){.status = MC_STORE_TENANT_QUOTA_EXCEEDED};
+	else
+		commit(x->w, &c, &done);
+	mc_st_committed_encode(out, &done);
+}
+
 static void on_commit(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
-	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct world *w = user;
-	int n = mc_st_count_decode(&in);
-	bool is_refused = atomic_load(&w->refused) > 0;
+	struct committing x = {w, atomic_load(&w->refused) > 0};
+	struct mc_rd in = mc_rd_make(msg->data, msg->len);
+	struct mc_wr out;
 
 	atomic_fetch_add(&w->commits, 1);
-	if (is_refused)
+	if (x.is_refused)
 		atomic_fetch_sub(&w->refused, 1);
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&w->mu);
-	for (int i = 0; i < n; i++) {
-		struct mc_st_committed done;
-		struct mc_st_commit c;
-
-		mc_st_commit_decode(&in, &c);
-		assert_false(in.is_bad);
-		if (is_refused)
-			done = (struct mc_st_committed){.status = MC_STORE_TENANT_QUOTA_EXCEEDED};
-		else
-			commit(w, &c, &done);
-		mc_st_committed_encode(&out, &done);
-	}
-	pthread_mutex_unlock(&w->mu);
+	out = each_record(w, &in, take_commit, &x);
 	if (atomic_load(&w->lost) > 0) {
 		atomic_fetch_sub(&w->lost, 1);
 		/* As if the connection were cut after the index took it: nobody hears the answer.
@@ -278,59 +296,56 @@ static void on_commit(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void
 	reply_wr(req, &out);
 }
 
+static void take_away(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct world *w = user;
+	struct world_object *o;
+	struct mc_st_key key;
+
+	mc_st_key_decode(in, &key);
+	o = find(w, key.bytes, key.len);
+	if (o) {
+		replicas_free(w, o->replicas, o->nreplicas, o->gen);
+		o->is_there = false;
+	}
+	mc_wr_u32(out, o ? 0 : (uint32_t)MC_STORE_OBJECT_NOT_FOUND);
+}
+
 static void on_remove(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
 	struct mc_rd in = mc_rd_make(msg->data, msg->len);
-	struct world *w = user;
 	uint32_t flags = mc_rd_u32(&in);
-	int n = mc_st_count_decode(&in);
+	struct mc_wr out;
 
 	assert_true(flags <= 1);
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&w->mu);
-	for (int i = 0; i < n; i++) {
-		struct world_object *o;
-		struct mc_st_key key;
-
-		mc_st_key_decode(&in, &key);
-		o = find(w, key.bytes, key.len);
-		if (o) {
-			replicas_free(w, o->replicas, o->nreplicas, o->gen);
-			o->is_there = false;
-		}
-		mc_wr_u32(&out, o ? 0 : (uint32_t)MC_STORE_OBJECT_NOT_FOUND);
-	}
-	pthread_mutex_unlock(&w->mu);
+	out = each_record(user, &in, take_away, user);
 	reply_wr(req, &out);
+}
+
+static void take_bad(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct world *w = user;
+	struct world_object *o;
+	struct mc_st_bad b;
+
+	mc_st_bad_decode(in, &b);
+	atomic_fetch_add(&w->bads, 1);
+	o = find(w, b.key, b.key_len);
+	for (unsigned j = 0; o && o->gen == b.gen && j < o->nreplicas; j++)
+		if (o->replicas[j].owner == b.replica.owner)
+			o->replicas[j] = o->replicas[--o->nreplicas];
+	if (o && o->nreplicas == 0)
+		o->is_there = false;
+	mc_wr_u32(out, 0);
 }
 
 static void on_bad(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
-	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct world *w = user;
-	int n = mc_st_count_decode(&in);
+	struct mc_rd in = mc_rd_make(msg->data, msg->len);
+	struct mc_wr out;
 
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&w->mu);
-	for (int i = 0; i < n; i++) {
-		struct world_object *o;
-		struct mc_st_bad b;
-
-		mc_st_bad_decode(&in, &b);
-		atomic_fetch_add(&w->bads, 1);
-		o = find(w, b.key, b.key_len);
-		for (unsigned j = 0; o && o->gen == b.gen && j < o->nreplicas; j++)
-			if (o->replicas[j].owner == b.replica.owner)
-				o->replicas[j] = o->replicas[--o->nreplicas];
-		if (o && o->nreplicas == 0)
-			o->is_there = false;
-		mc_wr_u32(&out, 0);
-	}
-	pthread_mutex_unlock(&w->mu);
+	out = each_record(w, &in, take_bad, w);
 	reply_wr(req, &out);
 }
 
@@ -480,44 +495,47 @@ static void seal(struct world_owner *o, struct world_slot *s, const uint32_t *ta
 	mc_free(own);
 }
 
+struct granting {
+	struct world_owner *o;
+	bool is_put;
+};
+
+static void take_grant(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct granting *x = user;
+	struct world_owner *o = x->o;
+	struct mc_st_granted done = {.incarnation = o->incarnation};
+	struct mc_st_grant g;
+
+	mc_st_grant_decode(in, &g, x->is_put);
+	atomic_fetch_add(x->is_put ? &o->puts : &o->grants, 1);
+	if (atomic_load(&o->full) > 0) {
+		atomic_fetch_sub(&o->full, 1);
+		done.status = MC_STORE_NO_AVAILABLE_HANDLE;
+	} else {
+		struct world_slot *s = grant(o, &g);
+		struct mc_slot_info info = info_of(o, s);
+
+		done.addr = s->addr;
+		if (x->is_put && !s->is_sealed) {
+			memcpy((uint8_t *)(uintptr_t)s->addr + info.payload_off, g.payload, g.len);
+			seal(o, s, NULL);
+		}
+	}
+	mc_st_granted_encode(out, &done);
+}
+
 static void on_grant(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
-	struct mc_rd in = mc_rd_make(msg->data, msg->len);
-	bool is_put = req->method == MC_ST_PUT;
 	struct world_owner *o = user;
-	int n = mc_st_count_decode(&in);
+	struct granting x = {o, req->method == MC_ST_PUT};
+	struct mc_rd in = mc_rd_make(msg->data, msg->len);
+	struct mc_wr out;
 
 	if (is_held(o, req))
 		return;
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&o->w->mu);
-	for (int i = 0; i < n; i++) {
-		struct mc_st_granted done = {.incarnation = o->incarnation};
-		struct mc_st_grant g;
-
-		mc_st_grant_decode(&in, &g, is_put);
-		assert_false(in.is_bad);
-		atomic_fetch_add(is_put ? &o->puts : &o->grants, 1);
-		if (atomic_load(&o->full) > 0) {
-			atomic_fetch_sub(&o->full, 1);
-			done.status = MC_STORE_NO_AVAILABLE_HANDLE;
-		} else {
-			struct world_slot *s = grant(o, &g);
-			struct mc_slot_info info = info_of(o, s);
-
-			done.addr = s->addr;
-			if (is_put && !s->is_sealed) {
-				memcpy((uint8_t *)(uintptr_t)s->addr + info.payload_off, g.payload,
-				       g.len);
-				seal(o, s, NULL);
-			}
-		}
-		mc_st_granted_encode(&out, &done);
-	}
-	pthread_mutex_unlock(&o->w->mu);
-	if (is_put)
+	out = each_record(o->w, &in, take_grant, &x);
+	if (x.is_put)
 		reply_owner(o, req, &out);
 	else
 		reply_wr(req, &out);
@@ -531,35 +549,33 @@ static struct world_slot *slot_find(struct world_owner *o, uint64_t addr, uint64
 	return NULL;
 }
 
+static void take_seal(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct world_owner *o = user;
+	uint32_t table[4096];
+	struct world_slot *s;
+	struct mc_st_seal m;
+
+	mc_st_seal_decode(in, &m);
+	atomic_fetch_add(&o->seals, 1);
+	s = slot_find(o, m.addr, m.gen);
+	assert_true(m.nchunks <= MC_ARRAY_LEN(table));
+	if (m.nchunks)
+		memcpy(table, m.table, m.nchunks * sizeof(uint32_t));
+	if (s)
+		seal(o, s, m.flags & MC_ST_SEAL_COMPUTE ? NULL : table);
+	mc_wr_u32(out, s ? 0 : (uint32_t)MC_STORE_REPLICA_IS_GONE);
+}
+
 static void on_seal(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
-	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct world_owner *o = user;
-	int n = mc_st_count_decode(&in);
+	struct mc_rd in = mc_rd_make(msg->data, msg->len);
+	struct mc_wr out;
 
 	if (is_held(o, req))
 		return;
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&o->w->mu);
-	for (int i = 0; i < n; i++) {
-		uint32_t table[4096];
-		struct world_slot *s;
-		struct mc_st_seal m;
-
-		mc_st_seal_decode(&in, &m);
-		assert_false(in.is_bad);
-		atomic_fetch_add(&o->seals, 1);
-		s = slot_find(o, m.addr, m.gen);
-		assert_true(m.nchunks <= MC_ARRAY_LEN(table));
-		if (m.nchunks)
-			memcpy(table, m.table, m.nchunks * sizeof(uint32_t));
-		if (s)
-			seal(o, s, m.flags & MC_ST_SEAL_COMPUTE ? NULL : table);
-		mc_wr_u32(&out, s ? 0 : (uint32_t)MC_STORE_REPLICA_IS_GONE);
-	}
-	pthread_mutex_unlock(&o->w->mu);
+	out = each_record(o->w, &in, take_seal, o);
 	reply_owner(o, req, &out);
 }
 
@@ -571,59 +587,57 @@ static struct world_slot *slot_of_gen(struct world_owner *o, uint64_t gen)
 	return NULL;
 }
 
+static void take_drop(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct world_owner *o = user;
+	struct world_slot *s;
+	struct mc_st_place p;
+
+	mc_st_place_decode(in, &p);
+	atomic_fetch_add(&o->drops, 1);
+	s = p.addr ? slot_find(o, p.addr, p.gen) : slot_of_gen(o, p.gen);
+	if (s)
+		slot_free(s);
+	mc_wr_u32(out, 0);
+}
+
 static void on_drop(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
-	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct world_owner *o = user;
-	int n = mc_st_count_decode(&in);
+	struct mc_rd in = mc_rd_make(msg->data, msg->len);
+	struct mc_wr out;
 
 	if (atomic_load(&o->is_cut)) {
 		hold(o, req);
 		return;
 	}
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&o->w->mu);
-	for (int i = 0; i < n; i++) {
-		struct world_slot *s;
-		struct mc_st_place p;
-
-		mc_st_place_decode(&in, &p);
-		atomic_fetch_add(&o->drops, 1);
-		s = p.addr ? slot_find(o, p.addr, p.gen) : slot_of_gen(o, p.gen);
-		if (s)
-			slot_free(s);
-		mc_wr_u32(&out, 0);
-	}
-	pthread_mutex_unlock(&o->w->mu);
+	out = each_record(o->w, &in, take_drop, o);
 	reply_wr(req, &out);
+}
+
+static void take_regen(void *user, struct mc_rd *in, struct mc_wr *out)
+{
+	struct world_owner *o = user;
+	struct world_slot *s;
+	struct mc_st_regen g;
+
+	mc_st_regen_decode(in, &g);
+	atomic_fetch_add(&o->regens, 1);
+	s = slot_find(o, g.addr, g.gen);
+	if (s) {
+		s->gen = g.new_gen;
+		seal(o, s, NULL);
+	}
+	mc_wr_u32(out, s ? 0 : (uint32_t)MC_STORE_REPLICA_IS_GONE);
 }
 
 static void on_regen(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
-	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
-	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct world_owner *o = user;
-	int n = mc_st_count_decode(&in);
+	struct mc_rd in = mc_rd_make(msg->data, msg->len);
+	struct mc_wr out;
 
-	mc_wr_u32(&out, (uint32_t)n);
-	pthread_mutex_lock(&o->w->mu);
-	for (int i = 0; i < n; i++) {
-		struct world_slot *s;
-		struct mc_st_regen g;
-
-		mc_st_regen_decode(&in, &g);
-		atomic_fetch_add(&o->regens, 1);
-		s = slot_find(o, g.addr, g.gen);
-		if (s) {
-			s->gen = g.new_gen;
-			seal(o, s, NULL);
-		}
-		mc_wr_u32(&out, s ? 0 : (uint32_t)MC_STORE_REPLICA_IS_GONE);
-	}
-	pthread_mutex_unlock(&o->w->mu);
+	out = each_record(o->w, &in, take_regen, o);
 	reply_wr(req, &out);
 }
 
