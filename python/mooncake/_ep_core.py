@@ -17,11 +17,11 @@ from mooncake import (
     _mooncake,
     pg,  # noqa: F401 - the backend of the groups
 )
+from mooncake._codes import INVAL, TIMEDOUT
 from mooncake._pg_group import MooncakeProcessGroup
 
 NEVER_NS = (1 << 64) - 1
 SAME, FP8, FP8_POW2 = 0, 1, 2
-INVAL, TIMEDOUT = -1, -4
 GROUP = 128
 TOPK_MAX = 32
 PAGE = 4096

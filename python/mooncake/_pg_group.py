@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from mooncake import _mooncake
 from mooncake import _pg_tensors as pt
-from mooncake._pg_work import CLOSED, NEVER_NS, PEER_DEAD, STALE, Outcome, Work, all_of
+from mooncake._codes import CLOSED, PEER_DEAD, STALE
+from mooncake._pg_work import NEVER_NS, Outcome, Work, all_of
 
 RANKS_MAX = 64
 ANY = (1 << 32) - 1

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 NEVER_NS = (1 << 64) - 1
-PEER_DEAD, TIMEDOUT, CANCELED, STALE, CLOSED = -24, -4, -5, -10, -13
 
 
 class Outcome:

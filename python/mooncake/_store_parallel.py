@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mooncake import _store_layout as layout
+from mooncake._codes import INVALID_PARAMS
 from mooncake._store_layout import MODES, cut_of, refuse
 from mooncake._store_reshard import Want, read
 from mooncake._store_tensor_format import Axis, Manifest, pack_manifest, shard_shape
-from mooncake._store_tensors import INVALID_PARAMS, UPSERT, Outgoing, _dtype_of, _in_memory, _tensor_in, shard
+from mooncake._store_tensors import UPSERT, Outgoing, _dtype_of, _in_memory, _tensor_in, shard
 from mooncake._store_types import ReplicateConfig
 
 if TYPE_CHECKING:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import re
 
+from mooncake._codes import INTERNAL_ERROR, INVALID_PARAMS, NOT_SUPPORTED
+
 _log = logging.getLogger("mooncake")
 
 UNIT = 16 << 20  # memory is given in multiples of it
 GRACE_MAX_S = 3600
 OK = 0
-INTERNAL_ERROR = -1
-INVALID_PARAMS = -600
-NOT_SUPPORTED = -1012
 
 
 class Segments:

@@ -6,10 +6,9 @@ import functools
 import logging
 import operator
 
+from mooncake._codes import INVALID_PARAMS, NOT_SUPPORTED
 from mooncake.mooncake_config import parse_bool, parse_size
 
-INVALID_PARAMS = -600
-NOT_SUPPORTED = -1012
 BYTES_MAX = (1 << 63) - 1
 
 # What setup(dict) takes, with the other spellings that clients use.

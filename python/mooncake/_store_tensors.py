@@ -11,6 +11,7 @@ from operator import index
 from typing import TYPE_CHECKING
 
 from mooncake import _store_layout as layout
+from mooncake._codes import INVALID_PARAMS
 from mooncake._store_layout import refuse
 from mooncake._store_reshard import Want, read, tensor_at, tensor_of
 from mooncake._store_tensor_format import (
@@ -29,7 +30,6 @@ from mooncake._store_types import ReplicateConfig
 if TYPE_CHECKING:
     import torch
 
-INVALID_PARAMS = -600
 FILE_NOT_FOUND = -1100
 UPSERT = 1
 _DEFAULT = ReplicateConfig()

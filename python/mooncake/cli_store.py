@@ -20,11 +20,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mooncake import prom_text
+from mooncake._codes import OBJECT_HAS_LEASE, OBJECT_NOT_FOUND
 from mooncake.cli_bench import run_program
 
 EXIT_TEXT = "Exit status: 0 done, 1 not done (no such object, refused), 2 wrong use, 3 the master does not answer."
 NOT_DONE, NO_MASTER = 1, 3
-NOT_FOUND, HAS_LEASE = -704, -706
 HTTP_TIMEOUT_S = 10
 
 Master = Annotated[str, typer.Option(envvar="MOONCAKE_MASTER", help="The master, host:port.")]
@@ -127,7 +127,7 @@ def get(
     with open_store(master, tenant) as store:
         found = store.get_buffer(key)
         if found is None:
-            raise fail(f"{key}: no such object" if store.get_size(key) == NOT_FOUND else f"{key}: cannot be read")
+            raise fail(f"{key}: no such object" if store.get_size(key) == OBJECT_NOT_FOUND else f"{key}: cannot be read")
         if str(file) == "-":
             sys.stdout.buffer.write(found)
             sys.stdout.buffer.flush()
@@ -160,7 +160,7 @@ def rm(
             print(f"{sum(counts)} removed")
             return
         codes = store.batch_remove(keys, force)
-    why = {NOT_FOUND: "no such object", HAS_LEASE: "a reader holds it; --force removes it nevertheless"}
+    why = {OBJECT_NOT_FOUND: "no such object", OBJECT_HAS_LEASE: "a reader holds it; --force removes it nevertheless"}
     for key, code in zip(keys, codes):
         if code != 0:
             print(f"{key}: {why.get(code, f'code {code}')}", file=sys.stderr)
@@ -207,7 +207,7 @@ def stat(
 ) -> None:
     with open_store(master, tenant) as store:
         size, replicas = store.get_size(key), store.get_replica_desc(key)
-    if size == NOT_FOUND:
+    if size == OBJECT_NOT_FOUND:
         why = _why(admin or f"{master.rpartition(':')[0]}:9003", key, tenant)
         if as_json:
             print(json.dumps({"key": key, "error": "no such object", "why": why}))

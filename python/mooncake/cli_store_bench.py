@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mooncake.cli_store import DEFAULT_MASTER, EXIT_TEXT, NOT_FOUND, JsonFlag, Master, Tenant, bytes_text, fail, open_store
+from mooncake._codes import OBJECT_NOT_FOUND
+from mooncake.cli_store import DEFAULT_MASTER, EXIT_TEXT, JsonFlag, Master, Tenant, bytes_text, fail, open_store
 
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)(?:i?B)?", re.IGNORECASE)
 
@@ -52,8 +53,8 @@ class Phase:
         self.calls.append(time.perf_counter() - start)
         self.seconds += self.calls[-1]
         self.objects += len(codes)
-        self.misses += sum(code == NOT_FOUND for code in codes)
-        self.errors += sum(code < 0 and code != NOT_FOUND for code in codes)
+        self.misses += sum(code == OBJECT_NOT_FOUND for code in codes)
+        self.errors += sum(code < 0 and code != OBJECT_NOT_FOUND for code in codes)
 
     def result(self) -> dict[str, Any]:
         cuts = statistics.quantiles(self.calls, n=100, method="inclusive") if len(self.calls) > 1 else self.calls * 99
@@ -92,7 +93,7 @@ class Load:
         return self.store.batch_get_into(keys, *self.places(len(keys)))
 
     def exist(self, keys: list[str]) -> list[int]:
-        return [NOT_FOUND if code == 0 else code for code in self.store.batch_is_exist(keys)]
+        return [OBJECT_NOT_FOUND if code == 0 else code for code in self.store.batch_is_exist(keys)]
 
     def remove(self, keys: list[str]) -> list[int]:
         return self.store.batch_remove(keys, True)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 
+from mooncake._codes import NOT_SUPPORTED
 from mooncake._http import Handler, Server, Service, decoded, is_open_to_others
 from mooncake.mooncake_config import MooncakeConfig
 from mooncake.store import MooncakeDistributedStore
@@ -26,7 +27,6 @@ log = logging.getLogger("mooncake.store_service")
 BODY_BYTES_MAX = 100 << 20
 GRACE_SECONDS_MAX = 3600
 RETRY_SECONDS = 1.0
-NOT_SUPPORTED = -1012
 
 
 class BadRequest(ValueError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 
 from mooncake import _mooncake, _store_setup
+from mooncake._codes import INTERNAL_ERROR, INVALID_PARAMS
 from mooncake._mooncake import BufferHandle
 from mooncake._store_host import (
     MooncakeHostMemAllocator,
@@ -24,7 +25,7 @@ from mooncake._store_host import (
 from mooncake._store_layout import ParallelAxis, ReadTarget, TensorParallelism
 from mooncake._store_parallel import Parallel
 from mooncake._store_segments import Segments
-from mooncake._store_setup import INVALID_PARAMS, Refused, answered, size, text
+from mooncake._store_setup import Refused, answered, size, text
 from mooncake._store_tensors import Tensors, _deserialize_tensor, _serialize_tensor, _tensor_metadata_size  # noqa: F401
 from mooncake._store_types import (
     Descriptor,
@@ -86,7 +87,6 @@ FAILED = TaskStatus.FAILED  # two enums have one; upstream's is this
 _log = logging.getLogger("mooncake")
 
 OK = 0
-INTERNAL_ERROR = -1
 UPSERT = 1
 DEFAULT_BYTES = 16 << 20
 DEFAULT_MASTER = "127.0.0.1:50051"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mooncake
+from mooncake import _codes
 
 ROOT = Path(mooncake.__file__).parent
 TREE = Path(__file__).resolve().parents[2]
@@ -35,6 +36,16 @@ def test_version_is_the_distributions() -> None:
 
 def test_one_wheel_serves_every_python_from_3_11_on() -> None:
     assert "Tag: cp311-abi3-linux" in importlib.metadata.distribution("mooncake-c").read_text("WHEEL")
+
+
+def test_codes_are_the_headers() -> None:
+    said = {}
+    for header, sign in (("err.h", -1), ("store.h", 1)):
+        rows = re.findall(r"^\tX\((\w+), (-?\d+)[,)]", (TREE / "include/mooncake" / header).read_text(), re.MULTILINE)
+        said |= {name: sign * int(number) for name, number in rows}
+    named = {name: number for name, number in vars(_codes).items() if name.isupper()}
+    assert named
+    assert named == {name: said.get(name) for name in named}
 
 
 @pytest.mark.parametrize("path", shared_objects(), ids=lambda p: p.name)
