@@ -303,7 +303,7 @@ static int look_only(const struct wait *w)
 	struct mc_coll *g = w->g;
 	int rc = atomic_load_explicit(&g->net->broken, memory_order_acquire);
 
-	if (!w->p && w->is_over(g))
+	if (!w->p && w->is_over && w->is_over(g))
 		return MC_COLL_THERE;
 	if (w->p) {
 		bool is_gone = mc_coll_peer_is_gone(w->p);

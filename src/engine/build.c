@@ -387,7 +387,7 @@ static int signal_add(struct build *b, uint32_t t)
 	const struct mc_remote_region *rr;
 	enum mc_route route = b->route;
 	struct mc_eslice *es = b->slice;
-	uint32_t rails;
+	uint32_t rails = UINT32_MAX;
 	int rc = signal_region(b, sig, &rr);
 
 	if (rc != 0)

@@ -119,7 +119,7 @@ int mc_ep_open(struct mc_coll *g, struct mc_diag *diag, struct mc_ep **ret)
 		rc = mc_coll_shmem_grow(g->fd, ep->side_at, ep->side_at + MC_EP_PAGE_LEN);
 	if (rc == 0)
 		rc = mc_coll_shmem_map(g->fd, ep->side_at, MC_EP_REGION, &at);
-	if (rc < 0) {
+	if (rc != 0) {
 		mc_diag_set(diag, "shared memory of expert parallelism: %s", mc_err_text(rc));
 		mc_ep_close(ep);
 		return rc;
@@ -222,7 +222,7 @@ static int begin_anew(struct mc_ep *ep, const struct meeting *all, uint64_t rank
 
 int mc_ep_update(struct mc_ep *ep, struct mc_diag *diag)
 {
-	struct meeting all[MC_COLL_RANKS_MAX];
+	struct meeting all[MC_COLL_RANKS_MAX] = {0};
 	uint64_t ranks;
 	int rc;
 

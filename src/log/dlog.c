@@ -528,8 +528,9 @@ int mc_dlog_list(struct mc_dlog *log, struct mc_dlog_cursor *cursor, uint64_t by
 				return 1;
 			continue;
 		}
-		if (rc == 0)
-			rc = mc_dlog_scan_init(&s, log, seg, cursor->off, seg->durable);
+		if (rc < 0)
+			return rc;
+		rc = mc_dlog_scan_init(&s, log, seg, cursor->off, seg->durable);
 		if (rc < 0)
 			return rc;
 		while (log->stats.scanned_bytes < until &&

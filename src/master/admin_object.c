@@ -118,6 +118,7 @@ static size_t key_make(const char *tenant, const char *key, uint8_t to[MC_SLOT_K
 	if (len == 0 || !mc_mst_tenant_put(tenant ? tenant : "default", to, &at) ||
 	    at + len > MC_SLOT_KEY_MAX)
 		return 0;
+	/* NOLINTNEXTLINE(bugprone-not-null-terminated-result): it ends by its length */
 	memcpy(to + at, key, len);
 	return at + len;
 }

@@ -101,6 +101,7 @@ bool mc_mst_tenant_put(const char *tenant, uint8_t *to, size_t *ret_len)
 	if (len > TENANT_MAX)
 		return false;
 	to[0] = (uint8_t)len;
+	/* NOLINTNEXTLINE(bugprone-not-null-terminated-result): it has its length in front */
 	memcpy(to + 1, tenant, len);
 	*ret_len = 1 + len;
 	return true;
