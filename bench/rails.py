@@ -60,8 +60,8 @@ def missing_tool() -> str | None:
 class Network:
     """Two namespaces, `a` and `b`, joined by veth pairs, shaped to a rate if there is one. Use as a context."""
 
-    def __init__(self, rails: int = RAILS, rate: str | None = RATE) -> None:
-        self.rails, self.rate = rails, rate
+    def __init__(self, rails: int = RAILS, rate: str | None = RATE, queue: str = "20ms") -> None:
+        self.rails, self.rate, self.queue = rails, rate, queue
         self.a, self.b = f"mcbA{os.getpid()}", f"mcbB{os.getpid()}"
 
     def __enter__(self) -> Network:
@@ -76,7 +76,7 @@ class Network:
                     command("ip", "-n", ns, "addr", "add", f"{self.address(ns, rail)}/24", "dev", dev)
                     command("ip", "-n", ns, "link", "set", dev, "up")
                     if self.rate:
-                        shape = ("root", "tbf", "rate", self.rate, "burst", "256kb", "latency", "20ms")
+                        shape = ("root", "tbf", "rate", self.rate, "burst", "256kb", "latency", self.queue)
                         command("tc", "-n", ns, "qdisc", "add", "dev", dev, *shape)
         except BaseException:
             self.__exit__()
@@ -102,12 +102,18 @@ class Network:
     def silence(self, rail: int) -> None:
         """Drop everything that arrives on the rail, at both ends."""
         for ns in (self.a, self.b):
-            chain = f'type filter hook input priority 0; iifname "{self.device(rail)}" drop;'
-            command("ip", "netns", "exec", ns, "nft", f"table inet mcbench {{ chain c {{ {chain} }}; }}")
+            self.lose(rail, ns)
+
+    def lose(self, rail: int, ns: str, percent: int = 100) -> None:
+        """Drop that share of what arrives on the rail in one namespace."""
+        when = f"numgen random mod 100 < {percent} " if percent < 100 else ""
+        chain = f'type filter hook input priority 0; iifname "{self.device(rail)}" {when}drop;'
+        command("ip", "netns", "exec", ns, "nft", f"table inet mcbench {{ chain c {{ {chain} }}; }}")
 
     def unsilence(self) -> None:
         for ns in (self.a, self.b):
-            command("ip", "netns", "exec", ns, "nft", "delete table inet mcbench")
+            # Both commands: there is one to delete, though nothing was lost here.
+            command("ip", "netns", "exec", ns, "nft", "add table inet mcbench; delete table inet mcbench")
 
 
 class Watcher(threading.Thread):

@@ -23,13 +23,14 @@ LARGE = 1 << 19  # elements of 8 bytes
 
 
 @pytest.fixture
-def network() -> Iterator[Network]:
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """One rail; an indirect parameter is its rate, and how long packets may wait in its queue."""
     why = missing_tool()
     if why and os.environ.get("CI") == "true":
         pytest.fail(why)
     if why:
         pytest.skip(why)
-    with Network(1, None) as made:
+    with Network(1, *getattr(request, "param", (None,))) as made:
         yield made
 
 
@@ -112,14 +113,45 @@ def test_two_halves_both_err(network: Network, world: Callable) -> None:
     assert [s[0] for s in ranks.sums()] == [PEER_DEAD] * 2
 
 
+@pytest.mark.parametrize("deaf", "ab")
+def test_a_way_that_carries_nothing_is_a_partition(network: Network, world: Callable, deaf: str) -> None:
+    ranks = world("aab")
+    assert ranks.sums() == [[0, 7, 111.0]] * 3
+    ranks.start(1000, 1_000_000)
+    time.sleep(0.3)
+    network.lose(0, getattr(network, deaf))
+    (last, times), (other, others), (lost, _) = (ranks.hear(r) for r in range(3))
+    assert last == other == [0, 3, 11.0]
+    assert times == others
+    assert lost[0] == PEER_DEAD
+
+
+def test_packets_that_are_lost_change_nothing(network: Network, world: Callable) -> None:
+    ranks = world("aab")
+    for ns in (network.a, network.b):
+        network.lose(0, ns, percent=3)
+    for count, times in ((1, 300), (LARGE, 3)):
+        ranks.start(count, times)
+        assert [ranks.hear(r) for r in range(3)] == [[[0, 7, 111.0], times]] * 3
+
+
+@pytest.mark.parametrize("network", [("20mbit", "700ms")], indirect=True)
+def test_a_queue_that_is_slow_changes_nothing(network: Network, world: Callable) -> None:
+    ranks = world("aab")
+    begin = time.monotonic()
+    ranks.start(LARGE // 2, 4)
+    assert [ranks.hear(r) for r in range(3)] == [[[0, 7, 111.0], 4]] * 3
+    assert time.monotonic() - begin > 2 * SILENT_S  # else nothing was slow
+
+
 def test_a_loss_shorter_than_silence_changes_nothing(network: Network, world: Callable) -> None:
     ranks = world("aab")
-    ranks.start(LARGE, 200)
+    ranks.start(LARGE // 8, 300)
     time.sleep(0.2)
     network.silence(0)
     time.sleep(SILENT_S / 4)
     network.unsilence()
-    assert [ranks.hear(r) for r in range(3)] == [[[0, 7, 111.0], 200]] * 3
+    assert [ranks.hear(r) for r in range(3)] == [[[0, 7, 111.0], 300]] * 3
 
 
 @pytest.mark.parametrize("victim", range(3))
