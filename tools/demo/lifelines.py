@@ -24,13 +24,7 @@ def picture(phases: list[Phase], processes: Sequence[Process]) -> str:
     bars_top = HEAD + ROW * len(processes) + GAP
     readings = [(phase, reading) for phase in phases for reading in phase.readings]
     height = bars_top + 30 + ROW * len(readings) + 20
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        'font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        heading(26, "A pool of KV blocks that outlives the engines, its master and its node"),
-        *legend(),
-    ]
+    parts = [*head(height, "A pool of KV blocks that outlives the engines, its master and its node"), *legend()]
     for index, process in enumerate(processes):
         is_pool = process.name in ("master", "node")
         parts += lifeline(process, HEAD + index * ROW, first, last, scale, POOL if is_pool else ENGINE)
@@ -50,16 +44,20 @@ def rank_picture(processes: Sequence[Process]) -> str:
     last = max(life.end or time.time() for process in processes for life in process.lives)
     scale = (WIDTH - LEFT - RIGHT) / max(last - first, 1e-3)
     height = HEAD + ROW * len(processes) + GAP
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        'font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        heading(26, "A layer of experts that outlives its ranks"),
-    ]
+    parts = head(height, "A layer of experts that outlives its ranks")
     for index, process in enumerate(processes):
         parts += lifeline(process, HEAD + index * ROW, first, last, scale, ENGINE)
     parts += render_axis(last - first, scale, HEAD + ROW * len(processes))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def head(height: float, title: str) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="13">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        heading(26, title),
+    ]
 
 
 def legend() -> list[str]:

@@ -441,6 +441,45 @@ static void a_thousand_groups_leave_no_descriptor_and_no_name(void **state)
 	world_run_on(2, 2, 0, again_and_again);
 }
 
+/* ---- hosts ---- */
+
+static int wait_for_the_end(struct rank *r)
+{
+	while (!atomic_load(&r->w->note[0]))
+		world_pause(MC_NS_PER_MS);
+	return 0;
+}
+
+static void a_group_of_one_host_refuses_who_comes_from_another(void **state)
+{
+	struct mc_coll_hub_opts ho = {.size = sizeof(ho), .host = "elsewhere", .ip = "127.0.0.1"};
+	struct mc_coll_opts opts = {.size = sizeof(opts),
+				    .name = "world",
+				    .rank = 2,
+				    .ranks_max = 3,
+				    .timeout_ns = JOIN_NS};
+	struct world *w = world_make(1);
+	const char *addrs[3] = {w->addr[0], w->addr[1], NULL};
+	struct mc_coll *coll = NULL;
+	struct mc_coll_hub *hub;
+	struct mc_diag diag = {0};
+	pid_t pids[2];
+
+	(void)state;
+	for (uint32_t i = 0; i < 2; i++)
+		pids[i] = world_fork(w, i, 2, 3, 0, wait_for_the_end);
+	world_wait_addresses(w, 2);
+	assert_int_equal(mc_coll_hub_open(&ho, &diag, &hub), 0);
+	assert_int_equal(mc_coll_open(hub, &opts, addrs, &diag, &coll), -MC_E_UNSUPPORTED);
+	assert_null(coll);
+	assert_non_null(strstr(diag.text, "rank 0"));
+	mc_coll_hub_close(hub);
+	atomic_store(&w->note[0], 1);
+	for (uint32_t i = 0; i < 2; i++)
+		assert_int_equal(world_reap(pids[i]), 0);
+	world_free(w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -452,6 +491,7 @@ int main(void)
 	    cmocka_unit_test(an_old_incarnation_that_still_writes_is_read_by_nobody),
 	    cmocka_unit_test(a_founder_that_dies_before_it_has_come_is_named_soon),
 	    cmocka_unit_test(a_thousand_groups_leave_no_descriptor_and_no_name),
+	    cmocka_unit_test(a_group_of_one_host_refuses_who_comes_from_another),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
