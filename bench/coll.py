@@ -12,9 +12,9 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from bench import rails, svg
 from bench.context import Context
@@ -269,16 +269,7 @@ def speed(ctx: Context, report: Report, makers: Makers) -> None:
                 column.close()
     ctx.progress.clear()
     present = [n for n in (*makers.names, COPIES, FLAG) if any(name == n for _, name in rows)]
-
-    def median(case: Case, name: str, metric: str = P50) -> float | None:
-        found = rows.get((case, name))
-        return statistics.median(row[metric] for row in found) if found else None
-
-    def cell(case: Case, name: str) -> str:
-        if (case, name) not in rows:
-            return "-"
-        return " / ".join(number_text(median(case, name, m) or 0) for m in ("min_us", P50, "p99_us"))
-
+    median, cell = readers(rows)
     again = [b / a for c in wanted if (a := median(c, OURS)) and (b := median(c, AGAIN))]
     noise: Spread | None = spread(again)
     if noise:
@@ -291,6 +282,21 @@ def speed(ctx: Context, report: Report, makers: Makers) -> None:
     report.raw += [{"case": str(case), "column": name, "repetitions": found} for (case, name), found in rows.items()]
     bars = [[median(c, n) for n in present] for c in wanted]
     report.svg = svg.bars("Collectives on one host", [str(c) for c in wanted], present, [svg.BarPanel("p50, microseconds", bars)])
+
+
+def readers(rows: dict[tuple[Any, str], list[dict[str, float]]]) -> tuple[Callable[..., float | None], Callable[..., str]]:
+    """What repetitions of a case (of any type) in a column say: a median of them, and a cell of a table."""
+
+    def median(case: Any, name: str, metric: str = P50) -> float | None:
+        found = rows.get((case, name))
+        return statistics.median(row[metric] for row in found) if found else None
+
+    def cell(case: Any, name: str) -> str:
+        if (case, name) not in rows:
+            return "-"
+        return " / ".join(number_text(median(case, name, m) or 0) for m in ("min_us", P50, "p99_us"))
+
+    return median, cell
 
 
 def ratio(a: float | None, b: float | None) -> str:

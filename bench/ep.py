@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import svg
-from bench.coll import Column, Pythons, ratio, workplace
+from bench.coll import Column, Pythons, ratio, readers, workplace
 from bench.context import Context
 from bench.pairs import HERE, BenchError
 from bench.report import Report, Table
@@ -89,16 +89,7 @@ def measure(ctx: Context, makers: Pythons, wanted: list[Case], rows: dict[tuple[
 
 def tell(report: Report, wanted: list[Case], rows: dict[tuple[Case, str], list[dict[str, float]]]) -> None:
     present = [n for n in (OURS, ZERO, FP8, GLOO, COPIES) if any(name == n for _, name in rows)]
-
-    def median(case: Case, name: str, metric: str = P50) -> float | None:
-        found = rows.get((case, name))
-        return statistics.median(row[metric] for row in found) if found else None
-
-    def cell(case: Case, name: str) -> str:
-        if (case, name) not in rows:
-            return "-"
-        return " / ".join(number_text(median(case, name, m) or 0) for m in ("min_us", P50, "p99_us"))
-
+    median, cell = readers(rows)
     noise = spread([b / a for c in wanted if (a := median(c, OURS)) and (b := median(c, AGAIN))])
     if noise:
         report.notes.append(f"A/A ({AGAIN} / {OURS}), p50, geometric mean [range over the cases]: {noise}.")
