@@ -10,19 +10,20 @@ static void fail(struct mc_cli_look *look, int status)
 	look->is_wanted = false;
 }
 
+/* @param asked_ns  before the master was asked: its lease begins no earlier */
 static void place_set(struct mc_cli_op *op, struct mc_cli_look *look,
-		      const struct mc_st_object *obj)
+		      const struct mc_st_object *obj, uint64_t asked_ns)
 {
 	struct mc_cli_place *p = &look->place;
 
-	*p = (struct mc_cli_place){.gen = obj->gen,
-				   .len = obj->len,
-				   .until_ns =
-				       mc_time_after(mc_now_ns(), obj->lease_ms * MC_NS_PER_MS),
-				   .type = obj->type,
-				   .tlv_len = obj->tlv_len,
-				   .nreplicas = obj->nreplicas,
-				   .is_kept = obj->flags & MC_ST_OBJECT_KEEP};
+	*p =
+	    (struct mc_cli_place){.gen = obj->gen,
+				  .len = obj->len,
+				  .until_ns = mc_time_after(asked_ns, obj->lease_ms * MC_NS_PER_MS),
+				  .type = obj->type,
+				  .tlv_len = obj->tlv_len,
+				  .nreplicas = obj->nreplicas,
+				  .is_kept = obj->flags & MC_ST_OBJECT_KEEP};
 	memcpy(p->replicas, obj->replicas, obj->nreplicas * sizeof(p->replicas[0]));
 	look->status = 0;
 	look->is_wanted = false;
@@ -54,7 +55,8 @@ static int ask(struct mc_cli_op *op, struct mc_cli_look *const *looks, size_t n)
 }
 
 /* @return the master is not ready for some */
-static bool take(struct mc_cli_op *op, struct mc_cli_look *const *looks, struct mc_cli_call *c)
+static bool take(struct mc_cli_op *op, struct mc_cli_look *const *looks, struct mc_cli_call *c,
+		 uint64_t asked_ns)
 {
 	struct mc_st_object obj = {0};
 	bool is_early = false;
@@ -78,7 +80,7 @@ static bool take(struct mc_cli_op *op, struct mc_cli_look *const *looks, struct 
 		else if (obj.status != 0)
 			fail(look, obj.status);
 		else
-			place_set(op, look, &obj);
+			place_set(op, look, &obj, asked_ns);
 	}
 	return is_early;
 }
@@ -86,16 +88,18 @@ static bool take(struct mc_cli_op *op, struct mc_cli_look *const *looks, struct 
 void mc_cli_lookup(struct mc_cli_op *op, struct mc_cli_look *const *looks, size_t n)
 {
 	size_t first = op->ncalls;
+	uint64_t asked_ns;
 	bool is_early;
 	int rc;
 
 	do {
+		asked_ns = mc_now_ns();
 		rc = ask(op, looks, n);
 		is_early = false;
 		if (rc == 0)
 			mc_cli_calls_master(op, first);
 		for (size_t i = first; rc == 0 && i < op->ncalls; i++)
-			is_early |= take(op, looks, op->calls[i]);
+			is_early |= take(op, looks, op->calls[i], asked_ns);
 		op->ncalls = first;
 	} while (is_early && mc_cli_backoff(op));
 	for (size_t i = 0; i < n; i++)

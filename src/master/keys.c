@@ -92,7 +92,8 @@ bool mc_mst_exist(struct mc_master *m, struct mc_rpc_req *req, const struct mc_r
 	return true;
 }
 
-/* Lives of owners, so that a reader knows whose seals it reads. */
+/* Lives of owners, so that a reader knows whose seals it reads. A place at one that is not heard is
+ * not to be remembered: it could not be told of a removal. */
 static void lives_fill(struct mc_master *m, struct mc_st_object *o)
 {
 	for (unsigned i = 0; i < o->nreplicas; i++) {
@@ -100,6 +101,8 @@ static void lives_fill(struct mc_master *m, struct mc_st_object *o)
 
 		if (owner && o->replicas[i].kind == MC_ST_MEMORY)
 			o->replicas[i].life = (uint32_t)owner->incarnation;
+		if (!owner || (owner->state != MC_MST_OK && owner->state != MC_MST_ANNOUNCE))
+			o->lease_ms = 0;
 	}
 }
 

@@ -149,12 +149,19 @@ void mc_mst_epoch_saved(struct mc_master *m)
 	mc_mst_view_changed(m);
 }
 
-/* What the master before told readers of its places. */
-static bool may_be_read(const struct mc_master *m, const struct mc_state_owner *row)
+/* Readers were told places of it until it was lost, and remember them for a lease (keys.c). */
+static void away_until_set(struct mc_master *m, uint64_t lost_ns)
 {
-	uint64_t known_s = 1 + (m->conf.client_ttl_ms + m->conf.lease_ms) / 1000;
+	m->away_until_ms = mc_max(m->away_until_ms, lost_ns / MC_NS_PER_MS + m->conf.lease_ms + 1);
+}
 
-	return !row->is_away || mc_wall_ns() / MC_NS_PER_S <= row->seen_s + known_s;
+/* One that the master before gave up: it was lost so long after it was heard last. */
+static uint64_t lost_before(const struct mc_master *m, const struct mc_state_owner *row)
+{
+	uint64_t now = mc_clock_now(m->env.clk), wall = mc_wall_ns();
+	uint64_t lost = mc_time_after(row->seen_s * MC_NS_PER_S, MC_NS_PER_S + SILENT_NS + TICK_NS);
+
+	return now - (wall > lost ? mc_min(now, wall - lost) : 0);
 }
 
 static int roster_add(struct mc_master *m, const struct mc_state_owner *row)
@@ -168,8 +175,8 @@ static int roster_add(struct mc_master *m, const struct mc_state_owner *row)
 	o->is_awaited = !row->is_away;
 	(void)mc_strlcpy(o->segment, sizeof(o->segment), row->segment);
 	m->is_recovering |= o->is_awaited;
-	if (may_be_read(m, row))
-		m->away_until_ms = mc_mst_now_ms(m) + m->conf.lease_ms;
+	if (row->is_away)
+		away_until_set(m, lost_before(m, row));
 	return 0;
 }
 
@@ -232,6 +239,7 @@ static void recover_tick(struct mc_master *m, uint64_t now)
 	mc_list_each (o, &m->owners, link) {
 		if (o->is_awaited && o->state != MC_MST_ANNOUNCE) {
 			o->is_awaited = false;
+			away_until_set(m, m->start_ns);
 			mc_log_warn("owner has not come back", "segment=%s id=%016llx", o->segment,
 				    (unsigned long long)o->id);
 		}
@@ -359,7 +367,7 @@ void mc_mst_owner_away(struct mc_master *m, struct mc_mst_owner *o)
 		mc_log_error("no memory to drop an owner, later again", "segment=%s", o->segment);
 		return;
 	}
-	m->away_until_ms = mc_mst_now_ms(m) + m->conf.lease_ms;
+	away_until_set(m, o->lost_ns);
 	mc_mst_floor_set(m);
 	o->is_joined = false;
 	o->is_announced = false;

@@ -77,6 +77,32 @@ static void a_tombstone_stands_for_its_owner_once_no_reader_knows_the_place(void
 	(void)state;
 }
 
+/* Whoever removes it then waits for those alone who were told before. */
+static void place_at_an_owner_that_is_not_heard_is_not_to_be_remembered(void **state)
+{
+	uint64_t until_ns = mc_now_ns() + SOON_NS;
+	struct mc_st_object obj;
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	f.conf.lease_ms = 60000;
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	assert_int_equal(fix_commit(&f, "k", 11, 5, 4096, 0).status, 0);
+	assert_int_equal(fix_lookup(&f, "k", &obj), 0);
+	assert_int_equal(obj.lease_ms, 60000);
+	fo_stop(&o);
+	do {
+		assert_int_equal(fix_lookup(&f, "k", &obj), 0);
+		(void)poll(NULL, 0, 1);
+	} while (obj.lease_ms > 0 && mc_now_ns() < until_ns);
+	assert_int_equal(obj.lease_ms, 0);
+	assert_int_equal(obj.nreplicas, 1);
+	fix_close(&f);
+	(void)state;
+}
+
 static void highest_generation_announced_wins(void **state)
 {
 	struct fix_owner a, b;
@@ -458,6 +484,7 @@ int main(void)
 	    cmocka_unit_test(restarted_master_serves_what_owners_announce),
 	    cmocka_unit_test(restart_with_a_free_under_way_does_not_bring_the_object_back),
 	    cmocka_unit_test(a_tombstone_stands_for_its_owner_once_no_reader_knows_the_place),
+	    cmocka_unit_test(place_at_an_owner_that_is_not_heard_is_not_to_be_remembered),
 	    cmocka_unit_test(highest_generation_announced_wins),
 	    cmocka_unit_test(master_with_an_older_epoch_than_an_owner_begins_a_later_one),
 	    cmocka_unit_test(commit_at_an_owner_that_has_not_announced_is_to_be_repeated),
