@@ -5,11 +5,11 @@
  */
 #include <dirent.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "api_fix.h"
+#include "rundir.h"
 #include "sanitized.h"
 
 #define SOON_NS (3 * NS_PER_S)
@@ -242,23 +242,6 @@ static void a_watch_of_a_living_peer_costs_nothing(void **state)
 	world_close(&w);
 }
 
-/* With the sockets of those that were killed. */
-static void dir_remove(const char *dir)
-{
-	char path[PATH_MAX];
-	struct dirent *e;
-	DIR *d;
-
-	(void)snprintf(path, sizeof(path), "%s/mooncake", dir);
-	d = opendir(path);
-	while (d && (e = readdir(d)))
-		(void)unlinkat(dirfd(d), e->d_name, 0);
-	if (d)
-		(void)closedir(d);
-	(void)rmdir(path);
-	(void)rmdir(dir);
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -278,10 +261,8 @@ int main(int argc, char **argv)
 		return peer_main();
 	if (argc > 1 && strcmp(argv[1], "tcp") == 0)
 		(void)setenv("MC_FORCE_TCP", "1", 1);
-	/* Other engines of this user knock at the sockets beside theirs: not at ours. */
-	if (!mkdtemp(dir) || setenv("XDG_RUNTIME_DIR", dir, 1) != 0)
-		return 1;
+	rundir_open(dir);
 	failed = cmocka_run_group_tests(tests, NULL, NULL);
-	dir_remove(dir);
+	rundir_close(dir);
 	return failed;
 }

@@ -34,6 +34,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/rand.h"
+#include "rundir.h"
 #include "sanitized.h"
 
 #define SLOT_BYTES (256u << 10)
@@ -773,30 +774,6 @@ static void a_forked_child_gets_errors_and_exits_at_once(void **state)
 	end(&target);
 }
 
-/* Other engines of this user look whether the sockets beside theirs are alive: none shall knock at
- * ours while it counts. */
-static void runtime_dir_open(char *dir)
-{
-	assert_non_null(mkdtemp(dir));
-	assert_int_equal(setenv("XDG_RUNTIME_DIR", dir, 1), 0);
-}
-
-static void runtime_dir_close(const char *dir)
-{
-	char path[PATH_MAX];
-	struct dirent *e;
-	DIR *d;
-
-	(void)snprintf(path, sizeof(path), "%s/mooncake", dir);
-	d = opendir(path);
-	while (d && (e = readdir(d)))
-		(void)unlinkat(dirfd(d), e->d_name, 0); /* of those that were killed */
-	if (d)
-		(void)closedir(d);
-	(void)rmdir(path);
-	(void)rmdir(dir);
-}
-
 int main(int argc, char **argv)
 {
 	char dir[] = "/tmp/mc-kill-XXXXXX";
@@ -828,8 +805,8 @@ int main(int argc, char **argv)
 	print_message("seed %llu\n", (unsigned long long)seed);
 	if (getenv("KILL_FILTER"))
 		cmocka_set_test_filter(getenv("KILL_FILTER"));
-	runtime_dir_open(dir);
+	rundir_open(dir);
 	failed = cmocka_run_group_tests(tests, NULL, NULL);
-	runtime_dir_close(dir);
+	rundir_close(dir);
 	return failed;
 }
