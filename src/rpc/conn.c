@@ -341,6 +341,7 @@ static void conn_drain(struct mc_rpc_conn *conn)
 	bool is_ours, is_lost;
 	uint32_t users;
 
+	(void)atomic_fetch_or_explicit(&conn->users, MC_RPC_DRAINED, memory_order_relaxed);
 	do {
 		(void)pthread_mutex_lock(&conn->ch.lock);
 		is_lost = conn->is_lost;
@@ -352,9 +353,10 @@ static void conn_drain(struct mc_rpc_conn *conn)
 		}
 		/* acquire: pairs with the release when a user leaves */
 		users = atomic_load_explicit(&conn->users, memory_order_acquire);
-		if (users > 0 && mc_futex_wait(&conn->users, users, MC_TIME_NEVER) < 0)
+		if (users != MC_RPC_DRAINED &&
+		    mc_futex_wait(&conn->users, users, MC_TIME_NEVER) < 0)
 			continue; /* a signal */
-	} while (users > 0 || (!is_lost && !is_ours));
+	} while (users != MC_RPC_DRAINED || (!is_lost && !is_ours));
 }
 
 void mc_rpc_conn_close(struct mc_rpc_conn *conn)

@@ -9,6 +9,7 @@
 #include "rpc/chan.h"
 
 #define MC_RPC_SLOT_BITS 12
+#define MC_RPC_DRAINED (1u << 31)
 _Static_assert(MC_RPC_CALLS_MAX == 1 << MC_RPC_SLOT_BITS, "a call id holds its slot");
 
 /** Values of mc_rpc_call.phase. */
@@ -51,7 +52,8 @@ struct mc_rpc_conn {
 	bool is_hup;	  /* the loop saw the end and stopped watching */
 	bool is_lost;	  /* all calls are ended */
 
-	_Atomic uint32_t users; /* threads in mc_rpc_wait() and mc_rpc_sync() */
+	_Atomic uint32_t users; /* threads in mc_rpc_wait() and mc_rpc_sync(); and
+				   MC_RPC_DRAINED, once somebody waits for their end */
 
 	/* the receiver's */
 	struct mc_spin spin;

@@ -177,8 +177,9 @@ static void user_enter(struct mc_rpc_conn *conn)
 static void user_leave(struct mc_rpc_conn *conn)
 {
 	/* release: pairs with the acquire in conn_drain(), which may free the connection then.
-	 * Waking a word that is gone wakes nobody. */
-	if (atomic_fetch_sub_explicit(&conn->users, 1, memory_order_release) == 1)
+	 * Waking a word that is gone wakes nobody. Only who drains waits for it. */
+	if (atomic_fetch_sub_explicit(&conn->users, 1, memory_order_release) ==
+	    (MC_RPC_DRAINED | 1))
 		mc_futex_wake(&conn->users, 1);
 }
 
