@@ -170,12 +170,13 @@ static size_t commit_make(struct bench *b, uint8_t *req, size_t cap)
 
 	mc_wr_u32(&w, BATCH);
 	for (uint32_t i = 0; i < BATCH; i++, b->n++) {
-		const struct mc_st_commit c = {.gen = b->n + 1,
-					       .len = 65536,
-					       .key_len = KEY_LEN,
-					       .nreplicas = 1,
-					       .replicas = {{.owner = OWNER, .addr = b->n << 16}},
-					       .key = text};
+		const struct mc_st_commit c = {
+		    .gen = b->n + 1,
+		    .len = 65536,
+		    .key_len = KEY_LEN,
+		    .nreplicas = 1,
+		    .replicas = {{.owner = OWNER, .addr = (b->n + 1) << 16}},
+		    .key = text};
 
 		key_make(text, b->n);
 		mc_st_commit_encode(&w, &c);
