@@ -6,7 +6,6 @@ import ctypes
 import mmap
 import os
 import threading
-from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
@@ -51,11 +50,15 @@ def get_free_func_addr() -> int:
 
 def bind_to_numa_node(node: int) -> None:
     """Run this thread, and take its memory, on one NUMA node from now on. Nothing happens where there is no such node."""
-    cpus = Path(f"/sys/devices/system/node/node{node}/cpulist")
-    if not 0 <= node < _NODES_MAX or not cpus.exists():
+    if not 0 <= node < _NODES_MAX:
+        return
+    try:
+        with open(f"/sys/devices/system/node/node{node}/cpulist") as file:
+            cpus = file.read()
+    except FileNotFoundError:
         return
     allowed = set()
-    for part in filter(None, cpus.read_text().strip().split(",")):
+    for part in filter(None, cpus.strip().split(",")):
         first, _, last = part.partition("-")
         allowed |= set(range(int(first), int(last or first) + 1))
     if allowed:

@@ -1,4 +1,4 @@
-"""Start the package's programs: console scripts transfer_engine_bench, mooncake_master and mooncake_client."""
+"""Start the package's programs: `mooncake serve`, and the console script transfer_engine_bench."""
 
 import os
 import sys
@@ -17,11 +17,3 @@ def run_program(name: str, arguments: list[str]) -> None:
 
 def main() -> None:
     run_program("transfer_engine_bench", sys.argv[1:])
-
-
-def master() -> None:
-    run_program("mooncake_master", sys.argv[1:])
-
-
-def client() -> None:
-    run_program("mooncake_client", sys.argv[1:])

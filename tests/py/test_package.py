@@ -73,6 +73,16 @@ def test_extension_shares_the_packages_library() -> None:
     assert "libmooncake.so" in needed(ROOT / "_mooncake.abi3.so")
 
 
+@pytest.mark.parametrize("name", ["mooncake_master", "mooncake_client"])
+def test_a_service_on_path_is_the_program_itself(name: str) -> None:
+    """No interpreter starts before it."""
+    found = [f.locate() for f in importlib.metadata.files("mooncake-c") if f.name == name and f.parent.parent.name != "mooncake"]
+    assert len(found) == 1
+    assert found[0].read_bytes() == (ROOT / "bin" / name).read_bytes()
+    wrong = subprocess.run([found[0], "--no_such_option"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1 and wrong.stderr.startswith(f"{name}: ") and "no_such_option" in wrong.stderr
+
+
 def test_c_program_builds_against_the_installed_package(tmp_path: Path) -> None:
     source = tmp_path / "app.c"
     source.write_text('#include <mooncake/engine.h>\n#include <stdio.h>\nint main(void) { puts(mc_err_text(0)); }\n')
