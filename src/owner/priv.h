@@ -121,11 +121,13 @@ struct mc_owriter {
 	struct mc_oslots grants;
 	uint64_t client;	/* 0: it did not say */
 	uint64_t watch;		/* id of its watch, 0: none */
+	uint64_t watch_ns;	/* when one was begun */
 	uint64_t away_ns;	/* its last connection was lost then */
 	uint64_t dead_ns;	/* proven then; 0: not */
 	uint32_t nconns, nrefs; /* connections; calls and jobs under way */
 	int32_t peer;		/* `segment` at the engine; MC_SEGMENT_LOCAL: not opened */
-	bool is_refused; /* nobody listened there: dead, if its connections have ended, too */
+	bool is_refused;     /* nobody listened there: dead, if its connections have ended, too */
+	bool is_unwatchable; /* ourselves, or upstream's */
 	char segment[MC_OWNER_NAME_MAX];
 };
 

@@ -14,6 +14,7 @@
 #define GRANTED_LEN 20u
 #define COMPUTE_INLINE_MAX (1u << 20) /* bytes of one Seal call that the loop itself counts */
 #define WATCH_OPEN_NS (2 * MC_NS_PER_S)
+#define WATCH_AGAIN_NS (5 * MC_NS_PER_S)
 
 /* ---- writers ---- */
 
@@ -106,6 +107,79 @@ static void writer_free(struct mc_owner *o, struct mc_owriter *w)
 	mc_free(w);
 }
 
+struct watch_job {
+	struct mc_ojob job;
+	struct mc_owriter *writer;
+	struct mc_rpc_req *req; /* answered when it is watched; NULL: it is tried again */
+	uint64_t client, id;
+	int32_t peer;
+	int rc;
+	char segment[MC_OWNER_NAME_MAX];
+};
+
+static void watch_run(struct mc_ojob *job)
+{
+	struct watch_job *j = mc_container_of(job, struct watch_job, job);
+	struct mc_diag diag = {0};
+	int rc = mc_segment_open(job->owner->engine, j->segment, WATCH_OPEN_NS, &diag, &j->peer);
+
+	if (rc == 0)
+		rc = mc_segment_watch(job->owner->engine, j->peer, job->owner->cq, j->client,
+				      &j->id);
+	if (rc < 0 && j->peer != MC_SEGMENT_LOCAL)
+		(void)mc_segment_release(job->owner->engine, j->peer);
+	if (rc < 0)
+		j->peer = MC_SEGMENT_LOCAL;
+	if (rc < 0 && j->req &&
+	    rc != -MC_E_UNSUPPORTED) /* ourselves, or upstream's: the limit of time holds */
+		mc_log_warn("a writer cannot be watched", "segment=%s cause=\"%s\"", j->segment,
+			    rc < 0 && diag.text[0] ? diag.text : mc_err_text(rc));
+	j->rc = rc;
+}
+
+static void watch_end(struct mc_ojob *job)
+{
+	struct watch_job *j = mc_container_of(job, struct watch_job, job);
+
+	j->writer->watch = j->id;
+	j->writer->peer = j->peer;
+	j->writer->is_refused = j->rc == -MC_E_REFUSED;
+	j->writer->is_unwatchable = j->rc == -MC_E_UNSUPPORTED;
+	j->writer->nrefs--;
+	if (j->req)
+		(void)mc_rpc_reply(j->req, 0, NULL, 0, NULL, 0); /* it may be gone */
+	mc_free(j);
+}
+
+/* @return the request will be answered; else the limit of time holds alone */
+static bool writer_watch(struct mc_owner *o, struct mc_owriter *w, struct mc_rpc_req *req)
+{
+	struct watch_job *j = mc_calloc(1, sizeof(*j));
+
+	if (!j)
+		return false;
+	j->job = (struct mc_ojob){.run = watch_run, .end = watch_end};
+	j->writer = w;
+	j->req = req;
+	j->client = w->client;
+	j->peer = MC_SEGMENT_LOCAL;
+	w->watch_ns = mc_clock_now(o->env->clk);
+	memcpy(j->segment, w->segment, sizeof(j->segment));
+	if (mc_owork_add(o, &j->job) < 0) {
+		mc_free(j);
+		return false;
+	}
+	w->nrefs++;
+	return true;
+}
+
+/* It was silent when it was to be watched, or the watch ended and said nothing of it. */
+static bool wants_watch(const struct mc_owriter *w)
+{
+	return w->segment[0] && !w->watch && !w->dead_ns && !w->is_refused && !w->is_unwatchable &&
+	       w->nrefs == 0;
+}
+
 void mc_owriters_tick(struct mc_owner *o, uint64_t now_ns)
 {
 	struct mc_owriter *w;
@@ -122,65 +196,9 @@ void mc_owriters_tick(struct mc_owner *o, uint64_t now_ns)
 		pthread_mutex_unlock(&o->lock);
 		if (is_away && !has_grants)
 			writer_free(o, w);
+		else if (wants_watch(w) && now_ns - w->watch_ns >= WATCH_AGAIN_NS)
+			(void)writer_watch(o, w, NULL); /* without memory the next tick's */
 	}
-}
-
-struct watch_job {
-	struct mc_ojob job;
-	struct mc_owriter *writer;
-	struct mc_rpc_req *req; /* answered when it is watched: what it is granted then is safe */
-	uint64_t client, id;
-	int32_t peer;
-	int rc;
-	char segment[MC_OWNER_NAME_MAX];
-};
-
-static void watch_run(struct mc_ojob *job)
-{
-	struct watch_job *j = mc_container_of(job, struct watch_job, job);
-	struct mc_diag diag = {0};
-	int rc = mc_segment_open(job->owner->engine, j->segment, WATCH_OPEN_NS, &diag, &j->peer);
-
-	if (rc == 0)
-		rc = mc_segment_watch(job->owner->engine, j->peer, job->owner->cq, j->client,
-				      &j->id);
-	if (rc < 0 &&
-	    rc != -MC_E_UNSUPPORTED) /* ourselves, or upstream's: the limit of time holds */
-		mc_log_warn("a writer cannot be watched", "segment=%s cause=\"%s\"", j->segment,
-			    rc < 0 && diag.text[0] ? diag.text : mc_err_text(rc));
-	j->rc = rc;
-}
-
-static void watch_end(struct mc_ojob *job)
-{
-	struct watch_job *j = mc_container_of(job, struct watch_job, job);
-
-	j->writer->watch = j->id;
-	j->writer->peer = j->peer;
-	j->writer->is_refused = j->rc == -MC_E_REFUSED;
-	j->writer->nrefs--;
-	(void)mc_rpc_reply(j->req, 0, NULL, 0, NULL, 0); /* it may be gone */
-	mc_free(j);
-}
-
-/* @return the request will be answered; else the limit of time holds alone */
-static bool writer_watch(struct mc_owner *o, struct mc_owriter *w, struct mc_rpc_req *req)
-{
-	struct watch_job *j = mc_calloc(1, sizeof(*j));
-
-	if (!j)
-		return false;
-	j->job = (struct mc_ojob){.run = watch_run, .end = watch_end};
-	j->writer = w;
-	j->req = req;
-	j->client = w->client;
-	memcpy(j->segment, w->segment, sizeof(j->segment));
-	if (mc_owork_add(o, &j->job) < 0) {
-		mc_free(j);
-		return false;
-	}
-	w->nrefs++;
-	return true;
 }
 
 /* Watches that ended. */
