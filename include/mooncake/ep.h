@@ -4,10 +4,10 @@
  *
  * A step is a dispatch and a combine over the ranks of a group of coll.h, beside the group's own
  * operations. Expert e lives in slot e / (experts / ranks). Each half begins by showing (in memory
- * that the others map) and ends by taking: a rank writes only its own memory, so what a late or
- * dead one writes is never in anybody's way. A dispatch shows a token once, however many experts it
- * goes to, and whoever has these takes it to its place; a combine reads the peers' rows straight
- * into the sum.
+ * that the others map; over hosts they have images of it) and ends by taking: a rank writes only
+ * its own memory, so what a late or dead one writes is never in anybody's way. A dispatch shows a
+ * token once, however many experts it goes to, and whoever has these takes it to its place; a
+ * combine reads the peers' rows straight into the sum.
  *
  * Who is in a half is one fact for everybody: each rank has a word with the last half that it has
  * shown, and whoever does without a rank (it died, left, or is later than the caller allows)

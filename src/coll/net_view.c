@@ -96,13 +96,25 @@ bool mc_coll_view_adopt(struct mc_coll *g, struct mc_rd *r)
 
 /* ---- bidding, on the loop ---- */
 
-static void send_to(struct mc_coll *g, uint64_t slots, enum mc_coll_ctl type, const struct mc_wr *w)
+/* Whoever is added has the slot, also where nobody has computed since its owner died. */
+static struct mc_coll_peer *peer_asked(const struct mc_coll_bid *bid, unsigned slot)
+{
+	struct mc_coll *g = bid->g;
+	struct mc_coll_peer *next;
+
+	pthread_mutex_lock(&g->lock);
+	next = bid->add & MC_COLL_BIT(slot) ? g->next[slot] : NULL;
+	pthread_mutex_unlock(&g->lock);
+	return next ? next : mc_coll_view_peer(g, slot);
+}
+
+static void send_to(const struct mc_coll_bid *bid, enum mc_coll_ctl type, const struct mc_wr *w)
 {
 	unsigned s;
 
-	mc_coll_each(s, slots)
+	mc_coll_each(s, bid->asked)
 	{
-		struct mc_coll_peer *p = mc_coll_view_peer(g, s);
+		struct mc_coll_peer *p = peer_asked(bid, s);
 
 		if (p)
 			mc_coll_ctl_send(p, type, w->start, mc_wr_len(w));
@@ -116,7 +128,7 @@ static void bid_end(struct mc_coll_bid *bid, int rc)
 	struct mc_wr w = mc_wr_make(frame, sizeof(frame));
 
 	mc_wr_u64(&w, bid->id);
-	send_to(g, bid->asked, MC_COLL_CTL_OPEN, &w);
+	send_to(bid, MC_COLL_CTL_OPEN, &w);
 	if (gate_holder(g) == g->rank + 1)
 		gate_set(g, 0);
 	g->net->bid = NULL;
@@ -216,18 +228,17 @@ static void write_down(struct mc_coll_bid *bid)
 	(void)mc_coll_view_adopt(g, &own);
 	bid->phase = PHASE_CHANGE;
 	bid->answered = 0;
-	send_to(g, bid->asked, MC_COLL_CTL_CHANGE, &w);
+	send_to(bid, MC_COLL_CTL_CHANGE, &w);
 }
 
 /* Whoever cannot answer any more need not. */
 static void forget_lost(struct mc_coll_bid *bid)
 {
-	struct mc_coll *g = bid->g;
 	unsigned s;
 
 	mc_coll_each(s, bid->asked & ~bid->answered)
 	{
-		struct mc_coll_peer *p = mc_coll_view_peer(g, s);
+		struct mc_coll_peer *p = peer_asked(bid, s);
 
 		if (!p || mc_coll_peer_is_gone(p)) {
 			bid->asked &= ~MC_COLL_BIT(s);
@@ -311,7 +322,7 @@ static void bid_begin(void *arg)
 	bid->asked = (bid->was & ~gone(g)) | (bid->add & alive(bid));
 	bid->asked &= ~MC_COLL_BIT(g->rank);
 	mc_wr_u64(&w, bid->id);
-	send_to(g, bid->asked, MC_COLL_CTL_GATE, &w);
+	send_to(bid, MC_COLL_CTL_GATE, &w);
 	mc_coll_view_turn(g);
 }
 
@@ -358,7 +369,8 @@ static bool on_state(struct mc_coll_bid *bid, struct mc_coll_peer *p, struct mc_
 {
 	bool is_free = mc_rd_u64(r) != 0;
 	uint64_t entered = mc_rd_u64(r), count = mc_rd_u64(r);
-	bool is_member = bid->was & MC_COLL_BIT(p->slot);
+	/* What a joiner has computed alone does not count. */
+	bool is_member = bid->was & MC_COLL_BIT(p->slot) && mc_coll_view_peer(bid->g, p->slot) == p;
 
 	bid->seen[p->slot] = mc_rd_u64(r);
 	for (uint32_t s = 0; s < bid->g->ranks_max; s++)
@@ -382,7 +394,7 @@ static bool on_answer(struct mc_coll_peer *p, enum mc_coll_ctl type, uint64_t id
 	enum phase phase = type == MC_COLL_CTL_STATE ? PHASE_GATE : PHASE_CHANGE;
 
 	if (!bid || bid->id != id || bid->phase != phase || !(bid->asked & MC_COLL_BIT(p->slot)) ||
-	    mc_coll_view_peer(p->coll, p->slot) != p)
+	    peer_asked(bid, p->slot) != p)
 		return true; /* of an older one */
 	if (type == MC_COLL_CTL_STATE && !on_state(bid, p, r))
 		return false;

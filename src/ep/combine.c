@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "ep/priv.h"
+#include "ep/net.h"
 #include "ep/rows.h"
 
 #define ALIGN 4096u
@@ -27,6 +27,22 @@ static uint64_t row_bytes(const struct mc_ep_half *h)
 static struct mc_ep_range *ranges_at(uint8_t *slot)
 {
 	return (void *)(slot + sizeof(struct mc_ep_head));
+}
+
+static int parts_of(const struct mc_ep_half *h, unsigned q, struct mc_ep_parts *ret)
+{
+	const struct mc_ep_range *r = ranges_at(mc_ep_slot_at(h->ep->memory, h->slot));
+	uint64_t at = rows_at(h), bytes = row_bytes(h);
+	int rc = mc_ep_parts_add(
+	    ret, 0, sizeof(struct mc_ep_head) + h->shape.experts * sizeof(struct mc_ep_range));
+
+	for (uint32_t e = 0; e < h->le && rc == 0; e++) {
+		struct mc_ep_range range = r[(uint64_t)e * h->shape.ranks + q];
+
+		if (range.rows)
+			rc = mc_ep_parts_add(ret, at + range.first * bytes, range.rows * bytes);
+	}
+	return rc;
 }
 
 static int half_make(struct mc_ep *ep, const struct mc_ep_shape *shape,
@@ -165,6 +181,7 @@ int mc_ep_combine_begin(struct mc_ep *ep, const struct mc_ep_shape *shape, const
 
 	if (rc < 0)
 		return rc;
+	h->parts = parts_of;
 	rc = mc_ep_route(h, topk, diag);
 	if (rc == 0)
 		rc = check_ranges(h, ranges, diag);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "ep/priv.h"
+#include "ep/net.h"
 #include "ep/rows.h"
 
 #define ALIGN 64u
@@ -81,6 +81,27 @@ static void show(const struct mc_ep_half *h, const struct mc_ep_rows *in, const 
 	}
 }
 
+/* The rank's entries lie one behind the other. */
+static int parts_of(const struct mc_ep_half *h, unsigned q, struct mc_ep_parts *ret)
+{
+	const struct mc_ep_shape *s = &h->shape;
+	struct layout l = layout_of(&h->call, s->tokens, h->first[s->experts]);
+	uint32_t from = h->first[q * h->le], to = h->first[(q + 1) * h->le];
+	int rc = mc_ep_parts_add(ret, 0, l.rows);
+
+	for (uint32_t t = 0; t < s->tokens && rc == 0; t++) {
+		for (uint32_t k = 0; k < s->topk; k++) {
+			uint32_t place = h->place[(uint64_t)t * s->topk + k];
+
+			if (place < from || place >= to)
+				continue;
+			rc = mc_ep_parts_add(ret, l.rows + t * l.stride, l.stride);
+			break;
+		}
+	}
+	return rc;
+}
+
 static int check_rows(const struct mc_ep_rows *in, struct mc_diag *diag)
 {
 	bool is_same = in->format == MC_EP_SAME;
@@ -111,6 +132,7 @@ int mc_ep_dispatch_begin(struct mc_ep *ep, const struct mc_ep_shape *shape,
 		rc = mc_ep_half_make(ep, shape, call, patience, diag, &h);
 	if (rc < 0)
 		return rc;
+	h->parts = parts_of;
 	rc = mc_ep_route(h, topk, diag);
 	if (rc == 0) {
 		l = layout_of(&h->call, shape->tokens, h->first[shape->experts]);

@@ -3,13 +3,18 @@
  */
 #include <mooncake/ep.h>
 
+#include <string.h>
+#include <sys/mman.h>
+
 #include "base/mem.h"
 #include "coll/shmem.h"
-#include "ep/priv.h"
+#include "ep/net.h"
 
 /* What ranks tell each other when they meet. */
 struct meeting {
 	uint64_t magic, inc, side_at, epoch;
+	uint64_t key[2]; /* over hosts */
+	char door[MC_ADDR_TEXT_MAX];
 };
 
 static void peer_forget(struct mc_ep_peer *peer)
@@ -76,6 +81,12 @@ void mc_ep_close(struct mc_ep *ep)
 		ep_free(ep, false);
 		return;
 	}
+	if (ep->net) {
+		mc_ep_net_close(ep);
+		/* The others have images of it. */
+		for (unsigned s = 0; s < MC_EP_SLOTS; s++)
+			ep->slot[s].ranks = 0;
+	}
 	if (ep->memory) {
 		/* To the others this rank is as one that never comes, and reads nothing. */
 		atomic_fetch_or_explicit(&ep->page->word, MC_EP_FROZEN, memory_order_acq_rel);
@@ -98,10 +109,6 @@ int mc_ep_open(struct mc_coll *g, struct mc_diag *diag, struct mc_ep **ret)
 
 	if (mc_fork_is_child(g->fork_gen))
 		return -MC_E_FORKED;
-	if (g->net) {
-		mc_diag_set(diag, "group %s goes over hosts; experts are on one", g->name);
-		return -MC_E_UNSUPPORTED;
-	}
 	ep = mc_aligned_alloc(MC_CACHELINE, sizeof(*ep));
 	if (!ep)
 		return -MC_E_NOMEM;
@@ -127,8 +134,12 @@ int mc_ep_open(struct mc_coll *g, struct mc_diag *diag, struct mc_ep **ret)
 	ep->memory = at;
 	ep->page = at;
 	ep->page->magic = MC_EP_MAGIC;
-	*ret = ep;
-	return 0;
+	rc = g->net ? mc_ep_net_open(ep, diag) : 0;
+	if (rc < 0)
+		mc_ep_close(ep);
+	else
+		*ret = ep;
+	return rc;
 }
 
 /* ---- meeting ---- */
@@ -136,7 +147,8 @@ int mc_ep_open(struct mc_coll *g, struct mc_diag *diag, struct mc_ep **ret)
 static int exchange(struct mc_ep *ep, struct meeting *all, uint64_t *ret_ranks)
 {
 	struct mc_coll *g = ep->coll;
-	struct meeting own = {MC_EP_MAGIC, g->inc, ep->side_at, ep->epoch};
+	struct meeting own = {
+	    .magic = MC_EP_MAGIC, .inc = g->inc, .side_at = ep->side_at, .epoch = ep->epoch};
 	struct mc_coll_part in = {&own, sizeof(own)}, out[MC_COLL_RANKS_MAX];
 	struct mc_coll_op op = {.kind = MC_COLL_ALL_GATHER,
 				.type = MC_COLL_BYTE,
@@ -147,11 +159,27 @@ static int exchange(struct mc_ep *ep, struct meeting *all, uint64_t *ret_ranks)
 	struct mc_coll_result result;
 	int rc;
 
+	if (ep->net) {
+		memcpy(own.key, ep->net->key, sizeof(own.key));
+		(void)mc_addr_format(&ep->net->at, own.door);
+	}
 	for (unsigned q = 0; q < g->ranks_max; q++)
 		out[q] = (struct mc_coll_part){&all[q], sizeof(all[q])};
 	rc = mc_coll_run(g, &op, &result);
 	*ret_ranks = result.ranks;
 	return rc;
+}
+
+/* What it will send of its page and slots. */
+static int image_make(void **ret_at)
+{
+	void *at = mmap(NULL, MC_EP_REGION, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (at == MAP_FAILED)
+		return -MC_E_NOMEM;
+	*ret_at = at;
+	return 0;
 }
 
 static int peer_take(struct mc_ep *ep, unsigned q, const struct meeting *m, struct mc_diag *diag)
@@ -174,12 +202,34 @@ static int peer_take(struct mc_ep *ep, unsigned q, const struct meeting *m, stru
 	if (peer->p == p && peer->side_at == m->side_at)
 		return 0;
 	peer_forget(peer);
-	rc = mc_coll_shmem_map(p->fd, m->side_at, MC_EP_REGION, &at);
+	rc = ep->net ? image_make(&at) : mc_coll_shmem_map(p->fd, m->side_at, MC_EP_REGION, &at);
 	if (rc < 0) {
 		mc_diag_set(diag, "memory of rank %u: %s", q, mc_err_text(rc));
 		return rc;
 	}
 	*peer = (struct mc_ep_peer){.p = p, .side_at = m->side_at, .memory = at, .page = at};
+	return 0;
+}
+
+static int meet_over_hosts(struct mc_ep *ep, const struct meeting *all, uint64_t ranks,
+			   struct mc_diag *diag)
+{
+	struct mc_ep_door doors[MC_COLL_RANKS_MAX];
+	unsigned q;
+
+	mc_coll_each(q, ranks & ~MC_COLL_BIT(ep->coll->rank))
+	{
+		char door[MC_ADDR_TEXT_MAX];
+
+		memcpy(doors[q].key, all[q].key, sizeof(doors[q].key));
+		memcpy(door, all[q].door, sizeof(door));
+		door[sizeof(door) - 1] = 0;
+		if (mc_addr_parse(door, 0, &doors[q].at) < 0) {
+			mc_diag_set(diag, "rank %u is called at \"%s\"", q, door);
+			return -MC_E_INVAL;
+		}
+	}
+	mc_ep_net_meet(ep, ranks, doors);
 	return 0;
 }
 
@@ -199,6 +249,8 @@ static int begin_anew(struct mc_ep *ep, const struct meeting *all, uint64_t rank
 		}
 		epoch = mc_max(epoch, all[q].epoch);
 	}
+	if (ep->net)
+		mc_ep_net_part(ep);
 	for (q = 0; q < MC_COLL_RANKS_MAX; q++) {
 		bool is_member = q != ep->coll->rank && (ranks & MC_COLL_BIT(q));
 
@@ -217,7 +269,7 @@ static int begin_anew(struct mc_ep *ep, const struct meeting *all, uint64_t rank
 	rc = mc_ep_enter(ep, ep->epoch);
 	if (rc < 0)
 		mc_diag_set(diag, "rank %u was too late for the others", ep->coll->rank);
-	return rc;
+	return rc == 0 && ep->net ? meet_over_hosts(ep, all, ranks, diag) : rc;
 }
 
 int mc_ep_update(struct mc_ep *ep, struct mc_diag *diag)

@@ -56,6 +56,7 @@ struct mc_ep_range {
 struct mc_ep {
 	struct mc_coll *coll;
 	struct mc_coll_remains remains; /* closed, and still read */
+	struct mc_ep_net *net;		/* net.h; NULL: all ranks are on this host */
 	uint64_t fork_gen, side_at;
 	uint8_t *memory; /* MC_EP_REGION, mapped once */
 	struct mc_ep_page *page;
@@ -81,8 +82,12 @@ struct mc_ep {
 	} slot[MC_EP_SLOTS];
 };
 
+struct mc_ep_parts;
+
 struct mc_ep_half {
 	struct mc_ep *ep;
+	/* Over hosts: what of the slot the rank `q` will read. @return 0; -MC_E_NOMEM */
+	int (*parts)(const struct mc_ep_half *h, unsigned q, struct mc_ep_parts *ret);
 	struct mc_ep_shape shape;
 	struct mc_ep_call call;
 	int32_t *active;
@@ -112,7 +117,19 @@ static inline uint64_t mc_ep_align(uint64_t n, uint64_t to)
 	return (n + to - 1) / to * to;
 }
 
+/** This rank does without `q` in this epoch. */
+static inline bool mc_ep_is_frozen(const struct mc_ep *ep, unsigned q)
+{
+	uint64_t word = atomic_load_explicit(&ep->peer[q].page->word, memory_order_acquire);
+
+	return word >> MC_EP_EPOCH_BITS == ep->epoch && (word & MC_EP_FROZEN);
+}
+
 /* ---- step.c ---- */
+
+/** Decide (over hosts: for this rank) whether `q` has shown `target`; UINT64_MAX: it goes no
+ * further. @return MC_COLL_THERE, _GONE; -MC_E_STALE */
+int mc_ep_freeze(struct mc_ep *ep, unsigned q, uint64_t target);
 
 /** This rank is in the epoch: its word is that of no half. @return 0; -MC_E_STALE */
 int mc_ep_enter(struct mc_ep *ep, uint64_t epoch);

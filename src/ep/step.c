@@ -10,7 +10,7 @@
 
 #include "base/clock.h"
 #include "coll/shmem.h"
-#include "ep/priv.h"
+#include "ep/net.h"
 
 static uint64_t epoch_of(uint64_t word)
 {
@@ -43,6 +43,8 @@ int mc_ep_enter(struct mc_ep *ep, uint64_t epoch)
 /* ---- waiting for one rank ---- */
 
 struct look {
+	const struct mc_ep *ep;
+	const struct mc_coll_peer *p;
 	const struct mc_ep_page *page;
 	const _Atomic uint64_t *at; /* the word, or a done */
 	uint64_t target;
@@ -58,14 +60,18 @@ static int is_there(const void *what)
 		word = atomic_load_explicit(&l->page->word, memory_order_relaxed);
 		return epoch_of(word) > epoch_of(l->target) ? -MC_E_STALE : MC_COLL_THERE;
 	}
+	if (l->ep->net &&
+	    (atomic_load_explicit(&l->ep->page->word, memory_order_acquire) & MC_EP_FROZEN))
+		return -MC_E_STALE; /* nobody tells this rank anything */
+	if (l->ep->net && mc_coll_peer_is_lost(l->p))
+		return MC_COLL_GONE;
 	word = atomic_load_explicit(&l->page->word, memory_order_acquire);
 	if (epoch_of(word) != epoch_of(l->target))
 		return epoch_of(word) > epoch_of(l->target) ? -MC_E_STALE : 0;
 	return word & MC_EP_FROZEN ? MC_COLL_GONE : 0;
 }
 
-/* Decide for everybody whether the rank has shown `target`. */
-static int freeze(struct mc_ep *ep, unsigned q, uint64_t target)
+int mc_ep_freeze(struct mc_ep *ep, unsigned q, uint64_t target)
 {
 	struct mc_ep_page *page = ep->peer[q].page;
 	uint64_t v = atomic_load_explicit(&page->word, memory_order_acquire), to;
@@ -108,7 +114,7 @@ static int wait_rank(struct mc_ep_half *h, unsigned q, struct look *look, uint64
 				 is_patient ? lim->group_ns : lim->patience_ns);
 
 	if (rc == MC_COLL_GONE || (rc == -MC_E_TIMEDOUT && !is_patient))
-		rc = freeze(ep, q, shown);
+		rc = mc_ep_freeze(ep, q, shown);
 	if (rc == MC_COLL_GONE)
 		atomic_fetch_or_explicit(&ep->masked, MC_COLL_BIT(q), memory_order_relaxed);
 	if (rc == -MC_E_STALE)
@@ -134,13 +140,15 @@ static int wait_unused(struct mc_ep_half *h, struct mc_diag *diag)
 	mc_coll_each(q, slot->ranks & h->wanted & ~MC_COLL_BIT(ep->coll->rank))
 	{
 		struct mc_ep_page *page = ep->peer[q].page;
-		struct look look = {page, &page->done[h->slot], slot->word};
+		struct look look = {ep, ep->peer[q].p, page, &page->done[h->slot], slot->word};
 		int rc = wait_rank(h, q, &look, UINT64_MAX, &lim, &ep->spin, diag);
 
 		if (rc < 0)
 			return rc;
 	}
 	slot->ranks = 0;
+	if (ep->net)
+		mc_ep_net_forget(h);
 	return 0;
 }
 
@@ -201,7 +209,10 @@ int mc_ep_show(struct mc_ep_half *h, struct mc_diag *diag)
 	struct mc_ep *ep = h->ep;
 	struct mc_ep_slot *slot = &ep->slot[h->slot];
 	uint64_t v = atomic_load_explicit(&ep->page->word, memory_order_relaxed);
+	int rc = ep->net && !(v & MC_EP_FROZEN) ? mc_ep_net_show(h) : 0;
 
+	if (rc < 0)
+		return rc;
 	atomic_store_explicit(&ep->page->tag[h->slot], h->word, memory_order_relaxed);
 	do {
 		if (v & MC_EP_FROZEN)
@@ -252,32 +263,60 @@ static int check_head(const struct mc_ep_half *h, unsigned q, struct mc_diag *di
 	return 0;
 }
 
-int mc_ep_wait_all(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag)
+/* On one host: what is shown is in memory, and so is who has not. */
+static int wait_near(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag)
 {
 	struct mc_ep *ep = h->ep;
 	uint64_t taken = MC_COLL_BIT(ep->coll->rank);
 	struct limits lim = limits_of(h);
-	int rc, kept = 0;
 	unsigned q;
 
-	if (epoch_of(h->word) != ep->epoch)
-		return is_stale(ep, diag);
 	mc_coll_each(q, h->wanted & ~taken)
 	{
 		struct mc_ep_page *page = ep->peer[q].page;
-		struct look look = {page, &page->word, h->word};
+		struct look look = {ep, ep->peer[q].p, page, &page->word, h->word};
+		int rc = wait_rank(h, q, &look, h->word, &lim, &ep->slot[h->slot].spin, diag);
 
-		rc = wait_rank(h, q, &look, h->word, &lim, &ep->slot[h->slot].spin, diag);
 		if (rc < 0)
 			return rc;
-		if (rc != MC_COLL_THERE)
-			continue;
-		taken |= MC_COLL_BIT(q);
-		rc = check_head(h, q, diag);
-		kept = rc < 0 ? rc : kept;
+		if (rc == MC_COLL_THERE)
+			taken |= MC_COLL_BIT(q);
 	}
 	*ret_taken = taken;
-	return kept;
+	return 0;
+}
+
+static int wait_far(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag)
+{
+	struct mc_ep *ep = h->ep;
+	int rc = mc_ep_net_wait(h, ret_taken, diag);
+
+	if (rc == 0)
+		atomic_fetch_or_explicit(&ep->masked, h->wanted & ~*ret_taken,
+					 memory_order_relaxed);
+	return rc == -MC_E_STALE ? is_stale(ep, diag) : rc;
+}
+
+int mc_ep_wait_all(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag)
+{
+	struct mc_ep *ep = h->ep;
+	uint64_t taken = 0;
+	unsigned q;
+	int rc;
+
+	if (epoch_of(h->word) != ep->epoch)
+		return is_stale(ep, diag);
+	rc = ep->net ? wait_far(h, &taken, diag) : wait_near(h, &taken, diag);
+	if (rc < 0)
+		return rc;
+	*ret_taken = taken;
+	mc_coll_each(q, taken & ~MC_COLL_BIT(ep->coll->rank))
+	{
+		int head = check_head(h, q, diag);
+
+		rc = head < 0 ? head : rc;
+	}
+	return rc;
 }
 
 int mc_ep_check_tags(struct mc_ep_half *h, uint64_t taken, struct mc_diag *diag)
@@ -314,6 +353,8 @@ int mc_ep_finish(struct mc_ep_half *h, uint64_t taken, int rc, struct mc_coll_re
 		/* release: this rank has read what it wanted */
 		atomic_store_explicit(&ep->page->done[h->slot], h->word, memory_order_release);
 		mc_coll_ring(ep->coll->page);
+		if (ep->net)
+			mc_ep_net_done(h);
 		atomic_store_explicit(&ep->slot[h->slot].is_open, false, memory_order_release);
 	}
 	mc_ep_half_drop(h);
