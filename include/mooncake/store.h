@@ -100,13 +100,17 @@ struct mc_store_opts {
 	uint64_t buffer_bytes;	  /* what mc_store_alloc() may give in all */
 	uint32_t timeout_ms;	  /* of each call; 0: MC_RPC_TIMEOUT_MS, 30 s */
 	struct mc_engine *engine; /* to use; NULL: one of its own */
-	/* "host:port" of the node (mooncake_client) of this host: a *dummy* client, which is told
-	 * master, metadata, protocol, devices and tenant by it; those above are not looked at.
-	 * NULL: no dummy */
+	/* "host:port" of the node (mooncake_client) of this host, or the "@name" of its socket: a
+	 * *dummy* client, which is told master, metadata, protocol, devices and tenant by it; those
+	 * above are not looked at. NULL: no dummy */
 	const char *node;
 	/* Directory of a disk behind segment_bytes, as a node's: one process has it at a time, what
 	 * is there comes back with the next. "": MOONCAKE_OFFLOAD_FILE_STORAGE_PATH. NULL: none */
 	const char *disk_path;
+	/* Abstract Unix socket, "@name" or "name", where this process tells dummy clients of its
+	 * host what it was opened with, as a node does at "@mooncake_client_<port>.sock". NULL:
+	 * none */
+	const char *dummy_socket;
 };
 
 /**

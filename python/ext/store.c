@@ -36,9 +36,9 @@ static PyObject *py_open(PyObject *obj, PyObject *args)
 	struct mc_store *store = NULL;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, "ssssssKKKzz", &opts.name, &opts.metadata, &opts.protocol,
+	if (!PyArg_ParseTuple(args, "ssssssKKKzzz", &opts.name, &opts.metadata, &opts.protocol,
 			      &opts.devices, &opts.master, &opts.tenant, &segment, &buffer, &engine,
-			      &opts.node, &opts.disk_path))
+			      &opts.node, &opts.disk_path, &opts.dummy_socket))
 		return NULL;
 	opts.segment_bytes = segment;
 	opts.buffer_bytes = buffer;

@@ -6,7 +6,7 @@ import functools
 import logging
 import operator
 
-from mooncake._codes import INVALID_PARAMS, NOT_SUPPORTED
+from mooncake._codes import INVALID_PARAMS
 from mooncake.mooncake_config import parse_bool, parse_size
 
 BYTES_MAX = (1 << 63) - 1
@@ -106,8 +106,6 @@ def from_dict(config: dict) -> dict:
     for name in ("local_hostname", "metadata_server"):
         if not known.get(name):
             raise Refused(f"{name!r} is missing")
-    if known.pop("ipc_socket_path", ""):
-        raise Refused("ipc_socket_path is not supported: only mooncake_client serves dummy clients", NOT_SUPPORTED)
     for name, value in known.items():
         if name in _SWITCHES:
             known[name] = parse_bool(value)

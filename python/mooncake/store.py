@@ -97,6 +97,7 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
     """A process's connection to the Store: its objects, and the memory it gives to the pool."""
 
     _http = None  # what serves /health and /metrics
+    _dummy_socket = None  # where dummy clients are to be served: only a dict can say it
 
     # ---- life ----
 
@@ -120,11 +121,16 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
     ) -> int:
         """Connect to the master and give `global_segment_size` bytes to the pool; or `setup(dict)`.
 
+        A dict's `ipc_socket_path` is an abstract Unix socket where this process serves dummy clients as a node does; setup_dummy()
+        finds "@mooncake_client_<port>.sock" by its port, any other one by "@name".
+
         With `enable_ssd_offload` a disk is behind that memory, at `ssd_offload_path`, else MOONCAKE_OFFLOAD_FILE_STORAGE_PATH.
         With `enable_client_http_server` the process answers /health and /metrics on `client_http_port`.
         """
         if isinstance(local_hostname, dict) or config is not None:
-            return self.setup(**_store_setup.from_dict(local_hostname if config is None else config))
+            given = _store_setup.from_dict(local_hostname if config is None else config)
+            self._dummy_socket = given.pop("ipc_socket_path", None) or None
+            return self.setup(**given)
         if local_hostname is None or metadata_server is None:
             raise TypeError("setup() needs local_hostname and metadata_server, or one dict")
         disk = text("ssd_offload_path", ssd_offload_path) if enable_ssd_offload else None
@@ -143,7 +149,8 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
 
     @answered
     def setup_dummy(self, mem_pool_size: int, local_buffer_size: int, server_address: str) -> int:
-        """Connect as the node (mooncake_client) of this host at `server_address` does, with no memory in the pool.
+        """Connect as the node (mooncake_client) of this host at `server_address` ("host:port", or its socket's "@name") does,
+        with no memory in the pool.
 
         `mem_pool_size` is what alloc_from_mem_pool() may give; staging needs no buffer, so `local_buffer_size` is not taken.
         """
@@ -159,6 +166,7 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
         )
 
     def _open(self, name, metadata, protocol, devices, master, tenant, segment, buffer, engine, node=None, disk=None) -> int:
+        socket, self._dummy_socket = self._dummy_socket, None
         if self.is_open():
             return OK
         if protocol == "rpc_only":
@@ -166,7 +174,7 @@ class MooncakeDistributedStore(_mooncake.Store, Segments, Tensors, Parallel):
         address = _engine_address(engine)
         if engine is not None and not address:
             raise Refused("the engine that was given is not initialized")
-        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, address, node, disk)
+        code, why = self.open(name, metadata, protocol, devices, master, tenant, segment, buffer, address, node, disk, socket)
         if code != OK:
             _log.warning("setup(): %s", why or f"code {code}")
         self._has_disk = code == OK and disk is not None

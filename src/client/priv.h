@@ -464,6 +464,7 @@ struct mc_store {
 	struct mc_cli_mounts *mounts;
 	_Atomic uint64_t nfetched;
 	struct mc_cli_tether *tether; /* of a dummy; NULL: none */
+	struct mc_dummies *dummies;   /* that it serves; NULL: none */
 	char host[MC_CLI_TEXT_MAX];
 
 	pthread_mutex_t gens_mu; /* guards the block of generations */

@@ -14,12 +14,14 @@
 #include "base/upstream.h"
 #include "client/link.h"
 #include "client/tether.h"
+#include "owner/dummies.h"
 #include "owner/owner.h"
 #include "ssd/ssd.h"
 
 #define ADOPT_NS (10 * MC_NS_PER_S)
 #define OPEN_NS (3 * MC_NS_PER_S)
 #define HEALTH_NS MC_NS_PER_S
+#define SOCKET_MAX 108u /* sun_path */
 
 struct env {
 	int64_t timeout_ms;
@@ -222,6 +224,33 @@ static int node_ask(struct mc_store *st, struct mc_store_opts *o, struct mc_diag
 	return 0;
 }
 
+/* A dummy of this process is told what this process was opened with. */
+static int dummies_serve(struct mc_store *st, const struct mc_store_opts *o, struct mc_diag *diag)
+{
+	char name[SOCKET_MAX] = "@";
+	const struct mc_dummies_conf conf = {.socket = name,
+					     .engine = st->eng,
+					     .master = st->master.text,
+					     .metadata = o->metadata,
+					     .protocol = o->protocol,
+					     .devices = o->devices,
+					     .tenant = o->tenant};
+	int rc =
+	    mc_strlcpy(name + 1, sizeof(name) - 1, o->dummy_socket + (o->dummy_socket[0] == '@'));
+
+	if (rc < 0 || !name[1]) {
+		mc_diag_set(diag, "ipc_socket_path \"%s\" is no name of 1 to %u bytes",
+			    o->dummy_socket, SOCKET_MAX - 2);
+		return MC_STORE_INVALID_PARAMS;
+	}
+	rc = mc_dummies_open(st->loop, &conf, diag, &st->dummies);
+	if (rc < 0)
+		mc_diag_wrap(diag, "ipc_socket_path");
+	return rc == 0					? 0
+	       : rc == -MC_E_NOMEM || rc == -MC_E_LIMIT ? MC_STORE_INTERNAL_ERROR
+							: MC_STORE_INVALID_PARAMS;
+}
+
 static int store_open(struct mc_store *st, struct mc_store_opts *o, struct mc_diag *diag)
 {
 	int rc = loop_open(st);
@@ -247,7 +276,9 @@ static int store_open(struct mc_store *st, struct mc_store_opts *o, struct mc_di
 		return MC_STORE_INTERNAL_ERROR;
 	}
 	rc = mc_cli_master_meet(st, diag);
-	return rc < 0 ? rc : segment_give(st, o, diag);
+	if (rc == 0)
+		rc = segment_give(st, o, diag);
+	return rc == 0 && o->dummy_socket ? dummies_serve(st, o, diag) : rc;
 }
 
 int mc_store_open(const struct mc_store_opts *opts, struct mc_diag *diag,
@@ -301,6 +332,7 @@ void mc_store_close(struct mc_store *store)
 
 	if (!store || mc_fork_is_child(store->fork_gen))
 		return; /* a child has none of the threads that would have to end */
+	mc_dummies_close(store->dummies);
 	mc_cli_drops_stop(store->drops);
 	calls_end(store);
 	mc_cli_drops_close(store->drops);

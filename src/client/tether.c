@@ -24,7 +24,7 @@
 struct mc_cli_tether {
 	struct mc_store *st;
 	struct mc_addr node;
-	char socket[64];
+	char socket[108];
 	struct mc_rpc_conn *conn;
 	struct mc_rpc_call call;
 	struct mc_timer again;
@@ -156,12 +156,22 @@ static void stop(void *arg)
 
 /* ---- the opener's thread ---- */
 
-/* "host:port" names the node's socket by its port. */
+/* "host:port" names the node's socket by its port; "@name" is one. */
 static int node_set(struct mc_cli_tether *t, const char *node, struct mc_diag *diag)
 {
 	struct mc_addr at;
-	int rc = mc_addr_resolve(node, MC_ST_DUMMY_PORT, &at, diag);
+	int rc;
 
+	if (node[0] == '@') {
+		rc = mc_strlcpy(t->socket, sizeof(t->socket), node);
+		if (rc == 0)
+			rc = mc_addr_unix(t->socket, &t->node);
+		if (rc == 0)
+			return 0;
+		mc_diag_set(diag, "server_address \"%s\" is no name of a socket", node);
+		return -MC_E_INVAL;
+	}
+	rc = mc_addr_resolve(node, MC_ST_DUMMY_PORT, &at, diag);
 	if (rc < 0)
 		return rc;
 	if (!mc_addr_is_local(&at) && !mc_addr_is_any(&at)) {

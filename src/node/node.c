@@ -5,6 +5,7 @@
 #include "node/node.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <mooncake/engine.h>
@@ -13,9 +14,9 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "io/http_server.h"
-#include "node/dummies.h"
-#include "ssd/ssd.h"
+#include "owner/dummies.h"
 #include "owner/owner.h"
+#include "ssd/ssd.h"
 
 #define TEXT_MAX (4u << 20)
 
@@ -166,23 +167,17 @@ static int http_open(struct mc_node *node, const struct mc_node_conf *conf, stru
 /* They reach the cluster as the node does, from the same address. */
 static int dummies_open(struct mc_node *node, const struct mc_node_conf *conf, struct mc_diag *diag)
 {
-	char master[512], host[MC_ADDR_TEXT_MAX] = "";
-	struct mc_dummies_conf c = {.port = conf->dummy_port,
-				    .master = master,
-				    .metadata = conf->metadata ? conf->metadata : "",
-				    .protocol = conf->protocol ? conf->protocol : "",
-				    .devices = conf->devices ? conf->devices : "",
-				    .tenant = conf->tenant ? conf->tenant : "",
-				    .host = host,
-				    .segment = mc_engine_name(node->engine)};
-	struct mc_addr at;
-	int rc = mc_addr_text_full(conf->master, MC_ST_MASTER_PORT, master, sizeof(master));
+	char name[64];
+	const struct mc_dummies_conf c = {.socket = name,
+					  .engine = node->engine,
+					  .master = conf->master,
+					  .metadata = conf->metadata,
+					  .protocol = conf->protocol,
+					  .devices = conf->devices,
+					  .tenant = conf->tenant};
+	int rc;
 
-	if (rc == 0)
-		rc = mc_addr_parse(mc_engine_address(node->engine), 0, &at);
-	if (rc < 0)
-		return rc;
-	(void)mc_addr_format_host(&at, host);
+	(void)snprintf(name, sizeof(name), MC_ST_DUMMY_SOCKET, conf->dummy_port);
 	rc = mc_dummies_open(node->side, &c, diag, &node->dummies);
 	if (rc != -MC_E_ADDR_IN_USE)
 		return rc;

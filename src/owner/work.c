@@ -176,7 +176,7 @@ static int32_t copy_here(struct copy_job *j, int32_t segment, uint8_t *head, siz
 			 uint32_t *table)
 {
 	struct mc_owner *o = j->job.owner;
-	struct mc_slot_info from;
+	struct mc_slot_info from = {0};
 	bool is_old;
 	uint32_t id;
 	int32_t status;

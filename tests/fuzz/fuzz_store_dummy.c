@@ -8,9 +8,11 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include <mooncake/engine.h>
+
 #include "base/log.h"
 #include "client/tether.h"
-#include "node/dummies.h"
+#include "owner/dummies.h"
 #include "raw_calls.h"
 #include "wire/pb.h"
 #include "wire/store.h"
@@ -24,27 +26,24 @@ static struct mc_addr at;
 
 static void setup(void)
 {
-	const struct mc_dummies_conf conf = {.port = 1,
-					     .master = "127.0.0.1:50051",
-					     .metadata = "P2PHANDSHAKE",
-					     .protocol = "tcp",
-					     .devices = "",
-					     .tenant = "default",
-					     .host = "127.0.0.1",
-					     .segment = "127.0.0.1:12300"};
-	struct mc_dummies_conf own = conf;
-	struct mc_diag diag = {""};
+	const struct mc_engine_opts opts = {.size = sizeof(opts), .name = "127.0.0.1"};
 	char name[64];
+	struct mc_dummies_conf conf = {.socket = name,
+				       .master = "127.0.0.1:50051",
+				       .metadata = "P2PHANDSHAKE",
+				       .protocol = "tcp",
+				       .tenant = "default"};
+	struct mc_diag diag = {""};
 	int rc = -MC_E_ADDR_IN_USE;
 
 	mc_log_level_set(MC_LOG_ERROR);
 	mc_assert(mc_loop_open("fuzz", mc_env_real.clk, &loop) == 0 && mc_loop_start(loop) == 0);
+	mc_assert(mc_engine_open(&opts, &diag, &conf.engine) == 0);
 	for (unsigned i = 0; rc == -MC_E_ADDR_IN_USE; i++) { /* others run beside this one */
-		own.port = (uint16_t)((unsigned)getpid() + i);
-		rc = mc_dummies_open(loop, &own, &diag, &dummies);
+		(void)snprintf(name, sizeof(name), MC_ST_DUMMY_SOCKET, (unsigned)getpid() + i);
+		rc = mc_dummies_open(loop, &conf, &diag, &dummies);
 	}
 	mc_assert(rc == 0);
-	(void)snprintf(name, sizeof(name), MC_ST_DUMMY_SOCKET, own.port);
 	mc_assert(mc_addr_unix(name, &at) == 0);
 }
 

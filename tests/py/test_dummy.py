@@ -142,6 +142,31 @@ def test_the_tenant_is_the_nodes(tmp_path: Path) -> None:
         host.pool.close()
 
 
+def test_an_embedded_client_serves_dummies(host: Host, caplog) -> None:
+    """ipc_socket_path: by a port as a node's, or by its name; one process has it at a time."""
+    config = {"local_hostname": "127.0.0.1", "metadata_server": "P2PHANDSHAKE", "global_segment_size": "32 MB", "tenant_id": "embedded",
+              "master_server_addr": host.pool.address, "ipc_socket_path": "@mooncake_client_19.sock"}  # fmt: skip
+    named = f"dummies of {os.getpid()}"
+    server, second, store = (MooncakeDistributedStore() for _ in range(3))
+    try:
+        assert server.setup(config) == 0
+        assert second.setup(config) == INVALID
+        assert "ipc_socket_path" in caplog.text and "@mooncake_client_19.sock" in caplog.text
+        assert second.setup(config | {"ipc_socket_path": named, "global_segment_size": "0"}) == 0
+        for address in ("127.0.0.1:19", f"@{named}"):
+            assert store.setup_dummy(MIB, 0, address) == 0
+            assert store.put(address, b"by a dummy") == 0
+            assert server.get(address) == b"by a dummy", "the tenant is the server's"
+            store.close()
+        assert store.setup_dummy(MIB, 0, "127.0.0.1:19") == 0
+        server.close()
+        host.pool.wait(lambda: store.health_check() == 2, "a dummy does not see that its server is gone", host.node)
+    finally:
+        for one in (server, second, store):
+            one.close()
+    assert store.setup_dummy(MIB, 0, "@" + "x" * 120) == INVALID
+
+
 def test_no_node_is_said_within_seconds(caplog) -> None:
     store = MooncakeDistributedStore()
     begin = time.monotonic()

@@ -19,7 +19,7 @@ from mooncake.mooncake_config import MooncakeConfig
 from mooncake.store import MooncakeDistributedStore
 
 HOST, P2P = "127.0.0.1", "P2PHANDSHAKE"
-INTERNAL, INVALID, RPC_FAIL, NOT_SUPPORTED = -1, -600, -900, -1012
+INTERNAL, INVALID, RPC_FAIL = -1, -600, -900
 DEADLINE_S = 3  # of a master or service that does not answer
 SLACK_S = 12  # a busy machine; upstream takes 90 s
 
@@ -222,7 +222,8 @@ def test_dict_with_unknown_missing_and_contradicting_keys(caplog, pool: Pool) ->
     refused(caplog, INVALID, "'master_server_addr'", "'master_server_address'", "10.0.0.1:1", config=good | {"master_server_address": "10.0.0.1:1"})
     refused(caplog, INVALID, "client_http_port 'x'", "65535", config=good | {"client_http_port": "x"})
     refused(caplog, INVALID, 'protocol "5"', config=good | {"protocol": 5})
-    refused(caplog, NOT_SUPPORTED, "ipc_socket_path", "mooncake_client", config=good | {"ipc_socket_path": "/x"})
+    refused(caplog, INVALID, "ipc_socket_path", "1 to 106 bytes", config=good | {"ipc_socket_path": "@" + "x" * 107})
+    refused(caplog, INVALID, "ipc_socket_path", "1 to 106 bytes", config=good | {"ipc_socket_path": "@"})
 
 
 def test_both_spellings_with_one_value(pool: Pool) -> None:

@@ -2,12 +2,13 @@
  * dummies.c: one call, answered with the same bytes to whoever may ask. A connection that has been
  * answered is a dummy until it ends.
  */
-#include "node/dummies.h"
+#include "owner/dummies.h"
 
 #include <stdatomic.h>
-#include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include <mooncake/engine.h>
 
 #include "base/log.h"
 #include "base/mem.h"
@@ -21,6 +22,7 @@
 #define FRAME_MAX 4096u
 #define REPLY_MAX 4096u
 #define NAME_MAX_BYTES 255u
+#define MASTER_MAX 512u
 
 struct mc_dummies {
 	struct mc_rpc_server *server;
@@ -96,18 +98,31 @@ static void on_down(struct mc_rpc_peer *peer, int rc, void *user)
 		    (unsigned long long)atomic_load(&d->now));
 }
 
+/* For packing, which only reads. */
+static char *told(const char *text)
+{
+	return (char *)(uintptr_t)(text ? text : "");
+}
+
 static int reply_make(struct mc_dummies *d, const struct mc_dummies_conf *c)
 {
 	Mc__St__DummyReply r = MC__ST__DUMMY_REPLY__INIT;
+	char master[MASTER_MAX], host[MC_ADDR_TEXT_MAX] = "";
+	struct mc_addr at;
+	int rc = mc_addr_text_full(c->master, MC_ST_MASTER_PORT, master, sizeof(master));
 
-	/* packing only reads */
-	r.master = (char *)(uintptr_t)c->master;
-	r.metadata = (char *)(uintptr_t)c->metadata;
-	r.protocol = (char *)(uintptr_t)c->protocol;
-	r.devices = (char *)(uintptr_t)c->devices;
-	r.tenant = (char *)(uintptr_t)c->tenant;
-	r.host = (char *)(uintptr_t)c->host;
-	r.segment = (char *)(uintptr_t)c->segment;
+	if (rc == 0)
+		rc = mc_addr_parse(mc_engine_address(c->engine), 0, &at);
+	if (rc < 0)
+		return rc;
+	(void)mc_addr_format_host(&at, host);
+	r.master = master;
+	r.host = host;
+	r.metadata = told(c->metadata);
+	r.protocol = told(c->protocol);
+	r.devices = told(c->devices);
+	r.tenant = told(c->tenant);
+	r.segment = told(mc_engine_name(c->engine));
 	return mc_pb_pack(&r.base, d->reply, sizeof(d->reply), &d->reply_len);
 }
 
@@ -123,21 +138,19 @@ int mc_dummies_open(struct mc_loop *loop, const struct mc_dummies_conf *conf, st
 						.on_down = on_down,
 						.user = d};
 	struct mc_addr at;
-	char name[64];
 	int rc;
 
 	if (!d)
 		return -MC_E_NOMEM;
-	(void)snprintf(name, sizeof(name), MC_ST_DUMMY_SOCKET, conf->port);
 	rc = reply_make(d, conf);
 	if (rc == 0)
-		rc = mc_addr_unix(name, &at);
+		rc = conf->socket[0] == '@' ? mc_addr_unix(conf->socket, &at) : -MC_E_INVAL;
 	if (rc == 0)
 		rc = mc_rpc_server_open(&mc_env_real, loop, &opts, &d->server);
 	if (rc == 0)
 		rc = mc_rpc_server_listen(d->server, &at, NULL);
 	if (rc < 0) {
-		mc_diag_set(diag, "socket %s for dummy clients: %s", name, mc_err_text(rc));
+		mc_diag_set(diag, "socket %s for dummy clients: %s", conf->socket, mc_err_text(rc));
 		mc_dummies_close(d);
 		return rc;
 	}
