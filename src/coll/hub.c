@@ -23,7 +23,8 @@
 #include "coll/shmem.h"
 
 #define METHOD_ATTACH 0x0c01
-#define ATTACH_VERSION 2u
+#define METHOD_LEND 0x0c02 /* ranks of one host in a group over hosts: memory for memory */
+#define ATTACH_VERSION 3u
 #define SETTLE_NS (2 * MC_NS_PER_S) /* for a death that is not known everywhere yet */
 #define HELD_MAX 4096u
 #define ADDRESS_PARTS 4
@@ -185,26 +186,34 @@ static void on_held_cancel(struct mc_rpc_req *req)
 	(void)mc_rpc_reply(req, -MC_E_CANCELED, NULL, 0, NULL, 0);
 }
 
+static int ask_read(const struct mc_rpc_req *req, const struct mc_rpc_msg *msg, struct attach *ret)
+{
+	if (msg->len != sizeof(*ret) || msg->nfds != 2)
+		return -MC_E_PROTO;
+	if (!is_same_user(req->peer))
+		return -MC_E_PERM;
+	memcpy(ret, msg->data, sizeof(*ret));
+	if (ret->version != ATTACH_VERSION || ret->group[MC_COLL_NAME_MAX] != '\0' ||
+	    ret->slot >= MC_COLL_RANKS_MAX)
+		return -MC_E_PROTO;
+	return 0;
+}
+
 static int held_make(struct mc_coll_hub *hub, struct mc_rpc_req *req, const struct mc_rpc_msg *msg,
 		     struct held_attach **ret)
 {
 	struct held_attach *h;
+	struct attach asked;
+	int rc = ask_read(req, msg, &asked);
 
-	if (msg->len != sizeof(h->ask) || msg->nfds != 2)
-		return -MC_E_PROTO;
-	if (!is_same_user(req->peer))
-		return -MC_E_PERM;
+	if (rc < 0)
+		return rc;
 	if (hub->nheld >= HELD_MAX)
 		return -MC_E_LIMIT;
 	h = mc_calloc(1, sizeof(*h));
 	if (!h)
 		return -MC_E_NOMEM;
-	memcpy(&h->ask, msg->data, sizeof(h->ask));
-	if (h->ask.version != ATTACH_VERSION || h->ask.group[MC_COLL_NAME_MAX] != '\0' ||
-	    h->ask.slot >= MC_COLL_RANKS_MAX) {
-		mc_free(h);
-		return -MC_E_PROTO;
-	}
+	h->ask = asked;
 	h->hub = hub;
 	h->req = req;
 	h->page_fd = msg->fds[0];
@@ -235,6 +244,31 @@ static void on_attach(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void
 	}
 	req->user = h;
 	req->on_cancel = on_held_cancel;
+}
+
+/* A rank of a group over hosts that is connected already. */
+static void on_lend(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
+{
+	struct mc_coll_hub *hub = user;
+	struct attach asked, reply = {.version = ATTACH_VERSION};
+	struct mc_coll *g = NULL;
+	int fds[2], rc = ask_read(req, msg, &asked);
+
+	if (rc == 0)
+		g = find(hub, asked.group);
+	if (rc == 0 && (!g || !g->net || asked.to_slot != g->rank))
+		rc = -MC_E_NOENT;
+	if (rc == 0)
+		rc = mc_coll_net_lent(g, asked.slot, asked.inc, &msg->fds[0]);
+	if (rc < 0) {
+		(void)mc_rpc_reply(req, rc, NULL, 0, NULL, 0);
+		return;
+	}
+	reply.slot = g->rank;
+	reply.inc = g->inc;
+	fds[0] = g->fd;
+	fds[1] = hub->pidfd;
+	(void)mc_rpc_reply(req, 0, &reply, sizeof(reply), fds, 2);
 }
 
 struct add {
@@ -320,8 +354,11 @@ static void take_on_loop(void *arg)
 {
 	struct answer *a = arg;
 
-	a->rc = mc_coll_peer_take(a->g, a->reply.slot, a->reply.inc, &a->fds[0], &a->fds[1],
-				  &a->fds[2]);
+	if (a->g->net)
+		a->rc = mc_coll_net_lent(a->g, a->reply.slot, a->reply.inc, &a->fds[0]);
+	else
+		a->rc = mc_coll_peer_take(a->g, a->reply.slot, a->reply.inc, &a->fds[0], &a->fds[1],
+					  &a->fds[2]);
 }
 
 static int ask(struct mc_coll *g, uint32_t slot, const struct mc_addr *to, uint64_t deadline_ns)
@@ -333,7 +370,7 @@ static int ask(struct mc_coll *g, uint32_t slot, const struct mc_addr *to, uint6
 			     .inc = g->inc,
 			     .scratch_max = g->scratch_max};
 	int fds[2] = {g->fd, g->hub->pidfd};
-	struct answer a = {.call = {.method = METHOD_ATTACH,
+	struct answer a = {.call = {.method = g->net ? METHOD_LEND : METHOD_ATTACH,
 				    .req = &req,
 				    .req_len = sizeof(req),
 				    .fds = fds,
@@ -373,16 +410,22 @@ int mc_coll_hub_attach(struct mc_coll *g, uint32_t slot, const char *address, ui
 	struct mc_addr to;
 	int rc;
 
-	if (g->net)
-		return mc_coll_net_attach(g, slot, address, deadline_ns, diag);
 	rc = address_parse(address, parts, diag);
 	if (rc < 0)
 		return rc;
 	part_copy(sock, parts[2]);
 	rc = mc_addr_unix(sock, &to);
+	if (rc == 0 && g->net)
+		rc = mc_coll_net_attach(g, slot, address, deadline_ns, diag);
 	if (rc < 0)
 		return rc;
 	settle_ns = mc_min(deadline_ns, mc_now_ns() + SETTLE_NS);
+	if (g->net) {
+		/* Where it fails, or the other one has asked, it stays as it is. */
+		if (mc_view_is(parts[1], g->hub->host))
+			(void)ask(g, slot, &to, settle_ns);
+		return 0;
+	}
 	do {
 		rc = ask(g, slot, &to, deadline_ns);
 		/* Perhaps it does not know yet that who had our slot is dead. */
@@ -456,7 +499,8 @@ static int address_make(struct mc_coll_hub *hub)
 static int listen_at(struct mc_coll_hub *hub, const char *sock)
 {
 	const struct mc_rpc_method methods[] = {
-	    {.method = METHOD_ATTACH, .name = "attach", .handle = on_attach, .user = hub}};
+	    {.method = METHOD_ATTACH, .name = "attach", .handle = on_attach, .user = hub},
+	    {.method = METHOD_LEND, .name = "lend", .handle = on_lend, .user = hub}};
 	struct mc_rpc_server_opts opts = {.methods = methods, .nmethods = MC_ARRAY_LEN(methods)};
 	struct mc_addr at, bound;
 	int rc = mc_addr_unix(sock, &at);

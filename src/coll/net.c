@@ -86,6 +86,7 @@ void mc_coll_net_late(struct mc_coll *g, uint64_t slots)
 void mc_coll_wire_free(struct mc_coll_wire *wire)
 {
 	struct mc_coll_out *out;
+	int near_fd;
 
 	if (!wire)
 		return;
@@ -94,6 +95,10 @@ void mc_coll_wire_free(struct mc_coll_wire *wire)
 	mc_fd_close(&wire->data_fd);
 	mc_fd_close(&wire->ctl.fd);
 	mc_fd_close(&wire->mail_fd);
+	near_fd = atomic_load_explicit(&wire->near_fd, memory_order_relaxed);
+	mc_fd_close(&near_fd);
+	mc_coll_shmem_unmap(wire->near_page, MC_COLL_PAGE_LEN);
+	mc_coll_shmem_unmap(wire->near_area, wire->near_len);
 	mc_free(wire->round_buf);
 	mc_free(wire->rx.bytes);
 	mc_free(wire->mail_rx.bytes);
@@ -129,6 +134,7 @@ static int peer_make(struct mc_coll *g, const struct mc_coll_hello *h, struct mc
 		mc_str_init(&p->wire->ctl_out, MC_COLL_OUT_MAX);
 		p->wire->p = p;
 		p->wire->data_fd = p->wire->ctl.fd = p->wire->mail_fd = -1;
+		atomic_store_explicit(&p->wire->near_fd, -1, memory_order_relaxed);
 		p->wire->round_buf = mc_calloc(1, MC_COLL_ROUND_MAX);
 		p->wire->rx.bytes = mc_calloc(1, MC_COLL_RX_LEN);
 		p->wire->mail_rx.bytes = mc_calloc(1, MC_COLL_RX_LEN);
@@ -166,6 +172,36 @@ int mc_coll_net_take(struct mc_coll *g, const struct mc_coll_hello *h, int fds[M
 	for (int i = 0; i < MC_COLL_CONNS; i++)
 		fds[i] = -1;
 	mc_coll_ctl_start(p);
+	return 0;
+}
+
+int mc_coll_net_lent(struct mc_coll *g, uint32_t slot, uint64_t inc, int *fd)
+{
+	struct mc_coll_page *page;
+	struct mc_coll_peer *p, *found = NULL;
+	void *at;
+	int rc;
+
+	mc_list_each (p, &g->peers, link)
+		if (p->wire && p->slot == slot && p->inc == inc)
+			found = p;
+	if (!found)
+		return -MC_E_NOENT;
+	if (atomic_load_explicit(&found->wire->near_fd, memory_order_relaxed) >= 0)
+		return -MC_E_EXIST;
+	rc = mc_coll_shmem_map(*fd, 0, MC_COLL_PAGE_LEN, &at);
+	if (rc < 0)
+		return rc;
+	page = at;
+	if (page->magic != MC_COLL_MAGIC || page->inc != inc) {
+		mc_coll_shmem_unmap(at, MC_COLL_PAGE_LEN);
+		return -MC_E_PROTO;
+	}
+	found->wire->near_page = page;
+	/* release: the page, for the operation's thread */
+	atomic_store_explicit(&found->wire->near_fd, *fd, memory_order_release);
+	*fd = -1;
+	mc_coll_ctl_send(found, MC_COLL_CTL_LENT, NULL, 0);
 	return 0;
 }
 

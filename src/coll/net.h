@@ -7,11 +7,11 @@
  * proved by the host they happened on (net_probe.c); whoever misses something of a dead rank tells
  * all others what it has of it, they do the same, and when everyone has told for the same dead all
  * decide the same (net_agree.c). Changes of membership are two rounds of messages (net_view.c).
- * Changes of membership are two rounds of messages (net_view.c).
  *
  * Three connections to each rank: `data`, which the operation's thread drives, `ctl`, the loop's,
  * for everything that must not wait behind data, and `mail` for messages, which whoever waits for
- * one drives (net_mail.c).
+ * one drives (net_mail.c). Of a rank of the same host everything comes that way, too, but for the
+ * bytes of large rounds: they are read in its memory, as on one host.
  */
 #ifndef MC_COLL_NET_H
 #define MC_COLL_NET_H
@@ -139,6 +139,15 @@ struct mc_coll_wire {
 	struct mc_coll_rx rx;
 	uint64_t area_seq; /* the round whose bytes are in the peer's area here */
 	uint64_t rest_seq; /* that, when the loop looked last; under run_lock */
+	bool is_near;	   /* they are not: they are read where they were shown */
+	bool is_tx_near;   /* the round that is sent goes that way */
+	uint8_t *near_area;
+	uint64_t near_len;
+
+	/* A rank of this host: its memory. Set by the loop, once; its frames come later. */
+	_Atomic int near_fd;
+	struct mc_coll_page *near_page; /* no more of it is read than area_seq */
+	_Atomic bool is_lent;		/* it has ours */
 
 	/* under net->lock */
 	bool is_cut; /* its word here does not change but by agreement */
@@ -197,6 +206,9 @@ void mc_coll_net_close(struct mc_coll *g);
  * -MC_E_EXIST; -MC_E_NOMEM; … */
 int mc_coll_net_take(struct mc_coll *g, const struct mc_coll_hello *h, int fds[MC_COLL_CONNS]);
 void mc_coll_wire_free(struct mc_coll_wire *wire);
+/** The memory of a rank of this host, taken over on success. On the loop. @return 0; -MC_E_NOENT;
+ * -MC_E_EXIST; -MC_E_PROTO; -MC_E_NOMEM */
+int mc_coll_net_lent(struct mc_coll *g, uint32_t slot, uint64_t inc, int *fd);
 /** The operation's thread looks again. Any thread. */
 void mc_coll_net_wake(struct mc_coll *g);
 /** The loop looks after the group. Any thread. */
@@ -219,7 +231,9 @@ enum mc_coll_frame {
 
 struct mc_coll_head {
 	uint32_t type; /* enum mc_coll_frame */
-	uint64_t word, at, len;
+	uint64_t word;
+	uint64_t at; /* CHUNK: where; ROUND: 1: the bytes are read where they are shown */
+	uint64_t len;
 };
 
 /** Of a rank that takes part in operations (the others do not read); else NULL. */
@@ -267,6 +281,7 @@ enum mc_coll_ctl {
 	MC_COLL_CTL_CHANGE,   /* write this down */
 	MC_COLL_CTL_WRITTEN,  /* the answer */
 	MC_COLL_CTL_OPEN,     /* go on */
+	MC_COLL_CTL_LENT,     /* your memory can be read here: large bytes need not be sent */
 };
 
 /** Queue and try to send. */

@@ -80,6 +80,9 @@ static void dispatch(struct mc_coll_peer *p, uint32_t type, const uint8_t *bytes
 	case MC_COLL_CTL_OPEN:
 		mc_coll_view_frame(p, (enum mc_coll_ctl)type, bytes, len);
 		break;
+	case MC_COLL_CTL_LENT:
+		atomic_store_explicit(&p->wire->is_lent, true, memory_order_release);
+		break;
 	default:
 		mc_coll_ctl_lost(p);
 	}

@@ -111,7 +111,11 @@ static void on_round(struct mc_coll_wire *wire, const struct mc_coll_head *h)
 	pthread_mutex_unlock(&g->net->lock);
 	if (rc == 0 && p->page->call[parity].len > MC_COLL_SMALL) {
 		wire->area_seq = seq;
-		rc = area_room(p, p->page->call[parity].len);
+		wire->is_near = h->at != 0;
+		if (!wire->is_near)
+			rc = area_room(p, p->page->call[parity].len);
+		else if (atomic_load_explicit(&wire->near_fd, memory_order_acquire) < 0)
+			rc = -MC_E_PROTO; /* nobody told it that its memory can be read here */
 	}
 	if (rc < 0)
 		rx_lost(wire);

@@ -190,17 +190,20 @@ static void send_chunk(struct mc_coll *g, struct mc_coll_wire *wire, uint64_t wo
 
 	h.len = mc_min((uint64_t)MC_COLL_CHUNK, c->len - h.at);
 	clip(g, c, parity, wire->p->slot, &h.at, &h.len);
+	if (wire->is_tx_near)
+		h.len = 0;
 	if (h.len == 0)
 		h = (struct mc_coll_head){.type = MC_COLL_FRAME_WORD, .word = word};
 	head_write(head, &h);
 	send_frame(wire, head, MC_COLL_HEAD_LEN, g->area + h.at, h.len, 0);
 }
 
-static uint64_t make_round(struct mc_coll *g, uint64_t word, unsigned parity, uint8_t *frame)
+static uint64_t make_round(struct mc_coll *g, uint64_t word, unsigned parity, bool is_near,
+			   uint8_t *frame)
 {
 	const struct mc_coll_call *c = &g->page->call[parity];
 	struct mc_wr w = mc_wr_make(frame + MC_COLL_HEAD_LEN, MC_COLL_ROUND_MAX);
-	struct mc_coll_head h = {.type = MC_COLL_FRAME_ROUND, .word = word};
+	struct mc_coll_head h = {.type = MC_COLL_FRAME_ROUND, .word = word, .at = is_near};
 
 	/* Of a large one the bytes follow, and the word with them. */
 	if (c->len > MC_COLL_SMALL)
@@ -230,7 +233,6 @@ void mc_coll_net_post(struct mc_coll *g, uint64_t word)
 	bool is_first = is_content && (step == 1 || step == 2);
 	uint8_t frame[MC_COLL_HEAD_LEN + MC_COLL_ROUND_MAX], head[MC_COLL_HEAD_LEN];
 	const struct mc_coll_head h = {.type = MC_COLL_FRAME_WORD, .word = word};
-	uint64_t len = is_first ? make_round(g, word, parity, frame) : 0;
 
 	head_write(head, &h);
 	for (uint32_t s = 0; s < g->ranks_max; s++) {
@@ -238,8 +240,14 @@ void mc_coll_net_post(struct mc_coll *g, uint64_t word)
 
 		if (!wire)
 			continue;
-		if (is_first)
+		if (is_first) {
+			uint64_t len;
+
+			wire->is_tx_near =
+			    is_large && atomic_load_explicit(&wire->is_lent, memory_order_acquire);
+			len = make_round(g, word, parity, wire->is_tx_near, frame);
 			send_frame(wire, frame, len, NULL, 0, is_large ? MSG_MORE : 0);
+		}
 		if (is_large)
 			send_chunk(g, wire, word, parity);
 		else if (!is_first)

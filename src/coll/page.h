@@ -81,6 +81,7 @@ struct mc_coll_page {
 	_Atomic uint64_t log_seen;			 /* entries of the board's log it knows */
 	_Atomic uint32_t state;				 /* enum mc_coll_state */
 	_Atomic uint64_t area_len;
+	_Atomic uint64_t area_seq; /* the round whose bytes are in the area */
 
 	/* by the parity of operation + round */
 	_Alignas(MC_CACHELINE) struct mc_coll_call call[2];

@@ -57,14 +57,21 @@ static int wait_unused(struct mc_coll_round *r, uint64_t seq)
 	return 0;
 }
 
+static uint64_t area_size(uint64_t len)
+{
+	uint64_t size = MC_COLL_AREA_MIN;
+
+	while (size < len)
+		size *= 2;
+	return size;
+}
+
 static int area_need(struct mc_coll *g, uint64_t len)
 {
-	uint64_t want = MC_COLL_AREA_MIN;
+	uint64_t want = area_size(len);
 	void *at;
 	int rc;
 
-	while (want < len)
-		want *= 2;
 	if (g->area_len >= len && g->area_kept >= len)
 		return 0;
 	/* All of it anew after it was given back: memory that is missing is told here. */
@@ -116,6 +123,9 @@ static int place(struct mc_coll_round *r)
 	if (rc < 0)
 		return rc;
 	g->area_seq = r->seq;
+	/* Before what is stored there: pairs with the fence in is_overwritten(). */
+	atomic_store_explicit(&g->page->area_seq, r->seq, memory_order_relaxed);
+	atomic_thread_fence(memory_order_seq_cst);
 	g->area_ranks = r->active;
 	rc = area_need(g, area_bytes(r));
 	r->base = g->area;
@@ -276,6 +286,42 @@ int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks)
 		      : mc_coll_wait_word(g, slot, mc_coll_word(r->seq, 1 + n), r->deadline_ns);
 }
 
+/* Of a rank of this host in a group over hosts. */
+static const uint8_t *near_bytes(struct mc_coll_peer *p, uint64_t len)
+{
+	struct mc_coll_wire *wire = p->wire;
+	uint64_t want = area_size(len);
+	void *at;
+
+	if (wire->near_len < len) {
+		if (mc_coll_shmem_map(atomic_load_explicit(&wire->near_fd, memory_order_acquire),
+				      MC_COLL_AREA_AT, want, &at) < 0)
+			return NULL; /* it says what it does not show */
+		mc_coll_shmem_unmap(wire->near_area, wire->near_len);
+		wire->near_area = at;
+		wire->near_len = want;
+	}
+	return wire->near_area;
+}
+
+/* Somebody of this host has given us up and shows something else where we read. */
+static bool is_overwritten(const struct mc_coll_round *r)
+{
+	unsigned q;
+
+	atomic_thread_fence(memory_order_seq_cst);
+	mc_coll_each(q, r->active & ~MC_COLL_BIT(r->g->rank))
+	{
+		struct mc_coll_wire *wire = r->g->cur[q] ? r->g->cur[q]->wire : NULL;
+
+		if (wire && wire->is_near && wire->area_seq == r->seq &&
+		    atomic_load_explicit(&wire->near_page->area_seq, memory_order_relaxed) !=
+			r->seq)
+			return true;
+	}
+	return false;
+}
+
 const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot)
 {
 	struct mc_coll_peer *p = r->g->cur[slot];
@@ -286,6 +332,8 @@ const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot)
 		return r->base;
 	if (p->page->call[r->parity].len <= MC_COLL_SMALL)
 		return p->page->small[r->parity];
+	if (p->wire && p->wire->is_near)
+		return near_bytes(p, p->page->call[r->parity].len);
 	if (p->wire && p->area_len < p->page->call[r->parity].len)
 		return NULL; /* it says what it did not send */
 	/* acquire: pairs with the release in area_need() */
@@ -352,6 +400,10 @@ int mc_coll_round_confirm(struct mc_coll_round *r)
 
 	if (!r->g->net || op->kind == MC_COLL_BARRIER)
 		return 0;
+	if (is_overwritten(r)) {
+		mc_coll_net_break(r->g, -MC_E_PEER_DEAD);
+		return -MC_E_PEER_DEAD;
+	}
 	if (op->kind == MC_COLL_GATHER || op->kind == MC_COLL_REDUCE) {
 		/* The root has nobody to wait for, the others only for the root. */
 		if (op->root != r->g->rank && r->len <= MC_COLL_SMALL)

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "call.h"
+#include "coll/net.h"
 
 static void random_operations_over_hosts_equal_the_oracle(void **state)
 {
@@ -20,10 +21,51 @@ static void random_operations_over_hosts_equal_the_oracle(void **state)
 	world_run_on(3, 3, 64u << 10, call_random_ops);
 }
 
+static bool is_near(const struct rank *r, uint32_t slot)
+{
+	return slot != r->rank && slot % r->w->hosts == r->rank % r->w->hosts;
+}
+
+/* Large operations of every kind; whose bytes came over a connection, and whose did not. */
+static int reads_near(struct rank *r)
+{
+	for (uint32_t s = 0; s < r->ranks; s++)
+		while (is_near(r, s) && !atomic_load(&r->coll->cur[s]->wire->is_lent))
+			world_pause(MC_NS_PER_MS);
+	world_tick(r->w);
+	world_wait_ticks(r->w, r->ranks);
+	for (unsigned kind = 0; kind < MC_COLL_KIND_COUNT; kind++) {
+		struct call c = {0};
+
+		call_make_as(&c, r, kind, (enum mc_coll_kind)kind, MC_COLL_F32, MC_COLL_SUM,
+			     300000);
+		WORLD_CHECK(mc_coll_run(r->coll, &c.op, NULL) == 0);
+		WORLD_CHECK(call_is_right(&c, r, (1ull << r->ranks) - 1));
+		call_free(&c);
+	}
+	for (uint32_t s = 0; s < r->ranks; s++) {
+		const struct mc_coll_peer *p = r->coll->cur[s];
+
+		if (is_near(r, s))
+			WORLD_CHECK(p->wire->near_len > 0 && p->area_len == 0);
+		else if (s != r->rank)
+			WORLD_CHECK(p->wire->near_len == 0);
+	}
+	return 0;
+}
+
+static void ranks_of_one_host_read_large_inputs_in_each_others_memory(void **state)
+{
+	(void)state;
+	world_run_on(2, 4, 0, reads_near);
+	world_run_on(2, 3, 0, reads_near);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(random_operations_over_hosts_equal_the_oracle),
+	    cmocka_unit_test(ranks_of_one_host_read_large_inputs_in_each_others_memory),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
