@@ -8,7 +8,9 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline float mc_f32_of_bits(uint32_t bits)
+#include "base/both.h"
+
+MC_BOTH float mc_f32_of_bits(uint32_t bits)
 {
 	float f;
 
@@ -16,7 +18,7 @@ static inline float mc_f32_of_bits(uint32_t bits)
 	return f;
 }
 
-static inline uint32_t mc_f32_bits(float f)
+MC_BOTH uint32_t mc_f32_bits(float f)
 {
 	uint32_t bits;
 
@@ -24,13 +26,13 @@ static inline uint32_t mc_f32_bits(float f)
 	return bits;
 }
 
-static inline float mc_bf16_load(uint16_t h)
+MC_BOTH float mc_bf16_load(uint16_t h)
 {
 	return mc_f32_of_bits((uint32_t)h << 16);
 }
 
 /** To nearest, ties to even; a NaN stays one. */
-static inline uint16_t mc_bf16_store(float f)
+MC_BOTH uint16_t mc_bf16_store(float f)
 {
 	uint32_t bits = mc_f32_bits(f);
 	uint32_t round = 0x7fff + (bits >> 16 & 1);

@@ -159,7 +159,7 @@ static void on_show(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_
 
 	atomic_store_explicit(&page->tag[h->slot], h->word, memory_order_relaxed);
 	do {
-		if ((v >> MC_EP_EPOCH_BITS == net->epoch && (v & MC_EP_FROZEN)) || v >= h->word)
+		if ((mc_ep_epoch_of(v) == net->epoch && (v & MC_EP_FROZEN)) || v >= h->word)
 			return;
 		/* release: the slot */
 	} while (!atomic_compare_exchange_weak_explicit(

@@ -102,19 +102,6 @@ static int parts_of(const struct mc_ep_half *h, unsigned q, struct mc_ep_parts *
 	return rc;
 }
 
-static int check_rows(const struct mc_ep_rows *in, struct mc_diag *diag)
-{
-	bool is_same = in->format == MC_EP_SAME;
-
-	if ((unsigned)in->format >= MC_EP_FORMAT_COUNT || in->extra_bytes > MC_EP_EXTRA_MAX ||
-	    in->elem_bytes == 0 || in->elem_bytes > 8 || (!is_same && in->elem_bytes != 2)) {
-		mc_diag_set(diag, "format %d of elements of %u bytes with %u more (at most %u)",
-			    in->format, in->elem_bytes, in->extra_bytes, MC_EP_EXTRA_MAX);
-		return -MC_E_INVAL;
-	}
-	return 0;
-}
-
 int mc_ep_dispatch_begin(struct mc_ep *ep, const struct mc_ep_shape *shape,
 			 const struct mc_ep_rows *rows, const int64_t *topk,
 			 const struct mc_ep_patience *patience, struct mc_diag *diag,
@@ -126,7 +113,7 @@ int mc_ep_dispatch_begin(struct mc_ep *ep, const struct mc_ep_shape *shape,
 				  .extra_bytes = rows->extra_bytes};
 	struct mc_ep_half *h;
 	struct layout l;
-	int rc = check_rows(rows, diag);
+	int rc = mc_ep_check_rows(rows, diag);
 
 	if (rc == 0)
 		rc = mc_ep_half_make(ep, shape, call, patience, diag, &h);

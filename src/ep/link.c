@@ -325,7 +325,7 @@ static int on_head(struct mc_ep_link *l)
 
 	if (head_read(l->head_bytes, h) < 0 || h->slot >= MC_EP_SLOTS ||
 	    h->type <= MC_EP_FRAME_HELLO || h->type > MC_EP_FRAME_DONE ||
-	    h->word >> MC_EP_EPOCH_BITS != l->net->epoch ||
+	    mc_ep_epoch_of(h->word) != l->net->epoch ||
 	    h->nparts > (h->type == MC_EP_FRAME_SHOW ? PARTS_MAX : 0))
 		return -MC_E_PROTO;
 	l->table_have = l->in_part = 0;

@@ -17,16 +17,12 @@
 #include <mooncake/ep.h>
 
 #include "coll/priv.h"
+#include "ep/shown.h"
 
 #define MC_EP_MAGIC 0x31505043434dull /* "MCCEP1" */
-#define MC_EP_SLOTS 4
 #define MC_EP_SPAN (1ull << 33) /* bytes that a slot may have; memory is behind what was needed */
 #define MC_EP_PAGE_LEN 4096ull
 #define MC_EP_REGION (1ull << 36) /* page and slots */
-#define MC_EP_EPOCH_BITS 40	  /* those below it */
-#define MC_EP_FROZEN 1ull
-
-enum mc_ep_kind { MC_EP_DISPATCH, MC_EP_COMBINE };
 
 struct mc_ep_page {
 	uint64_t magic;
@@ -34,23 +30,6 @@ struct mc_ep_page {
 	/* Of others' bytes: this rank reads no half up to this one in the slot any more. */
 	_Alignas(MC_CACHELINE) _Atomic uint64_t done[MC_EP_SLOTS];
 	_Atomic uint64_t tag[MC_EP_SLOTS]; /* whose bytes are in this rank's slot */
-};
-
-/** What all ranks of a half must agree on. */
-struct mc_ep_call {
-	uint32_t kind, format, elem_bytes, extra_bytes;
-	uint32_t ranks, experts, hidden, topk, tokens_max;
-};
-
-/** At the beginning of a slot. Then, of a dispatch: experts + 1 numbers of entries before each
- * expert, the entries' tokens, rows; of a combine: struct mc_ep_range by expert and slot, rows. */
-struct mc_ep_head {
-	struct mc_ep_call call;
-	uint32_t tokens;
-};
-
-struct mc_ep_range {
-	uint64_t first, rows;
 };
 
 struct mc_ep {
@@ -105,16 +84,9 @@ struct mc_ep_half {
 	uint64_t *start;     /* by own expert: first row for this rank */
 };
 
-#define MC_EP_NONE UINT32_MAX
-
 static inline uint8_t *mc_ep_slot_at(uint8_t *memory, unsigned slot)
 {
 	return memory + MC_EP_PAGE_LEN + slot * MC_EP_SPAN;
-}
-
-static inline uint64_t mc_ep_align(uint64_t n, uint64_t to)
-{
-	return (n + to - 1) / to * to;
 }
 
 /** This rank does without `q` in this epoch. */
@@ -122,10 +94,13 @@ static inline bool mc_ep_is_frozen(const struct mc_ep *ep, unsigned q)
 {
 	uint64_t word = atomic_load_explicit(&ep->peer[q].page->word, memory_order_acquire);
 
-	return word >> MC_EP_EPOCH_BITS == ep->epoch && (word & MC_EP_FROZEN);
+	return mc_ep_epoch_of(word) == ep->epoch && (word & MC_EP_FROZEN);
 }
 
 /* ---- step.c ---- */
+
+/** @return -MC_E_STALE: this rank was left out */
+int mc_ep_say_stale(const struct mc_coll *g, struct mc_diag *diag);
 
 /** Decide (over hosts: for this rank) whether `q` has shown `target`; UINT64_MAX: it goes no
  * further. @return MC_COLL_THERE, _GONE; -MC_E_STALE */
@@ -149,7 +124,9 @@ int mc_ep_finish(struct mc_ep_half *h, uint64_t taken, int rc, struct mc_coll_re
 /* ---- route.c ---- */
 
 /** @return 0; -MC_E_INVAL */
-int mc_ep_check_shape(const struct mc_ep *ep, const struct mc_ep_shape *s, struct mc_diag *diag);
+int mc_ep_check_shape(const struct mc_coll *g, const struct mc_ep_shape *s, struct mc_diag *diag);
+/** @return 0; -MC_E_INVAL */
+int mc_ep_check_rows(const struct mc_ep_rows *in, struct mc_diag *diag);
 /** A half with its call and who is wanted in it. @return 0; -MC_E_INVAL; -MC_E_NOMEM */
 int mc_ep_half_make(struct mc_ep *ep, const struct mc_ep_shape *s, struct mc_ep_call call,
 		    const struct mc_ep_patience *patience, struct mc_diag *diag,

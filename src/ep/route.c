@@ -9,16 +9,16 @@
 #include "base/mem.h"
 #include "ep/priv.h"
 
-int mc_ep_check_shape(const struct mc_ep *ep, const struct mc_ep_shape *s, struct mc_diag *diag)
+int mc_ep_check_shape(const struct mc_coll *g, const struct mc_ep_shape *s, struct mc_diag *diag)
 {
-	uint32_t slots = ep->coll->ranks_max;
+	uint32_t slots = g->ranks_max;
 
-	if (s->ranks == 0 || s->ranks > slots || ep->coll->rank >= s->ranks || s->experts == 0 ||
+	if (s->ranks == 0 || s->ranks > slots || g->rank >= s->ranks || s->experts == 0 ||
 	    s->experts > MC_EP_EXPERTS_MAX || s->experts % s->ranks) {
 		mc_diag_set(diag,
 			    "%u experts on %u ranks, of which this is rank %u (at most %u ranks "
 			    "and %u experts, as many on each)",
-			    s->experts, s->ranks, ep->coll->rank, slots, MC_EP_EXPERTS_MAX);
+			    s->experts, s->ranks, g->rank, slots, MC_EP_EXPERTS_MAX);
 		return -MC_E_INVAL;
 	}
 	if (s->hidden == 0 || s->hidden > MC_EP_HIDDEN_MAX || s->hidden % 16 || s->topk == 0 ||
@@ -30,6 +30,19 @@ int mc_ep_check_shape(const struct mc_ep *ep, const struct mc_ep_shape *s, struc
 	if (s->tokens > s->tokens_max || s->tokens_max > MC_EP_TOKENS_MAX) {
 		mc_diag_set(diag, "%u tokens, room for %u (at most %u)", s->tokens, s->tokens_max,
 			    MC_EP_TOKENS_MAX);
+		return -MC_E_INVAL;
+	}
+	return 0;
+}
+
+int mc_ep_check_rows(const struct mc_ep_rows *in, struct mc_diag *diag)
+{
+	bool is_same = in->format == MC_EP_SAME;
+
+	if ((unsigned)in->format >= MC_EP_FORMAT_COUNT || in->extra_bytes > MC_EP_EXTRA_MAX ||
+	    in->elem_bytes == 0 || in->elem_bytes > 8 || (!is_same && in->elem_bytes != 2)) {
+		mc_diag_set(diag, "format %d of elements of %u bytes with %u more (at most %u)",
+			    in->format, in->elem_bytes, in->extra_bytes, MC_EP_EXTRA_MAX);
 		return -MC_E_INVAL;
 	}
 	return 0;
@@ -69,7 +82,8 @@ int mc_ep_half_make(struct mc_ep *ep, const struct mc_ep_shape *s, struct mc_ep_
 		    struct mc_ep_half **ret)
 {
 	struct mc_ep_half *h;
-	int rc = mc_fork_is_child(ep->fork_gen) ? -MC_E_FORKED : mc_ep_check_shape(ep, s, diag);
+	int rc =
+	    mc_fork_is_child(ep->fork_gen) ? -MC_E_FORKED : mc_ep_check_shape(ep->coll, s, diag);
 
 	if (rc < 0)
 		return rc;

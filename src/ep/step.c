@@ -12,17 +12,12 @@
 #include "coll/shmem.h"
 #include "ep/net.h"
 
-static uint64_t epoch_of(uint64_t word)
-{
-	return word >> MC_EP_EPOCH_BITS;
-}
-
-static int is_stale(const struct mc_ep *ep, struct mc_diag *diag)
+int mc_ep_say_stale(const struct mc_coll *g, struct mc_diag *diag)
 {
 	mc_diag_set(diag,
 		    "rank %u was left out by the others, which it kept waiting too long or which "
 		    "met without it; all have to meet again",
-		    ep->coll->rank);
+		    g->rank);
 	return -MC_E_STALE;
 }
 
@@ -31,7 +26,7 @@ int mc_ep_enter(struct mc_ep *ep, uint64_t epoch)
 	uint64_t v = atomic_load_explicit(&ep->page->word, memory_order_relaxed);
 
 	do {
-		if (epoch_of(v) >= epoch)
+		if (mc_ep_epoch_of(v) >= epoch)
 			return -MC_E_STALE;
 	} while (
 	    !atomic_compare_exchange_weak_explicit(&ep->page->word, &v, epoch << MC_EP_EPOCH_BITS,
@@ -58,7 +53,8 @@ static int is_there(const void *what)
 	/* acquire: what was shown, or read, before */
 	if (atomic_load_explicit(l->at, memory_order_acquire) >= l->target) {
 		word = atomic_load_explicit(&l->page->word, memory_order_relaxed);
-		return epoch_of(word) > epoch_of(l->target) ? -MC_E_STALE : MC_COLL_THERE;
+		return mc_ep_epoch_of(word) > mc_ep_epoch_of(l->target) ? -MC_E_STALE
+									: MC_COLL_THERE;
 	}
 	if (l->ep->net &&
 	    (atomic_load_explicit(&l->ep->page->word, memory_order_acquire) & MC_EP_FROZEN))
@@ -66,8 +62,8 @@ static int is_there(const void *what)
 	if (l->ep->net && mc_coll_peer_is_lost(l->p))
 		return MC_COLL_GONE;
 	word = atomic_load_explicit(&l->page->word, memory_order_acquire);
-	if (epoch_of(word) != epoch_of(l->target))
-		return epoch_of(word) > epoch_of(l->target) ? -MC_E_STALE : 0;
+	if (mc_ep_epoch_of(word) != mc_ep_epoch_of(l->target))
+		return mc_ep_epoch_of(word) > mc_ep_epoch_of(l->target) ? -MC_E_STALE : 0;
 	return word & MC_EP_FROZEN ? MC_COLL_GONE : 0;
 }
 
@@ -77,13 +73,14 @@ int mc_ep_freeze(struct mc_ep *ep, unsigned q, uint64_t target)
 	uint64_t v = atomic_load_explicit(&page->word, memory_order_acquire), to;
 
 	do {
-		if (epoch_of(v) > ep->epoch)
+		if (mc_ep_epoch_of(v) > ep->epoch)
 			return -MC_E_STALE;
-		if (epoch_of(v) == ep->epoch && v >= target)
+		if (mc_ep_epoch_of(v) == ep->epoch && v >= target)
 			return MC_COLL_THERE;
-		if (epoch_of(v) == ep->epoch && (v & MC_EP_FROZEN))
+		if (mc_ep_epoch_of(v) == ep->epoch && (v & MC_EP_FROZEN))
 			return MC_COLL_GONE;
-		to = (epoch_of(v) == ep->epoch ? v : ep->epoch << MC_EP_EPOCH_BITS) | MC_EP_FROZEN;
+		to = (mc_ep_epoch_of(v) == ep->epoch ? v : ep->epoch << MC_EP_EPOCH_BITS) |
+		     MC_EP_FROZEN;
 	} while (!atomic_compare_exchange_weak_explicit(&page->word, &v, to, memory_order_acq_rel,
 							memory_order_acquire));
 	/* Others who wait for the same word see it at once. */
@@ -118,11 +115,10 @@ static int wait_rank(struct mc_ep_half *h, unsigned q, struct look *look, uint64
 	if (rc == MC_COLL_GONE)
 		atomic_fetch_or_explicit(&ep->masked, MC_COLL_BIT(q), memory_order_relaxed);
 	if (rc == -MC_E_STALE)
-		return is_stale(ep, diag);
+		return mc_ep_say_stale(ep->coll, diag);
 	if (rc == -MC_E_TIMEDOUT)
-		mc_diag_set(
-		    diag, "rank %u has not come to half %llu of expert parallelism", q,
-		    (unsigned long long)(h->word >> 1 & ((1ull << (MC_EP_EPOCH_BITS - 1)) - 1)));
+		mc_diag_set(diag, "rank %u has not come to half %llu of expert parallelism", q,
+			    (unsigned long long)(mc_ep_half_of(h->word)));
 	return rc;
 }
 
@@ -184,7 +180,7 @@ int mc_ep_take_slot(struct mc_ep_half *h, uint64_t len, struct mc_diag *diag)
 	if (!(atomic_load_explicit(&ep->members, memory_order_relaxed) &
 	      MC_COLL_BIT(ep->coll->rank)) ||
 	    (atomic_load_explicit(&ep->page->word, memory_order_relaxed) & MC_EP_FROZEN))
-		return is_stale(ep, diag);
+		return mc_ep_say_stale(ep->coll, diag);
 	h->slot = 2 * kind + (ep->count[kind] & 1);
 	h->word = ep->epoch << MC_EP_EPOCH_BITS | (ep->half + 1) << 1;
 	slot = &ep->slot[h->slot];
@@ -216,7 +212,7 @@ int mc_ep_show(struct mc_ep_half *h, struct mc_diag *diag)
 	atomic_store_explicit(&ep->page->tag[h->slot], h->word, memory_order_relaxed);
 	do {
 		if (v & MC_EP_FROZEN)
-			return is_stale(ep, diag);
+			return mc_ep_say_stale(ep->coll, diag);
 		/* release: the slot */
 	} while (!atomic_compare_exchange_weak_explicit(
 	    &ep->page->word, &v, h->word, memory_order_release, memory_order_relaxed));
@@ -294,7 +290,7 @@ static int wait_far(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *d
 	if (rc == 0)
 		atomic_fetch_or_explicit(&ep->masked, h->wanted & ~*ret_taken,
 					 memory_order_relaxed);
-	return rc == -MC_E_STALE ? is_stale(ep, diag) : rc;
+	return rc == -MC_E_STALE ? mc_ep_say_stale(ep->coll, diag) : rc;
 }
 
 int mc_ep_wait_all(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag)
@@ -304,8 +300,8 @@ int mc_ep_wait_all(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *di
 	unsigned q;
 	int rc;
 
-	if (epoch_of(h->word) != ep->epoch)
-		return is_stale(ep, diag);
+	if (mc_ep_epoch_of(h->word) != ep->epoch)
+		return mc_ep_say_stale(ep->coll, diag);
 	rc = ep->net ? wait_far(h, &taken, diag) : wait_near(h, &taken, diag);
 	if (rc < 0)
 		return rc;
@@ -330,7 +326,7 @@ int mc_ep_check_tags(struct mc_ep_half *h, uint64_t taken, struct mc_diag *diag)
 	{
 		if (atomic_load_explicit(&ep->peer[q].page->tag[h->slot], memory_order_relaxed) !=
 		    h->word)
-			return is_stale(ep, diag);
+			return mc_ep_say_stale(ep->coll, diag);
 	}
 	return 0;
 }
@@ -345,11 +341,10 @@ int mc_ep_finish(struct mc_ep_half *h, uint64_t taken, int rc, struct mc_coll_re
 			h->active[q] = 0;
 	if (ret_result)
 		*ret_result = (struct mc_coll_result){.rc = rc,
-						      .seq = h->word >> 1 &
-							     ((1ull << (MC_EP_EPOCH_BITS - 1)) - 1),
+						      .seq = mc_ep_half_of(h->word),
 						      .ranks = rc == 0 ? taken : 0,
 						      .failed = rc == 0 ? lost : 0};
-	if (epoch_of(h->word) == ep->epoch) {
+	if (mc_ep_epoch_of(h->word) == ep->epoch) {
 		/* release: this rank has read what it wanted */
 		atomic_store_explicit(&ep->page->done[h->slot], h->word, memory_order_release);
 		mc_coll_ring(ep->coll->page);
