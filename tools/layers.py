@@ -39,7 +39,7 @@ FACES = {"capi"}  # see the public API, not the engine's inside
 EVERYTHING = {"lib"}  # links the layers into the shared libraries
 
 # Public headers, by the layer that implements them; err.h is everyone's, and so are store.h's numbers.
-PUBLIC = {"err.h": "base", "store.h": "base", "engine.h": "engine", "coll.h": "coll", "ep.h": "ep", "transfer_engine_c.h": "capi"}
+PUBLIC = {"err.h": "base", "store.h": "base", "engine.h": "engine", "coll.h": "coll", "ep.h": "ep", "ep_cuda.h": "ep", "transfer_engine_c.h": "capi"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)')
 PURE = re.compile(r"\b[Pp]ure:")

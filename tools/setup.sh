@@ -84,15 +84,19 @@ setup_wheel_path() {
 setup_venv() {
 	local tools source
 	setup_lock
-	tools="$(python3 --version) $(setup_hash tools/requirements.txt)"
+	tools="$(python3 --version) $(setup_hash tools/requirements.txt tools/requirements-cuda.txt)"
 	if [ "$(cat .venv/stamp-tools 2>/dev/null)" != "$tools" ]; then
 		setup_say "making .venv"
 		rm -rf .venv
 		python3 -m venv .venv
 		.venv/bin/pip install -q --disable-pip-version-check -r tools/requirements.txt
+		# An nvcc in PATH is taken first. Without any the package is built, but for its kernels.
+		command -v nvcc >/dev/null ||
+			.venv/bin/pip install -q --disable-pip-version-check -r tools/requirements-cuda.txt ||
+			setup_say "no nvcc: kernels for GPUs are not built"
 		echo "$tools" >.venv/stamp-tools
 	fi
-	source=$(setup_hash src include python meson.build meson.options pyproject.toml README.md)
+	source=$(setup_hash src include python meson.build meson.options pyproject.toml README.md tools/nvcc.py tools/embed.py)
 	if [ "$(cat .venv/stamp-package 2>/dev/null)" != "$source" ] || ! setup_wheel_path >/dev/null 2>&1; then
 		setup_say "building the wheel"
 		rm -rf dist

@@ -2,7 +2,8 @@
 
 Suites, in order: unit and conform (C, over the shipped objects), dropin (Python, tests/py), e2e (tests/e2e), demo
 (one prompt through two vLLM servers, and the Store), torch (tests/torch, in the demo's environment), guest (tests/guest:
-a QEMU machine with real RDMA verbs), check (the reduced ./run check). Logs lie under build-test/logs.
+a QEMU machine with real RDMA verbs), gpu (kernels on a GPU; by itself only where there is one), check (the reduced ./run
+check). Logs lie under build-test/logs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 
 import check
 import guest_suite
@@ -21,7 +23,8 @@ BUILD = "build-test"
 LOGS = ROOT / BUILD / "logs"
 BUILD_OPTIONS = ["-Dwerror=true"]
 MESON_SUITES = {"conform": ["conform", "sim"]}
-LIMIT_S = {"unit": 300, "conform": 600, "dropin": 600, "e2e": 1500, "demo": 1200, "torch": 900, "guest": 1200, "check": 600}
+LIMIT_S = {"unit": 300, "conform": 600, "dropin": 600, "e2e": 1500, "demo": 1200, "torch": 900, "guest": 1200, "gpu": 900,
+           "check": 600}
 
 
 def meson_suite(name: str, args: argparse.Namespace) -> list[Result]:
@@ -70,11 +73,20 @@ def guest(args: argparse.Namespace) -> list[Result]:
     return [failure] if failure else guest_suite.run(BUILD, LOGS, LIMIT_S["guest"], args.long)
 
 
+def gpu(args: argparse.Namespace) -> list[Result]:
+    return meson_suite("gpu", args)
+
+
+def is_asked_for(name: str) -> bool:
+    """Without --suite: all but what this machine cannot do at all."""
+    return name != "gpu" or Path("/dev/nvidiactl").exists()
+
+
 def check_quick(args: argparse.Namespace) -> list[Result]:
     return check.quick(LIMIT_S["check"])
 
 
-SUITES = {"unit": unit, "conform": conform, "dropin": dropin, "e2e": e2e, "demo": demo, "torch": torch, "guest": guest,
+SUITES = {"unit": unit, "conform": conform, "dropin": dropin, "e2e": e2e, "demo": demo, "torch": torch, "guest": guest, "gpu": gpu,
           "check": check_quick}  # fmt: skip
 
 
@@ -87,7 +99,7 @@ def main() -> int:
     suites.main_guard()
     os.chdir(ROOT)
     everything = []
-    for name in args.suite or SUITES:
+    for name in args.suite or filter(is_asked_for, SUITES):
         suites.say(f"{name} ...")
         start = time.monotonic()
         results = SUITES[name](args)

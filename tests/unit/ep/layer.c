@@ -115,7 +115,7 @@ static uint16_t expert(uint64_t e, uint16_t x)
 	return mc_bf16_store(mc_bf16_load(x) * (0.5f + (float)(e % 7)) - (float)e / 16.0f);
 }
 
-static float scale_of(const struct layer *l, uint32_t e, uint64_t at, uint32_t group)
+float layer_scale(const struct layer *l, uint32_t e, uint64_t at, uint32_t group)
 {
 	const uint32_t *words = l->got.scales;
 
@@ -152,7 +152,7 @@ static void decode(const struct layer *l, uint32_t e, uint64_t at, uint16_t *out
 		out[i] = l->format == MC_EP_SAME
 			     ? ((const uint16_t *)l->got.rows)[first + i]
 			     : mc_bf16_store(e4m3_value(((const uint8_t *)l->got.rows)[first + i]) *
-					     scale_of(l, e, at, i / MC_EP_GROUP));
+					     layer_scale(l, e, at, i / MC_EP_GROUP));
 }
 
 /* ---- halves ---- */

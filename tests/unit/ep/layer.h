@@ -39,6 +39,8 @@ void layer_free(struct layer *l);
 int layer_dispatch_begin(struct layer *l, const struct tokens *t,
 			 const struct mc_ep_patience *patience, struct mc_ep_half **ret);
 int layer_dispatch_end(struct layer *l, struct mc_ep_half *h);
+/** Of a group of a row that came. */
+float layer_scale(const struct layer *l, uint32_t expert, uint64_t at, uint32_t group);
 /** To bf16, and through the experts of this rank. */
 void layer_compute(struct layer *l);
 int layer_combine_begin(struct layer *l, const struct tokens *t, bool is_kept,
