@@ -5,9 +5,7 @@
  * Python's, which has checked them. What can go wrong at run time is answered with (code, text).
  * The GIL is released around everything that may wait or moves rows.
  */
-#include "coll_ext.h"
-
-#include <mooncake/ep.h>
+#include "ep_ext.h"
 
 struct py_ep {
 	PyObject_HEAD struct mc_ep *ep;
@@ -20,16 +18,6 @@ struct py_half {
 };
 
 static PyObject *ep_type, *half_type; /* owned by the module */
-
-static void *at(unsigned long long address)
-{
-	return (void *)(uintptr_t)address;
-}
-
-static PyObject *failed(int rc, const struct mc_diag *diag)
-{
-	return Py_BuildValue("(is)", rc, diag->text[0] ? diag->text : mc_err_text(rc));
-}
 
 /* ---- life ---- */
 
@@ -82,7 +70,7 @@ static PyObject *ep_update(PyObject *obj, PyObject *none)
 	Py_BEGIN_ALLOW_THREADS
 	rc = mc_ep_update(ep, &diag);
 	Py_END_ALLOW_THREADS
-	return failed(rc, &diag);
+	return mc_py_ep_failed(rc, &diag);
 }
 
 static PyObject *ep_members(PyObject *obj, PyObject *none)
@@ -110,24 +98,6 @@ static PyObject *ep_mask(PyObject *obj, PyObject *args)
 
 /* ---- beginning ---- */
 
-/* ranks, experts, hidden, topk, tokens_max, tokens, align; active, timeout_ns */
-#define SHAPE "(IIIIIII)KK"
-
-struct begin {
-	struct mc_ep_shape shape;
-	unsigned long long active, timeout_ns;
-};
-
-#define SHAPE_ARGS(b)                                                                              \
-	&(b)->shape.ranks, &(b)->shape.experts, &(b)->shape.hidden, &(b)->shape.topk,              \
-	    &(b)->shape.tokens_max, &(b)->shape.tokens, &(b)->shape.align, &(b)->active,           \
-	    &(b)->timeout_ns
-
-static struct mc_ep_patience patience_of(const struct begin *b)
-{
-	return (struct mc_ep_patience){.active = at(b->active), .timeout_ns = b->timeout_ns};
-}
-
 /* An EpHalf, or (code, text). */
 static PyObject *half_make(PyObject *ep, int rc, const struct mc_diag *diag,
 			   struct mc_ep_half *half)
@@ -136,7 +106,7 @@ static PyObject *half_make(PyObject *ep, int rc, const struct mc_diag *diag,
 	struct py_half *self;
 
 	if (rc < 0)
-		return failed(rc, diag);
+		return mc_py_ep_failed(rc, diag);
 	self = (struct py_half *)alloc((PyTypeObject *)half_type, 0);
 	if (!self) {
 		mc_ep_half_free(half);
@@ -155,18 +125,18 @@ static PyObject *ep_dispatch(PyObject *obj, PyObject *args)
 	struct mc_ep_half *half = NULL;
 	struct mc_ep_patience patience;
 	struct mc_ep_rows rows = {0};
-	struct begin b;
+	struct mc_py_begin b;
 	int rc, format;
 
-	if (!PyArg_ParseTuple(args, SHAPE "iIKIKK", SHAPE_ARGS(&b), &format, &rows.elem_bytes,
-			      &rows_at, &rows.extra_bytes, &extra_at, &topk_at))
+	if (!PyArg_ParseTuple(args, MC_PY_SHAPE "iIKIKK", MC_PY_SHAPE_ARGS(&b), &format,
+			      &rows.elem_bytes, &rows_at, &rows.extra_bytes, &extra_at, &topk_at))
 		return NULL;
-	patience = patience_of(&b);
+	patience = mc_py_patience(&b);
 	rows.format = (enum mc_ep_format)format;
-	rows.rows = at(rows_at);
-	rows.extra = at(extra_at);
+	rows.rows = mc_py_at(rows_at);
+	rows.extra = mc_py_at(extra_at);
 	Py_BEGIN_ALLOW_THREADS
-	rc = mc_ep_dispatch_begin(ep, &b.shape, &rows, at(topk_at), &patience, &diag, &half);
+	rc = mc_ep_dispatch_begin(ep, &b.shape, &rows, mc_py_at(topk_at), &patience, &diag, &half);
 	Py_END_ALLOW_THREADS
 	return half_make(obj, rc, &diag, half);
 }
@@ -178,16 +148,16 @@ static PyObject *ep_combine(PyObject *obj, PyObject *args)
 	struct mc_diag diag = {.text = ""};
 	struct mc_ep_half *half = NULL;
 	struct mc_ep_patience patience;
-	struct begin b;
+	struct mc_py_begin b;
 	int rc, is_kept;
 
-	if (!PyArg_ParseTuple(args, SHAPE "KpKK", SHAPE_ARGS(&b), &rows_at, &is_kept, &topk_at,
-			      &ranges_at))
+	if (!PyArg_ParseTuple(args, MC_PY_SHAPE "KpKK", MC_PY_SHAPE_ARGS(&b), &rows_at, &is_kept,
+			      &topk_at, &ranges_at))
 		return NULL;
-	patience = patience_of(&b);
+	patience = mc_py_patience(&b);
 	Py_BEGIN_ALLOW_THREADS
-	rc = mc_ep_combine_begin(ep, &b.shape, at(rows_at), is_kept, at(topk_at), at(ranges_at),
-				 &patience, &diag, &half);
+	rc = mc_ep_combine_begin(ep, &b.shape, mc_py_at(rows_at), is_kept, mc_py_at(topk_at),
+				 mc_py_at(ranges_at), &patience, &diag, &half);
 	Py_END_ALLOW_THREADS
 	return half_make(obj, rc, &diag, half);
 }
@@ -198,16 +168,16 @@ static PyObject *ep_combine_rows(PyObject *obj, PyObject *args)
 	struct mc_diag diag = {.text = ""};
 	struct mc_ep_patience patience;
 	uint16_t *rows = NULL;
-	struct begin b;
+	struct mc_py_begin b;
 	int rc;
 
-	if (!PyArg_ParseTuple(args, SHAPE, SHAPE_ARGS(&b)))
+	if (!PyArg_ParseTuple(args, MC_PY_SHAPE, MC_PY_SHAPE_ARGS(&b)))
 		return NULL;
-	patience = patience_of(&b);
+	patience = mc_py_patience(&b);
 	Py_BEGIN_ALLOW_THREADS
 	rc = mc_ep_combine_rows(ep, &b.shape, &patience, &diag, &rows);
 	Py_END_ALLOW_THREADS
-	return rc < 0 ? failed(rc, &diag) : PyLong_FromVoidPtr(rows);
+	return rc < 0 ? mc_py_ep_failed(rc, &diag) : PyLong_FromVoidPtr(rows);
 }
 
 static PyMethodDef ep_methods[] = {
@@ -249,12 +219,6 @@ static struct mc_ep_half *half_take(PyObject *obj)
 	return half;
 }
 
-static PyObject *ended(int rc, const struct mc_diag *diag, const struct mc_coll_result *r)
-{
-	return Py_BuildValue("(isKK)", rc, diag->text[0] ? diag->text : mc_err_text(rc),
-			     (unsigned long long)r->ranks, (unsigned long long)r->failed);
-}
-
 static PyObject *half_dispatch(PyObject *obj, PyObject *args)
 {
 	unsigned long long rows, scales, extra, counts, tokens, ranges;
@@ -270,17 +234,17 @@ static PyObject *half_dispatch(PyObject *obj, PyObject *args)
 	half = half_take(obj);
 	if (!half)
 		return NULL;
-	out = (struct mc_ep_arrived){.rows = at(rows),
-				     .scales = at(scales),
-				     .extra = at(extra),
-				     .counts = at(counts),
-				     .tokens = at(tokens),
-				     .ranges = at(ranges),
+	out = (struct mc_ep_arrived){.rows = mc_py_at(rows),
+				     .scales = mc_py_at(scales),
+				     .extra = mc_py_at(extra),
+				     .counts = mc_py_at(counts),
+				     .tokens = mc_py_at(tokens),
+				     .ranges = mc_py_at(ranges),
 				     .is_packed = is_packed};
 	Py_BEGIN_ALLOW_THREADS
 	rc = mc_ep_dispatch_end(half, &out, &diag, &result);
 	Py_END_ALLOW_THREADS
-	return ended(rc, &diag, &result);
+	return mc_py_ep_ended(rc, &diag, &result);
 }
 
 static PyObject *half_combine(PyObject *obj, PyObject *args)
@@ -297,9 +261,9 @@ static PyObject *half_combine(PyObject *obj, PyObject *args)
 	if (!half)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
-	rc = mc_ep_combine_end(half, at(weights), at(out), &diag, &result);
+	rc = mc_ep_combine_end(half, mc_py_at(weights), mc_py_at(out), &diag, &result);
 	Py_END_ALLOW_THREADS
-	return ended(rc, &diag, &result);
+	return mc_py_ep_ended(rc, &diag, &result);
 }
 
 static void half_dealloc(PyObject *obj)

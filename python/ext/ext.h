@@ -80,6 +80,7 @@ int mc_py_methods_set(PyType_Slot *slots, const PyMethodDef *const *tables, size
 /** The types of coll.c. @return 0; -1 with an exception */
 int mc_py_coll_ready(PyObject *module);
 int mc_py_ep_ready(PyObject *module);
+int mc_py_ep_cuda_ready(PyObject *module);
 
 /* ---- the object: object.c ---- */
 

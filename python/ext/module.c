@@ -120,7 +120,7 @@ PyMODINIT_FUNC PyInit__mooncake(void)
 	    !mc_py_type_add(module, "TransferEngine", &engine_spec) ||
 	    !mc_py_type_add(module, "BufferLeaseView", &mc_py_lease_spec) ||
 	    !mc_py_type_add(module, "Store", &mc_py_store_spec) || mc_py_coll_ready(module) < 0 ||
-	    mc_py_ep_ready(module) < 0)
+	    mc_py_ep_ready(module) < 0 || mc_py_ep_cuda_ready(module) < 0)
 		Py_CLEAR(module);
 	return module;
 }

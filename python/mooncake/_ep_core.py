@@ -22,6 +22,7 @@ from mooncake._pg_group import MooncakeProcessGroup
 
 NEVER_NS = (1 << 64) - 1
 SAME, FP8, FP8_POW2 = 0, 1, 2
+CPU = torch.device("cpu")
 GROUP = 128
 TOPK_MAX = 32
 PAGE = 4096
@@ -125,12 +126,12 @@ def lent(address: int, shape: tuple[int, ...], dtype: torch.dtype, owner) -> tor
     return torch.frombuffer(array, dtype=dtype, count=count).view(shape)
 
 
-def need(name: str, tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> torch.Tensor:
-    """A contiguous tensor of the CPU of that type and shape (None: any length), or an error that says what is not."""
+def need(name: str, tensor, dtype: torch.dtype, shape: tuple[int | None, ...], device: torch.device = CPU) -> torch.Tensor:
+    """A contiguous tensor of that type, shape (None: any length) and place, or an error that says what is not."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: a tensor, not {type(tensor).__name__}")
-    if tensor.device.type != "cpu":
-        raise NotImplementedError(f"{name}: tensors of the CPU, not of {tensor.device}")
+    if tensor.device != device:
+        raise NotImplementedError(f"{name}: tensors of {'the CPU' if device == CPU else device}, not of {tensor.device}")
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: {dtype}, not {tensor.dtype}")
     if tensor.dim() != len(shape) or any(want is not None and n != want for n, want in zip(tensor.shape, shape, strict=True)):
@@ -141,13 +142,13 @@ def need(name: str, tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -
     return tensor
 
 
-def mirror(name: str, active: torch.Tensor | None, ranks: int) -> torch.Tensor | None:
+def mirror(name: str, active: torch.Tensor | None, ranks: int, device: torch.device = CPU) -> torch.Tensor | None:
     """The caller's active_ranks, which halves read and write."""
     if active is None:
         return None
     if isinstance(active, torch.Tensor) and active.dim() == 1 and active.numel() < ranks:
         raise ValueError(f"{name}: one number for each of {ranks} ranks, not {active.numel()}")
-    return need(name, active, torch.int32, (None,))
+    return need(name, active, torch.int32, (None,), device)
 
 
 def timeout_ns(timeout_us: int) -> int:
@@ -167,6 +168,20 @@ def fail(code: int, text: str):
     raise dist.DistBackendError(f"{text} (code {code})")
 
 
+class Place:
+    """Where halves run: on the CPU."""
+
+    device = CPU
+    lent = staticmethod(lent)
+
+    def __init__(self, core: Core) -> None:
+        self.ep, self.empty, self.finish = core.ep, core.pool.tensor, core.finish
+
+    def stream(self) -> tuple[int, ...]:
+        """What calls of halves take more."""
+        return ()
+
+
 class Core:
     """One rank's end of expert parallelism over a group of mooncake.pg."""
 
@@ -177,6 +192,10 @@ class Core:
         self.ranks = 0
         self._worker: ThreadPoolExecutor | None = None
         self._running: list[Future] = []
+
+    @property
+    def place(self) -> Place:
+        return Place(self)
 
     def update(self) -> None:
         self.drain()
@@ -212,6 +231,6 @@ class Core:
 
 
 def check(answer) -> None:
-    code, text, _, _ = answer
+    code, text, *_ = answer
     if code < 0:
         fail(code, text)

@@ -38,12 +38,13 @@ def _member(pipe, rank: int, hosts: int) -> None:
             return
 
 
-def enter(rank: int, port: int, size: int, slots: int, timeout_s: float, is_extension: bool = False) -> None:
+def enter(rank: int, port: int, size: int, slots: int, timeout_s: float, is_extension: bool = False,
+          backend: str = "mooncake-cpu") -> None:  # fmt: skip
     """Make the default group."""
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
     slots = max(slots, size)
     options = pg.MooncakeBackendOptions(torch.zeros(slots, dtype=torch.int32), is_extension, slots)
-    dist.init_process_group("mooncake-cpu", store=store, rank=rank, world_size=size, pg_options=options,
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, pg_options=options,
                             timeout=timedelta(seconds=timeout_s))  # fmt: skip
 
 
@@ -73,13 +74,13 @@ def assert_each_names(said: list[str], names: list[str]) -> None:
 class Crew:
     """`size` founders in one default group of max(slots, size) slots. With `hosts` rank i is on host i % hosts."""
 
-    def __init__(self, size: int, slots: int = 0, timeout_s: float = 60, hosts: int = 0):
+    def __init__(self, size: int, slots: int = 0, timeout_s: float = 60, hosts: int = 0, backend: str = "mooncake-cpu"):
         self.size, self.slots, self.timeout_s, self.hosts = size, slots, timeout_s, hosts
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._ranks: dict[int, tuple] = {}
         for rank in range(size):
             self.spawn(rank)
-        self(enter, self._store.port, size, slots, timeout_s)
+        self(enter, self._store.port, size, slots, timeout_s, False, backend)
 
     def spawn(self, rank: int) -> None:
         ours, theirs = _context.Pipe()
