@@ -207,7 +207,7 @@ static int sources(struct mc_ep_half *h, uint64_t taken, const uint16_t **row, s
 {
 	struct mc_ep *ep = h->ep;
 	uint32_t me = ep->coll->rank;
-	uint64_t at = rows_at(h), bytes = row_bytes(h);
+	uint64_t at = rows_at(h), bytes = row_bytes(h), most = (MC_EP_SPAN - at) / bytes;
 
 	for (uint32_t e = 0; e < h->shape.experts; e++) {
 		uint32_t q = e / h->le, sent = h->first[e + 1] - h->first[e];
@@ -220,7 +220,7 @@ static int sources(struct mc_ep_half *h, uint64_t taken, const uint16_t **row, s
 		r = ranges_at(slot)[(uint64_t)(e % h->le) * h->shape.ranks + me];
 		if (r.rows == 0)
 			continue; /* it had not taken our tokens */
-		if (r.rows != sent || r.first > (MC_EP_SPAN - at) / bytes - r.rows) {
+		if (r.rows != sent || sent > most || r.first > most - sent) {
 			mc_diag_set(diag, "rank %u returns %llu rows of expert %u, %u were sent", q,
 				    (unsigned long long)r.rows, e, sent);
 			return -MC_E_INVAL;

@@ -2,6 +2,7 @@
  * dispatch.c: tokens to their experts: a row is shown once, and taken once for each expert.
  */
 #include <mooncake/ep.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -140,53 +141,74 @@ int mc_ep_dispatch_begin(struct mc_ep *ep, const struct mc_ep_shape *shape,
 
 /* ---- taking ---- */
 
-/* What a source shows for this rank. */
+/*
+ * What a source shows for this rank. Where the others have gone on without this rank the source may
+ * write there meanwhile: what bounds a copy is read once.
+ */
 struct source {
 	const uint8_t *slot;
-	const uint32_t *first, *token; /* first: of this rank's experts */
+	const _Atomic uint32_t *first; /* of this rank's experts */
+	const _Atomic uint32_t *token;
 	uint32_t tokens;
+	uint64_t most; /* entries */
 	struct layout l;
 };
 
-static int source_of(const struct mc_ep_half *h, unsigned q, struct source *ret,
-		     struct mc_diag *diag)
+static uint32_t number(const _Atomic uint32_t *at)
+{
+	return atomic_load_explicit(at, memory_order_relaxed);
+}
+
+static struct source source_of(const struct mc_ep_half *h, unsigned q)
 {
 	struct mc_ep *ep = h->ep;
 	const uint8_t *slot =
 	    mc_ep_slot_at(q == ep->coll->rank ? ep->memory : ep->peer[q].memory, h->slot);
-	const struct mc_ep_head *head = (const void *)slot;
-	const uint32_t *all;
-	uint64_t most = (uint64_t)head->tokens * h->shape.topk;
+	struct mc_ep_head head = *(const struct mc_ep_head *)(const void *)slot;
+	uint32_t tokens = mc_min(head.tokens, h->shape.tokens_max);
+	uint64_t most = (uint64_t)tokens * h->shape.topk;
+	const _Atomic uint32_t *all = (const void *)(slot + layout_of(&h->call, tokens, 0).first);
+	struct layout l =
+	    layout_of(&h->call, tokens, mc_min((uint64_t)number(&all[h->shape.experts]), most));
 
-	ret->slot = slot;
-	ret->tokens = mc_min(head->tokens, h->shape.tokens_max);
-	ret->l = layout_of(&h->call, ret->tokens, 0);
-	all = (const void *)(slot + ret->l.first);
-	ret->l = layout_of(&h->call, ret->tokens, mc_min((uint64_t)all[h->shape.experts], most));
-	ret->first = all + (uint64_t)ep->coll->rank * h->le;
-	ret->token = (const void *)(slot + ret->l.token);
+	return (struct source){.slot = slot,
+			       .first = all + (uint64_t)ep->coll->rank * h->le,
+			       .token = (const void *)(slot + l.token),
+			       .tokens = tokens,
+			       .most = most,
+			       .l = l};
+}
+
+/* Rows of one source for each expert here, into `ranges`. */
+static int count_source(const struct mc_ep_half *h, unsigned q, const struct source *from,
+			int64_t *ranges, struct mc_diag *diag)
+{
+	uint32_t first = number(&from->first[0]);
+
 	for (uint32_t e = 0; e < h->le; e++) {
-		if (ret->first[e] > ret->first[e + 1] || ret->first[e + 1] > most ||
-		    ret->first[e + 1] - ret->first[e] > ret->tokens) {
-			mc_diag_set(diag, "rank %u shows entries %u to %u of expert %u", q,
-				    ret->first[e], ret->first[e + 1], e);
+		uint32_t next = number(&from->first[e + 1]);
+
+		if (first > next || next > from->most || next - first > from->tokens) {
+			mc_diag_set(diag, "rank %u shows entries %u to %u of expert %u", q, first,
+				    next, e);
 			return -MC_E_INVAL;
 		}
+		ranges[(uint64_t)e * h->shape.ranks + q] = next - first;
+		first = next;
 	}
-	return ret->l.end > MC_EP_SPAN ? -MC_E_INVAL : 0;
+	return from->l.end > MC_EP_SPAN ? -MC_E_INVAL : 0;
 }
 
 /* Numbers: of each expert and source. */
-static void count(const struct mc_ep_half *h, const struct source *from, uint64_t taken,
-		  const struct mc_ep_arrived *out)
+static void number_rows(const struct mc_ep_half *h, const struct mc_ep_arrived *out)
 {
 	for (uint32_t e = 0; e < h->le; e++) {
-		uint32_t at = 0;
+		int64_t at = 0, *range = out->ranges + (uint64_t)e * h->shape.ranks;
 
 		for (uint32_t q = 0; q < h->shape.ranks; q++) {
-			uint32_t n = taken >> q & 1 ? from[q].first[e + 1] - from[q].first[e] : 0;
+			int64_t n = range[q];
 
-			out->ranges[(uint64_t)e * h->shape.ranks + q] = (int64_t)at << 32 | n;
+			range[q] = at << 32 | n;
 			at += n;
 		}
 		out->counts[e] = (int32_t)at;
@@ -220,15 +242,18 @@ static void put_scales(const struct mc_ep_half *h, const struct mc_ep_arrived *o
 	}
 }
 
-/* Rows of one source for one expert, from row `at` of the expert, which begins at row `base`. */
+/* Rows of one source for one expert: its `range`; the expert begins at row `base`. */
 static int put(const struct mc_ep_half *h, const struct source *from, uint32_t expert,
-	       uint64_t base, uint64_t at, const struct mc_ep_arrived *out)
+	       uint64_t base, uint64_t range, const struct mc_ep_arrived *out)
 {
 	const struct mc_ep_call *c = &h->call;
-	uint64_t bytes = row_bytes(c);
+	uint64_t bytes = row_bytes(c), at = range >> 32, n = (uint32_t)range;
+	uint64_t i = number(&from->first[expert]), end = i + n;
 
-	for (uint32_t i = from->first[expert]; i < from->first[expert + 1]; i++, at++) {
-		uint32_t t = from->token[i];
+	if (end > from->most)
+		return -MC_E_INVAL;
+	for (; i < end; i++, at++) {
+		uint32_t t = number(&from->token[i]);
 		const uint8_t *row = from->slot + from->l.rows + t * from->l.stride;
 
 		if (t >= from->tokens)
@@ -253,20 +278,22 @@ static int take(struct mc_ep_half *h, uint64_t taken, const struct mc_ep_arrived
 	unsigned q;
 	int rc = 0;
 
+	memset(out->ranges, 0, (size_t)h->shape.experts * sizeof(*out->ranges));
 	mc_coll_each(q, taken)
 	{
-		rc = source_of(h, q, &from[q], diag);
+		from[q] = source_of(h, q);
+		rc = count_source(h, q, &from[q], out->ranges, diag);
 		if (rc < 0)
 			return rc;
 	}
-	count(h, from, taken, out);
+	number_rows(h, out);
 	for (uint32_t e = 0; e < h->le && rc == 0; e++) {
 		base = h->shape.align ? mc_ep_align(base, h->shape.align) : e * h->room;
 		mc_coll_each(q, taken)
 		{
 			int64_t range = out->ranges[(uint64_t)e * h->shape.ranks + q];
 
-			rc = put(h, &from[q], e, base, (uint64_t)range >> 32, out);
+			rc = put(h, &from[q], e, base, (uint64_t)range, out);
 			if (rc < 0) {
 				mc_diag_set(diag, "rank %u shows a token that it has not", q);
 				break;
