@@ -9,7 +9,7 @@
  *
  * The decision: the furthest word that anybody has. A round whose input is small is complete where
  * anybody has it, and the others get it with what was told. A large one counts where everybody who
- * lives has all of it: nobody has ended such a round before (mc_coll_confirm()).
+ * lives has all of it: nobody has ended such a round before (mc_coll_round_confirm()).
  *
  * A death that its host proved needs no more. For a host that is only silent the decision needs
  * more than half of those who are not proved dead; less than that, and the group is broken here.
