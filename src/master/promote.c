@@ -41,6 +41,7 @@ static void end(struct mc_master *m, struct promotion **at, enum mc_tally_promot
 {
 	struct promotion *x = *at;
 
+	mc_assert(x); /* it was found there */
 	*at = x->chain;
 	mc_list_del(&x->link);
 	mc_free(x);

@@ -48,6 +48,7 @@ static int owner_add(struct mc_index *ix, uint64_t id, struct owner **ret)
 	size_t i = 0;
 	int rc;
 
+	mc_assert(ix->owners || ix->nowners == 0);
 	while (i < ix->nowners && ix->owners[i].id)
 		i++;
 	rc =

@@ -22,6 +22,7 @@ static void note_free(struct mc_owner *o, struct mc_onote *n)
 {
 	struct mc_ostream *s = &o->stream;
 
+	mc_assert(n);
 	if (s->unsent == n)
 		s->unsent = NULL;
 	s->kept_bytes -= n->len;
