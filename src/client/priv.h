@@ -373,6 +373,7 @@ struct mc_cli_write {
 	uint64_t len, gen;
 	uint64_t old_gen; /* before the last regen, which an owner may not have heard of; 0: none */
 	struct mc_slot_info info;
+	uint32_t crc; /* of a session's bytes, which owners check; 0: not known */
 	uint8_t wanted, ntargets;
 	bool is_upsert, is_done, is_committed;
 	bool is_unsure; /* the master was asked to commit it, and may have done so */
@@ -394,7 +395,8 @@ int mc_cli_gens(struct mc_cli_op *op, uint32_t n, bool is_new, uint64_t *ret_gen
 /** Find room for every write that has none, and, with parts, put the bytes there and seal them. */
 void mc_cli_targets_run(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n,
 			const struct mc_store_conf *conf);
-/** Seal what was written: with CRCs over ranges; without ranges the owner computes them. */
+/** Seal what was written: with CRCs over ranges; without ranges the owner computes them, and checks
+ * the bytes with `crc`. */
 void mc_cli_seal(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n);
 /** Make sealed writes visible. */
 void mc_cli_commit(struct mc_cli_op *op, struct mc_cli_write *writes, size_t n);

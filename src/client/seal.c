@@ -90,6 +90,7 @@ static int seal_add(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, 
 		    struct mc_cli_target *t)
 {
 	struct mc_st_seal s = {.addr = t->addr, .gen = w->gen};
+	uint32_t crc = htole32(w->crc);
 	struct mc_cli_call *c;
 	struct mc_wr wr;
 	size_t len;
@@ -103,6 +104,8 @@ static int seal_add(struct mc_cli_op *op, size_t first, struct mc_cli_write *w, 
 		s.nchunks = w->info.nchunks;
 	} else {
 		s.flags = MC_ST_SEAL_COMPUTE;
+		s.table = (const uint8_t *)&crc;
+		s.nchunks = 1;
 	}
 	if (mc_cli_owner_is_own(t->owner)) {
 		status_take(t, mc_owner_seal(op->st->owner, &s), MC_CLI_TARGET_SEALED);

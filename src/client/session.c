@@ -1,11 +1,14 @@
 /*
  * session.c: objects that are written piece by piece. Their room is granted at the beginning;
  * pieces go to all replicas; at the end what nobody wrote is zeroed, and the owners compute the
- * CRCs.
+ * CRCs. What they find has to have the CRC of all that was written, which is put together from
+ * those of the pieces; where pieces overlap nobody knows which of them came last, and owners are
+ * not told.
  */
 #include <stdlib.h>
 #include <time.h>
 
+#include "base/crc.h"
 #include "client/priv.h"
 
 #define BUCKETS 256u
@@ -16,6 +19,7 @@
 
 struct span {
 	uint64_t begin, end;
+	uint32_t crc;
 };
 
 struct session {
@@ -169,6 +173,7 @@ struct piece {
 	uint8_t targets[MC_CLI_TARGETS_MAX];
 	unsigned nmoves;
 	uint64_t bytes;
+	uint32_t *crcs; /* of its ranges */
 };
 
 static struct session *session_get(struct mc_cli_sessions *s, const struct mc_cli_key *key)
@@ -200,6 +205,7 @@ static int piece_fit(const struct mc_store_ranged *item, const struct session *x
 		if (g->offset > x->w.len || g->len > x->w.len - g->offset)
 			return MC_STORE_INVALID_PARAMS;
 		local[i] = (struct mc_iov){(uintptr_t)g->addr, g->len};
+		p->crcs[i] = mc_crc32c(0, g->addr, g->len);
 		p->bytes += g->len;
 	}
 	return 0;
@@ -210,8 +216,11 @@ static int piece_moves(struct mc_cli_op *op, const struct mc_store_ranged *item,
 {
 	struct mc_iov *local = mc_cli_alloc(op, item->nranges, sizeof(*local)), *remote;
 	struct mc_cli_sessions *s = op->st->sessions;
-	int rc = local ? piece_fit(item, p->x, p, local) : MC_STORE_INTERNAL_ERROR;
+	int rc = MC_STORE_INTERNAL_ERROR;
 
+	p->crcs = mc_cli_alloc(op, item->nranges, sizeof(*p->crcs));
+	if (local && p->crcs)
+		rc = piece_fit(item, p->x, p, local);
 	p->moves = moves + *nmoves;
 	pthread_mutex_lock(&s->mu);
 	for (unsigned t = 0; rc == 0 && t < p->x->w.ntargets; t++) {
@@ -241,18 +250,20 @@ static int piece_moves(struct mc_cli_op *op, const struct mc_store_ranged *item,
 	return rc == 0 && p->nmoves == 0 ? MC_STORE_TRANSFER_FAIL : rc;
 }
 
-static int span_add(struct session *x, uint64_t begin, uint64_t end)
+static int span_add(struct session *x, const struct mc_store_range *g, uint32_t crc)
 {
+	struct span *last = x->nspans > 0 ? &x->spans[x->nspans - 1] : NULL;
 	void *spans = x->spans;
 
-	if (x->nspans > 0 && x->spans[x->nspans - 1].end == begin) {
-		x->spans[x->nspans - 1].end = end;
+	if (last && last->end == g->offset) {
+		last->end += g->len;
+		last->crc = mc_crc32c_skip(last->crc, g->len) ^ crc;
 		return 0;
 	}
 	if (mc_array_grow(&spans, &x->cap, x->nspans + 1, SPANS_MAX, sizeof(*x->spans)) < 0)
 		return MC_STORE_INTERNAL_ERROR;
 	x->spans = spans;
-	x->spans[x->nspans++] = (struct span){begin, end};
+	x->spans[x->nspans++] = (struct span){g->offset, g->offset + g->len, crc};
 	return 0;
 }
 
@@ -276,9 +287,7 @@ static int64_t piece_end(struct mc_cli_sessions *s, const struct mc_store_ranged
 		t->is_unfenced |= p->moves[i].rc == -MC_E_UNFENCED;
 	}
 	for (uint32_t i = 0; ret >= 0 && i < item->nranges; i++)
-		if (item->ranges[i].len > 0 &&
-		    span_add(p->x, item->ranges[i].offset,
-			     item->ranges[i].offset + item->ranges[i].len) < 0)
+		if (item->ranges[i].len > 0 && span_add(p->x, &item->ranges[i], p->crcs[i]) < 0)
 			ret = MC_STORE_INTERNAL_ERROR;
 	pthread_mutex_unlock(&s->mu);
 	return ret;
@@ -413,10 +422,21 @@ static void gap_zero(struct mc_cli_op *op, struct mc_cli_write *w, uint8_t *zero
 	}
 }
 
-/* What nobody wrote, then all is written. */
+static uint32_t zeros_crc(uint32_t crc, const uint8_t *zeros, uint64_t len)
+{
+	for (uint64_t n; len > 0; len -= n) {
+		n = mc_min(len, (uint64_t)ZEROS_LEN);
+		crc = mc_crc32c(crc, zeros, (size_t)n);
+	}
+	return crc;
+}
+
+/* What nobody wrote, then all is written, and known, unless pieces overlap. */
 static void fill(struct mc_cli_op *op, struct session *x, struct mc_cli_write *w)
 {
 	uint8_t *zeros = NULL;
+	bool is_known = true;
+	uint32_t crc = 0;
 	uint64_t at = 0;
 
 	if (x->nspans > 1)
@@ -431,10 +451,16 @@ static void fill(struct mc_cli_op *op, struct session *x, struct mc_cli_write *w
 					memset(zeros, 0, ZEROS_LEN);
 			}
 			gap_zero(op, w, zeros, at, next);
+			if (zeros)
+				crc = zeros_crc(crc, zeros, next - at);
 		}
-		if (i < x->nspans)
+		is_known &= next >= at;
+		if (i < x->nspans) {
+			crc = mc_crc32c_skip(crc, x->spans[i].end - next) ^ x->spans[i].crc;
 			at = mc_max(at, x->spans[i].end);
+		}
 	}
+	w->crc = is_known ? crc : 0;
 	for (unsigned t = 0; t < w->ntargets; t++)
 		if (w->targets[t].state == MC_CLI_TARGET_GRANTED)
 			w->targets[t].state = MC_CLI_TARGET_WRITTEN;

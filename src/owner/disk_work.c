@@ -403,7 +403,7 @@ void mc_ofetch_read(struct mc_owner *o, struct mc_ofetch *f, int rc)
 	int32_t status;
 
 	if (rc == 0) {
-		status = mc_owner_seal_compute(o, f->slot);
+		status = mc_owner_fill(o, f->slot, NULL, 0);
 	} else {
 		(void)mc_owner_finish(o, f->slot, NULL);
 		status = read_status(rc);

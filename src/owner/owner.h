@@ -87,7 +87,8 @@ int32_t mc_owner_grant(struct mc_owner *o, const struct mc_st_grant *g, uint64_t
 int32_t mc_owner_put(struct mc_owner *o, const struct mc_st_grant *g, uint64_t deadline_ns,
 		     struct mc_st_granted *ret);
 /** Readable from now on. With MC_ST_SEAL_COMPUTE the caller's thread computes. @return 0 (also
- * again); MC_STORE_REPLICA_IS_GONE (no such grant); MC_STORE_INVALID_PARAMS (table) */
+ * again); MC_STORE_REPLICA_IS_GONE (no such grant); MC_STORE_INVALID_PARAMS (table);
+ * MC_STORE_CHECKSUM_MISMATCH (not the bytes that were meant: the grant is given up) */
 int32_t mc_owner_seal(struct mc_owner *o, const struct mc_st_seal *s);
 /** Give up a grant, or what was sealed and never committed. Nobody may write there any more. With
  * address 0 whatever has the generation. It is the last word: a call of this generation that comes

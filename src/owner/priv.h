@@ -414,12 +414,10 @@ void mc_owait_free(struct mc_owait *w);
 int32_t mc_owner_finish(struct mc_owner *o, uint32_t id, const uint32_t *table);
 /** A slot to compute for: into state SEALING. @return 1 compute; 0 sealed already; < 0 status */
 int32_t mc_owner_seal_begin(struct mc_owner *o, uint64_t addr, uint64_t gen, uint32_t *ret_id);
-/** CRCs of a payload, copied from `from` unless that is NULL, and finish.
+/** CRCs of a payload, copied from `from` unless it is there already (NULL), and finish.
  * @param crc  the writer's, of all bytes; 0: nobody said. @return as mc_owner_finish();
  * MC_STORE_CHECKSUM_MISMATCH; MC_STORE_INTERNAL_ERROR: the slot is given up */
 int32_t mc_owner_fill(struct mc_owner *o, uint32_t id, const uint8_t *from, uint32_t crc);
-/** Compute, and finish. */
-int32_t mc_owner_seal_compute(struct mc_owner *o, uint32_t id);
 /** Seal with a table. */
 int32_t mc_owner_seal_table(struct mc_owner *o, const struct mc_st_seal *s);
 

@@ -111,11 +111,6 @@ int32_t mc_owner_seal_begin(struct mc_owner *o, uint64_t addr, uint64_t gen, uin
 	return status;
 }
 
-int32_t mc_owner_seal_compute(struct mc_owner *o, uint32_t id)
-{
-	return mc_owner_fill(o, id, NULL, 0);
-}
-
 /* The writer may try again: its grant is as it was. */
 static void seal_undo(struct mc_owner *o, uint32_t id)
 {
@@ -158,7 +153,7 @@ int32_t mc_owner_seal(struct mc_owner *o, const struct mc_st_seal *s)
 	if (!(s->flags & MC_ST_SEAL_COMPUTE))
 		return mc_owner_seal_table(o, s);
 	status = mc_owner_seal_begin(o, s->addr, s->gen, &id);
-	return status > 0 ? mc_owner_seal_compute(o, id) : status;
+	return status > 0 ? mc_owner_fill(o, id, NULL, mc_st_seal_crc(s)) : status;
 }
 
 /* Under the lock. @return whether there is room again */

@@ -283,7 +283,7 @@ struct answer {
 	struct mc_rpc_req *req;
 	uint32_t n, ncompute;
 	struct compute {
-		uint32_t index, slot;
+		uint32_t index, slot, crc;
 	} * compute;
 	int32_t status[];
 };
@@ -334,7 +334,7 @@ static void compute_run(struct mc_ojob *job)
 
 	for (uint32_t i = 0; i < a->ncompute; i++)
 		a->status[a->compute[i].index] =
-		    mc_owner_seal_compute(job->owner, a->compute[i].slot);
+		    mc_owner_fill(job->owner, a->compute[i].slot, NULL, a->compute[i].crc);
 }
 
 static void compute_end(struct mc_ojob *job)
@@ -356,7 +356,8 @@ static int32_t seal_one(struct mc_owner *o, struct answer *a, uint32_t index,
 		return MC_STORE_INTERNAL_ERROR;
 	status = mc_owner_seal_begin(o, s->addr, s->gen, &id);
 	if (status > 0) {
-		a->compute[a->ncompute++] = (struct compute){.index = index, .slot = id};
+		a->compute[a->ncompute++] =
+		    (struct compute){.index = index, .slot = id, .crc = mc_st_seal_crc(s)};
 		status = 0;
 	}
 	return status;
@@ -382,14 +383,14 @@ static void on_seal(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *
 
 	if (!a)
 		return;
+	a->job =
+	    (struct mc_ojob){.owner = o, .run = compute_run, .end = compute_end, .must_run = true};
 	for (uint32_t i = 0; i < a->n; i++) {
 		mc_st_seal_decode(&rd, &s);
 		if (rd.is_bad)
 			break;
 		a->status[i] = seal_one(o, a, i, &s);
 	}
-	a->job =
-	    (struct mc_ojob){.owner = o, .run = compute_run, .end = compute_end, .must_run = true};
 	if (compute_bytes(o, a) > COMPUTE_INLINE_MAX && !rd.is_bad && mc_owork_add(o, &a->job) == 0)
 		return;
 	compute_run(&a->job);

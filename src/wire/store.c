@@ -215,6 +215,15 @@ void mc_st_seal_decode(struct mc_rd *r, struct mc_st_seal *ret)
 	ret->nchunks = mc_rd_u32(r);
 	ret->flags = mc_rd_u32(r);
 	ret->table = mc_rd_bytes(r, (size_t)ret->nchunks * sizeof(uint32_t));
+	if (ret->flags & MC_ST_SEAL_COMPUTE && ret->nchunks > 1)
+		r->is_bad = true;
+}
+
+uint32_t mc_st_seal_crc(const struct mc_st_seal *v)
+{
+	struct mc_rd r = mc_rd_make(v->table, v->nchunks * sizeof(uint32_t));
+
+	return v->flags & MC_ST_SEAL_COMPUTE && v->nchunks == 1 ? mc_rd_u32(&r) : 0;
 }
 
 void mc_st_place_encode(struct mc_wr *w, const struct mc_st_place *v)

@@ -163,12 +163,13 @@ struct mc_st_granted {
 };
 
 enum mc_st_seal_flag {
-	MC_ST_SEAL_COMPUTE = 1, /* the owner computes the CRCs; no table follows */
+	MC_ST_SEAL_COMPUTE = 1, /* the owner computes the CRCs */
 };
 
 struct mc_st_seal {
 	uint64_t addr, gen;
-	uint32_t nchunks; /* words of the table behind the record; 0 with COMPUTE */
+	uint32_t nchunks; /* words behind the record: the table's; with COMPUTE 0, or 1: the
+			     CRC32C of the payload, which the owner checks (0: not said) */
 	uint32_t flags;	  /* enum mc_st_seal_flag */
 	const uint8_t *table;
 };
@@ -274,6 +275,8 @@ void mc_st_granted_encode(struct mc_wr *w, const struct mc_st_granted *v);
 void mc_st_granted_decode(struct mc_rd *r, struct mc_st_granted *ret);
 void mc_st_seal_encode(struct mc_wr *w, const struct mc_st_seal *v);
 void mc_st_seal_decode(struct mc_rd *r, struct mc_st_seal *ret);
+/** What COMPUTE is to be checked with. 0: not said */
+uint32_t mc_st_seal_crc(const struct mc_st_seal *v);
 void mc_st_place_encode(struct mc_wr *w, const struct mc_st_place *v);
 void mc_st_place_decode(struct mc_rd *r, struct mc_st_place *ret);
 void mc_st_regen_encode(struct mc_wr *w, const struct mc_st_regen *v);

@@ -318,11 +318,8 @@ void ledger_act(struct ledger_actor *a)
 			remove_key(a, key);
 			break;
 		case 1:
-			if (!a->no_sessions) {
-				put_key_in_pieces(a, key);
-				break;
-			}
-			/* fall through */
+			put_key_in_pieces(a, key);
+			break;
 		default:
 			put_key(a, key);
 		}

@@ -60,7 +60,6 @@ struct ledger_actor {
 	uint32_t first, step;
 	uint32_t reads_in; /* of so many calls all but one read */
 	uint32_t pause_us; /* between calls */
-	bool no_sessions;  /* puts are whole */
 	bool may_stop;	   /* somebody stops this process: its clock says nothing */
 	uint8_t *buf;	   /* LEDGER_BATCH objects */
 };

@@ -139,9 +139,6 @@ static void noise(const struct relay_opts *opts, const char *what)
 	struct world w;
 
 	world_open(&w, opts, 1);
-	/* The CRCs of a session's object are taken where its pieces arrive: see failure-model.md.
-	 */
-	w.actor.no_sessions = opts->flip_bytes > 0;
 	act_for(&w, (is_long ? 60 : 4) * MC_NS_PER_S);
 	detour_stats(&rs);
 	is_right(&w, what);

@@ -566,9 +566,71 @@ static void sessions_write_pieces_and_unwritten_bytes_are_zeros(void **state)
 	assert_int_equal(get(st, "revoked", out, MIB), MC_STORE_OBJECT_NOT_FOUND);
 	assert_int_equal(world_slots(w, 0), 1);
 	assert_int_equal(world_slots(w, 1), 1);
+	assert_int_equal(atomic_load(&w->owners[0].checked), 1);
 	mc_free(in);
 	mc_free(out);
 	mc_free(want);
+	mc_store_close(st);
+	world_close(w);
+	(void)state;
+}
+
+/* Begin, three pieces out of order, end. @return what the end said */
+static int session_put(struct mc_store *st, const char *name, uint8_t *in, uint64_t overlap)
+{
+	const struct mc_store_conf conf = {.size = sizeof(conf), .replicas = 2};
+	struct mc_store_key key = key_of(name);
+	uint64_t len = MIB;
+	struct mc_store_range ranges[3] = {{700 * KIB, in + 700 * KIB, MIB - 700 * KIB},
+					   {0, in, 500 * KIB + 7 + overlap},
+					   {500 * KIB + 7, in + 500 * KIB + 7, 200 * KIB - 7}};
+	struct mc_store_ranged item = {key, ranges, 3};
+	int32_t ret = 1;
+	int64_t wrote;
+
+	assert_int_equal(mc_store_put_begin(st, &key, &len, 1, &conf, &ret), 0);
+	assert_int_equal(mc_store_put_ranges(st, &item, 1, &wrote), 0);
+	(void)!mc_store_put_end(st, &key, 1, false, &ret);
+	return ret;
+}
+
+static void a_session_whose_bytes_the_wire_changed_is_refused_by_the_owner(void **state)
+{
+	struct world *w = world_open(2);
+	struct mc_store *st = world_store(w, 10000);
+	uint8_t *in = bytes_make(MIB, 5), *out = mc_calloc(1, MIB);
+
+	atomic_store(&w->owners[0].wire_flips, 1);
+	assert_int_equal(session_put(st, "one", in, 0), 0);
+	assert_int_equal(get(st, "one", out, MIB), MIB);
+	assert_memory_equal(out, in, MIB);
+	assert_int_equal(world_slots(w, 0), 0);
+	assert_int_equal(world_slots(w, 1), 1);
+	atomic_store(&w->owners[0].wire_flips, 1);
+	atomic_store(&w->owners[1].wire_flips, 1);
+	assert_int_equal(session_put(st, "both", in, 0), MC_STORE_TRANSFER_FAIL);
+	assert_int_equal(get(st, "both", out, MIB), MC_STORE_OBJECT_NOT_FOUND);
+	assert_int_equal(world_slots(w, 1), 1);
+	assert_int_equal(atomic_load(&w->owners[0].checked), 2);
+	mc_free(in);
+	mc_free(out);
+	mc_store_close(st);
+	world_close(w);
+	(void)state;
+}
+
+static void pieces_that_overlap_are_taken_as_they_come(void **state)
+{
+	struct world *w = world_open(2);
+	struct mc_store *st = world_store(w, 10000);
+	uint8_t *in = bytes_make(MIB, 6), *out = mc_calloc(1, MIB);
+
+	assert_int_equal(session_put(st, "s", in, 1), 0);
+	assert_int_equal(get(st, "s", out, MIB), MIB);
+	assert_memory_equal(out, in, MIB);
+	assert_int_equal(atomic_load(&w->owners[0].checked), 0);
+	mc_free(in);
+	mc_free(out);
 	mc_store_close(st);
 	world_close(w);
 	(void)state;
@@ -634,6 +696,8 @@ int main(void)
 	    cmocka_unit_test(a_dead_owner_costs_no_batch_its_other_objects),
 	    cmocka_unit_test(exist_size_remove_and_list_say_what_is_there),
 	    cmocka_unit_test(sessions_write_pieces_and_unwritten_bytes_are_zeros),
+	    cmocka_unit_test(a_session_whose_bytes_the_wire_changed_is_refused_by_the_owner),
+	    cmocka_unit_test(pieces_that_overlap_are_taken_as_they_come),
 	    cmocka_unit_test(memory_is_registered_once_and_given_within_its_budget),
 	    cmocka_unit_test(a_dead_master_is_an_error_within_seconds_that_names_it),
 	};

@@ -12,6 +12,7 @@
 #include <mooncake/engine.h>
 
 #include "base/clock.h"
+#include "base/crc.h"
 #include "base/hash.h"
 #include "base/str.h"
 #include "base/sync.h"
@@ -549,12 +550,30 @@ static struct world_slot *slot_find(struct world_owner *o, uint64_t addr, uint64
 	return NULL;
 }
 
+/* Are they the bytes that the writer meant? */
+static bool is_meant(struct world_owner *o, const struct world_slot *s, const struct mc_st_seal *m)
+{
+	struct mc_slot_info info = info_of(o, s);
+	uint8_t *payload = (uint8_t *)(uintptr_t)s->addr + info.payload_off;
+	uint32_t crc = mc_st_seal_crc(m);
+
+	if (!(m->flags & MC_ST_SEAL_COMPUTE))
+		return true;
+	if (atomic_load(&o->wire_flips) > 0) {
+		atomic_fetch_sub(&o->wire_flips, 1);
+		payload[s->len / 3] ^= 8;
+	}
+	atomic_fetch_add(&o->checked, crc != 0);
+	return crc == 0 || crc == mc_crc32c(0, payload, s->len);
+}
+
 static void take_seal(void *user, struct mc_rd *in, struct mc_wr *out)
 {
 	struct world_owner *o = user;
 	uint32_t table[4096];
 	struct world_slot *s;
 	struct mc_st_seal m;
+	int32_t status = 0;
 
 	mc_st_seal_decode(in, &m);
 	atomic_fetch_add(&o->seals, 1);
@@ -562,9 +581,15 @@ static void take_seal(void *user, struct mc_rd *in, struct mc_wr *out)
 	assert_true(m.nchunks <= MC_ARRAY_LEN(table));
 	if (m.nchunks)
 		memcpy(table, m.table, m.nchunks * sizeof(uint32_t));
-	if (s)
+	if (!s) {
+		status = MC_STORE_REPLICA_IS_GONE;
+	} else if (!is_meant(o, s, &m)) {
+		status = MC_STORE_CHECKSUM_MISMATCH;
+		slot_free(s);
+	} else {
 		seal(o, s, m.flags & MC_ST_SEAL_COMPUTE ? NULL : table);
-	mc_wr_u32(out, s ? 0 : (uint32_t)MC_STORE_REPLICA_IS_GONE);
+	}
+	mc_wr_u32(out, (uint32_t)status);
 }
 
 static void on_seal(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)

@@ -44,10 +44,12 @@ struct world_owner {
 	uint64_t used;
 	struct world_slot slots[WORLD_SLOTS];
 	/* what it does wrong; any thread */
-	_Atomic bool is_mute; /* takes calls and says nothing */
-	_Atomic bool is_cut;  /* puts and seals, but nobody hears of it, and no drop reaches it */
-	_Atomic int full;     /* says NO_AVAILABLE_HANDLE so many times */
-	_Atomic int flips;    /* so many seals damage a byte of the payload */
+	_Atomic bool is_mute;	/* takes calls and says nothing */
+	_Atomic bool is_cut;	/* puts and seals, but nobody hears of it, and no drop reaches it */
+	_Atomic int full;	/* says NO_AVAILABLE_HANDLE so many times */
+	_Atomic int flips;	/* so many seals damage a byte of the payload */
+	_Atomic int wire_flips; /* so many payloads of sessions came with another byte */
+	_Atomic int checked;	/* seals that said the CRC of the payload */
 	_Atomic int puts, grants, seals, drops, regens;
 	struct mc_rpc_req *held[WORLD_HELD];
 	unsigned nheld;

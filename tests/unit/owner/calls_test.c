@@ -95,6 +95,34 @@ static void grant_is_sealed_by_table_or_by_the_owner(void **state)
 	(void)state;
 }
 
+static void what_the_owner_computes_is_checked_with_what_the_writer_meant(void **state)
+{
+	static const uint64_t lens[] = {1000, 3u << 20}; /* on the loop, and by the thread */
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL});
+	for (uint64_t i = 0; i < MC_ARRAY_LEN(lens); i++) {
+		struct mc_slot_info info = {.key_len = 1, .len = lens[i]};
+		struct mc_st_granted ret;
+		uint32_t crc;
+
+		assert_int_equal(mc_slot_layout(&info), 0);
+		assert_int_equal(fix_put_one(&f, "a", 5 + i, info.len, NULL, &ret), 0);
+		memset((uint8_t *)(uintptr_t)ret.addr + info.payload_off, 'x', info.len);
+		crc = mc_crc32c(0, (uint8_t *)(uintptr_t)ret.addr + info.payload_off, info.len);
+		assert_int_equal(fix_seal_checked(f.conn, ret.addr, 5 + i, crc ^ 4),
+				 MC_STORE_CHECKSUM_MISMATCH);
+		assert_int_equal(fix_seal_checked(f.conn, ret.addr, 5 + i, crc),
+				 MC_STORE_REPLICA_IS_GONE);
+		assert_int_equal(fix_put_one(&f, "a", 15 + i, info.len, NULL, &ret), 0);
+		memset((uint8_t *)(uintptr_t)ret.addr + info.payload_off, 'x', info.len);
+		assert_int_equal(fix_seal_checked(f.conn, ret.addr, 15 + i, crc), 0);
+		fix_check(ret.addr, "a", 15 + i, info.len, 'x');
+	}
+	fix_close(&f);
+	(void)state;
+}
+
 static void drop_gives_the_bytes_back(void **state)
 {
 	struct mc_owner_stats stats;
@@ -579,6 +607,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(put_is_readable_and_repeats),
 	    cmocka_unit_test(put_that_the_wire_changed_is_refused_and_leaves_nothing),
 	    cmocka_unit_test(grant_is_sealed_by_table_or_by_the_owner),
+	    cmocka_unit_test(what_the_owner_computes_is_checked_with_what_the_writer_meant),
 	    cmocka_unit_test(drop_gives_the_bytes_back),
 	    cmocka_unit_test(a_drop_by_generation_is_the_last_word),
 	    cmocka_unit_test(regen_keeps_the_bytes_and_what_is_wrong_with_them),

@@ -471,6 +471,16 @@ static inline int32_t fix_status(struct mc_rpc_conn *conn, uint16_t method, cons
 	return (int32_t)mc_rd_u32(&rd);
 }
 
+static inline int32_t fix_seal_say(struct mc_rpc_conn *conn, const struct mc_st_seal *s)
+{
+	uint8_t buf[4096];
+	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
+
+	mc_wr_u32(&w, 1);
+	mc_st_seal_encode(&w, s);
+	return fix_status(conn, MC_ST_SEAL, &w);
+}
+
 static inline int32_t fix_seal(struct mc_rpc_conn *conn, uint64_t addr, uint64_t gen,
 			       uint32_t nchunks, const uint32_t *table)
 {
@@ -479,12 +489,22 @@ static inline int32_t fix_seal(struct mc_rpc_conn *conn, uint64_t addr, uint64_t
 				     .nchunks = nchunks,
 				     .flags = table ? 0 : MC_ST_SEAL_COMPUTE,
 				     .table = (const uint8_t *)table};
-	uint8_t buf[4096];
-	struct mc_wr w = mc_wr_make(buf, sizeof(buf));
 
-	mc_wr_u32(&w, 1);
-	mc_st_seal_encode(&w, &s);
-	return fix_status(conn, MC_ST_SEAL, &w);
+	return fix_seal_say(conn, &s);
+}
+
+/** The owner computes, and checks. */
+static inline int32_t fix_seal_checked(struct mc_rpc_conn *conn, uint64_t addr, uint64_t gen,
+				       uint32_t crc)
+{
+	const uint32_t word = htole32(crc);
+	const struct mc_st_seal s = {.addr = addr,
+				     .gen = gen,
+				     .nchunks = 1,
+				     .flags = MC_ST_SEAL_COMPUTE,
+				     .table = (const uint8_t *)&word};
+
+	return fix_seal_say(conn, &s);
 }
 
 /** The image at addr is whole, of this key and generation, and every chunk passes. */
