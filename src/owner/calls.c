@@ -55,7 +55,9 @@ static int32_t take(struct mc_owner *o, const struct mc_st_grant *g, struct mc_o
 			return MC_STORE_INVALID_PARAMS;
 		if (s->state == MC_OSLOT_DEAD || s->is_doomed)
 			return MC_STORE_REPLICA_IS_GONE;
-		if (s->state == MC_OSLOT_GRANTED)
+		/* A writer that asks again, maybe over another connection. An order to copy finds
+		 * it busy: its writer's end gives it back. */
+		if (s->state == MC_OSLOT_GRANTED && writer != &o->self)
 			mc_opool_give(&o->pool, id, writer);
 		*ret_id = id;
 		return 0;

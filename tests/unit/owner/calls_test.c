@@ -508,6 +508,30 @@ static void grants_of_a_lost_connection_come_back_after_a_while(void **state)
 	(void)state;
 }
 
+/* Found by the simulator: an order to copy what a writer had been granted and never wrote. */
+static void an_order_does_not_keep_what_a_writer_was_granted(void **state)
+{
+	const struct mc_st_grant g = fix_grant("a", 7, 1000, NULL);
+	struct mc_owner_stats stats;
+	struct mc_st_granted ret;
+	struct mc_rpc_conn *conn;
+	bool is_old = false;
+	uint32_t id;
+	struct fix f;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL, .grant_timeout_ms = 300});
+	conn = fix_connect(f.loop, f.o);
+	assert_int_equal(fix_put(conn, &g, 1, false, FIX_SOON_NS, &ret), 0);
+	assert_int_equal(mc_owner_begin(f.o, &g, mc_now_ns() + FIX_SOON_NS, &id, &is_old), 0);
+	assert_true(is_old);
+	mc_rpc_conn_close(conn);
+	fix_until(f.m, !is_granted(f.o));
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.used == 0 && stats.orphans == 1);
+	fix_close(&f);
+	(void)state;
+}
+
 static void a_writer_that_comes_back_keeps_its_grants(void **state)
 {
 	const struct mc_st_grant g = fix_grant("a", 7, 1000, NULL);
@@ -618,6 +642,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(pinned_bytes_stay_until_the_unpin),
 	    cmocka_unit_test(grants_of_a_killed_writer_come_back),
 	    cmocka_unit_test(grants_of_a_lost_connection_come_back_after_a_while),
+	    cmocka_unit_test(an_order_does_not_keep_what_a_writer_was_granted),
 	    cmocka_unit_test(a_writer_that_comes_back_keeps_its_grants),
 	    cmocka_unit_test(many_threads_put_pin_and_drop),
 	};
