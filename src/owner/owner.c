@@ -134,6 +134,7 @@ static struct mc_owner *owner_new(const struct mc_owner_opts *opts)
 	o->waiting_bytes_max = opts->waiting_bytes_max ? opts->waiting_bytes_max : 64u << 20;
 	o->grant_timeout_ns =
 	    (opts->grant_timeout_ms ? opts->grant_timeout_ms : 600000) * MC_NS_PER_MS;
+	o->watch_timeout_ns = (opts->watch_ms ? opts->watch_ms : 2000) * MC_NS_PER_MS;
 	o->check_after_ns = (opts->check_after_ms ? opts->check_after_ms : 25000) * MC_NS_PER_MS;
 	atomic_store(&o->stream.epoch, opts->epoch);
 	pthread_mutex_init(&o->lock, NULL);

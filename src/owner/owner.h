@@ -44,7 +44,8 @@ struct mc_owner_opts {
 	uint32_t waiting_max; /* calls that wait for room; 0: 1024 */
 	uint64_t waiting_bytes_max; /* of their messages; 0: 64 MiB */
 	uint64_t grant_timeout_ms;  /* of a grant whose writer is away; 0: 600 s */
-	uint64_t disk_bytes;	    /* of a disk behind the pool, see below; 0: none */
+	uint64_t watch_ms;	 /* a writer's process answers in time, or is asked later; 0: 2 s */
+	uint64_t disk_bytes;	 /* of a disk behind the pool, see below; 0: none */
 	uint64_t check_after_ms; /* a slot is checked with the index then; 0: 25 s, so that what a
 				  * dead writer left comes back within 30 */
 };

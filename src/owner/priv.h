@@ -300,7 +300,7 @@ struct mc_owner {
 	struct mc_loop *loop;
 	struct mc_rpc_server *server;
 	uint64_t id, bytes;
-	uint64_t grant_timeout_ns, check_after_ns;
+	uint64_t grant_timeout_ns, check_after_ns, watch_timeout_ns;
 	uint32_t waiting_max;
 	uint64_t waiting_bytes_max;
 	char address[MC_ADDR_TEXT_MAX], host[MC_OWNER_NAME_MAX], protocol[32];

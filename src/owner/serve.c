@@ -13,8 +13,6 @@
 
 #define GRANTED_LEN 20u
 #define COMPUTE_INLINE_MAX (1u << 20) /* bytes of one Seal call that the loop itself counts */
-#define WATCH_OPEN_NS (2 * MC_NS_PER_S)
-#define WATCH_AGAIN_NS (5 * MC_NS_PER_S)
 
 /* ---- writers ---- */
 
@@ -121,7 +119,8 @@ static void watch_run(struct mc_ojob *job)
 {
 	struct watch_job *j = mc_container_of(job, struct watch_job, job);
 	struct mc_diag diag = {0};
-	int rc = mc_segment_open(job->owner->engine, j->segment, WATCH_OPEN_NS, &diag, &j->peer);
+	int rc = mc_segment_open(job->owner->engine, j->segment, job->owner->watch_timeout_ns,
+				 &diag, &j->peer);
 
 	if (rc == 0)
 		rc = mc_segment_watch(job->owner->engine, j->peer, job->owner->cq, j->client,
@@ -196,7 +195,7 @@ void mc_owriters_tick(struct mc_owner *o, uint64_t now_ns)
 		pthread_mutex_unlock(&o->lock);
 		if (is_away && !has_grants)
 			writer_free(o, w);
-		else if (wants_watch(w) && now_ns - w->watch_ns >= WATCH_AGAIN_NS)
+		else if (wants_watch(w) && now_ns - w->watch_ns >= o->watch_timeout_ns * 5 / 2)
 			(void)writer_watch(o, w, NULL); /* without memory the next tick's */
 	}
 }

@@ -3,7 +3,9 @@
  */
 #include "owner_fix.h"
 
+#include <netinet/in.h>
 #include <poll.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "base/crc.h"
@@ -488,6 +490,48 @@ static void grants_of_a_killed_writer_come_back(void **state)
 	(void)state;
 }
 
+/* Somebody listens there, and says nothing. */
+static int silent_listen(char *name, size_t cap)
+{
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), rc = -1;
+
+	assert_true(fd >= 0);
+	for (unsigned i = 0; rc < 0 && i < 2000; i++) {
+		at.sin_port = htons((uint16_t)(20000 + ((unsigned)getpid() * 7 + i) % 12000));
+		rc = bind(fd, (const struct sockaddr *)&at, sizeof(at));
+	}
+	assert_int_equal(rc, 0);
+	assert_int_equal(listen(fd, 16), 0);
+	(void)snprintf(name, cap, "127.0.0.1:%u", ntohs(at.sin_port));
+	return fd;
+}
+
+/* Found by the simulator: nobody looked for it again, and its grants stayed when it died. */
+static void a_writer_that_was_silent_is_watched_later(void **state)
+{
+	const struct mc_st_grant g = fix_grant("a", 7, 1000, NULL);
+	struct mc_owner_stats stats;
+	struct mc_st_granted ret;
+	struct mc_rpc_conn *conn;
+	char name[64];
+	struct fix f;
+	int fd;
+
+	fix_open(&f, (struct mc_owner_opts){.bytes = POOL, .watch_ms = 100});
+	fd = silent_listen(name, sizeof(name));
+	conn = fix_connect(f.loop, f.o);
+	assert_int_equal(join(conn, 4712, name), 0);
+	assert_int_equal(fix_put(conn, &g, 1, false, FIX_SOON_NS, &ret), 0);
+	(void)close(fd);
+	mc_rpc_conn_close(conn);
+	fix_until(f.m, !is_granted(f.o));
+	mc_owner_stats(f.o, &stats);
+	assert_true(stats.used == 0 && stats.orphans == 1);
+	fix_close(&f);
+	(void)state;
+}
+
 /* It does not say who it is, so nothing but time tells. */
 static void grants_of_a_lost_connection_come_back_after_a_while(void **state)
 {
@@ -642,6 +686,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(pinned_bytes_stay_until_the_unpin),
 	    cmocka_unit_test(grants_of_a_killed_writer_come_back),
 	    cmocka_unit_test(grants_of_a_lost_connection_come_back_after_a_while),
+	    cmocka_unit_test(a_writer_that_was_silent_is_watched_later),
 	    cmocka_unit_test(an_order_does_not_keep_what_a_writer_was_granted),
 	    cmocka_unit_test(a_writer_that_comes_back_keeps_its_grants),
 	    cmocka_unit_test(many_threads_put_pin_and_drop),
