@@ -25,7 +25,7 @@ struct block {
 
 struct vos_arena {
 	uint8_t *base;
-	size_t used, touched; /* beyond touched it is all zeros */
+	size_t used; /* beyond it is all zeros */
 	struct block *free[CLASSES];
 };
 
@@ -78,6 +78,8 @@ struct vos_arena *vos_arena_get(unsigned host)
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 		mc_assert(a->base != MAP_FAILED);
 	}
+	/* What the process before had is given back: zeros for nothing where nobody looks. */
+	mc_assert(madvise(a->base, a->used, MADV_DONTNEED) == 0);
 	a->used = 0;
 	memset(a->free, 0, sizeof(a->free));
 	return a;
@@ -112,9 +114,8 @@ static void *take(struct vos_arena *a, size_t len, size_t align, bool *ret_is_ne
 		if (a->used + ((size_t)1 << class) > ARENA_BYTES)
 			return NULL;
 		start = a->base + a->used;
-		*ret_is_new = a->used >= a->touched;
+		*ret_is_new = true;
 		a->used += (size_t)1 << class;
-		a->touched = mc_max(a->touched, a->used);
 	}
 	p = start + sizeof(*b);
 	if (align > 16)
