@@ -10,6 +10,24 @@ static bool is_ready(const struct mc_cli_write *w)
 	       mc_cli_write_count(w, MC_CLI_TARGET_SEALED) > 0;
 }
 
+/* It may have sealed it, and its answer was lost: should we die before it is told to drop it, the
+ * master knows. */
+static bool is_left(const struct mc_cli_target *t)
+{
+	return t->state == MC_CLI_TARGET_FAILED && t->is_lost && t->was_sealed &&
+	       !mc_cli_owner_is_own(t->owner);
+}
+
+static void replica_add(struct mc_st_commit *m, const struct mc_cli_target *t, uint64_t addr)
+{
+	if (m->nreplicas < MC_ST_REPLICAS_MAX)
+		m->replicas[m->nreplicas++] =
+		    (struct mc_st_replica){.owner = t->owner->id,
+					   .addr = addr,
+					   .kind = MC_ST_MEMORY,
+					   .life = (uint32_t)t->incarnation};
+}
+
 static int add(struct mc_cli_op *op, struct mc_cli_write *w, uint32_t item, struct mc_cli_call **c)
 {
 	struct mc_st_commit m = {.gen = w->gen,
@@ -22,13 +40,12 @@ static int add(struct mc_cli_op *op, struct mc_cli_write *w, uint32_t item, stru
 	size_t len = sizeof(m) + m.key_len + m.tlv_len;
 	struct mc_wr wr;
 
-	for (unsigned t = 0; t < w->ntargets && m.nreplicas < MC_ST_REPLICAS_MAX; t++)
+	for (unsigned t = 0; t < w->ntargets; t++)
 		if (w->targets[t].state == MC_CLI_TARGET_SEALED)
-			m.replicas[m.nreplicas++] =
-			    (struct mc_st_replica){.owner = w->targets[t].owner->id,
-						   .addr = w->targets[t].addr,
-						   .kind = MC_ST_MEMORY,
-						   .life = (uint32_t)w->targets[t].incarnation};
+			replica_add(&m, &w->targets[t], w->targets[t].addr);
+	for (unsigned t = 0; t < w->ntargets; t++)
+		if (is_left(&w->targets[t]))
+			replica_add(&m, &w->targets[t], MC_ST_LEFT_ADDR);
 	if (!*c || !mc_cli_call_has_room(*c, len))
 		*c = mc_cli_call_open(op, &op->st->master, MC_ST_COMMIT);
 	if (!*c || mc_cli_call_add(*c, len, item, &wr) < 0)

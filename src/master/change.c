@@ -200,9 +200,10 @@ static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t
 {
 	uint64_t left[MC_ST_REPLICAS_MAX];
 	uint32_t nleft = left_take(c, left);
-	bool is_done = commit_places(m, q, i, c, ret);
+	bool was_in = ret->gen == c->gen; /* it waits, and they were told */
+	bool is_done = commit_places(m, q, i, c, ret), is_in = is_done || ret->gen == c->gen;
 
-	if (is_done && (ret->status == 0 || ret->status == MC_STORE_OBJECT_ALREADY_EXISTS))
+	if ((ret->status == 0 && is_in && !was_in) || ret->status == MC_STORE_OBJECT_ALREADY_EXISTS)
 		mc_index_left(q, i, c->gen, left, nleft, &m->frees);
 	return is_done;
 }

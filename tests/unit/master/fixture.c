@@ -193,18 +193,23 @@ struct mc_st_committed fix_commit(struct fix *f, const char *key, uint64_t gen, 
 	return fix_committed(f->buf, len);
 }
 
+void fix_later_start(struct fix *f, struct fix_later *l, uint16_t method, size_t len)
+{
+	l->call = (struct mc_rpc_call){.method = method,
+				       .flags = MC_RPC_WAITED,
+				       .req = l->req,
+				       .req_len = len,
+				       .deadline_ns = mc_now_ns() + SOON_NS,
+				       .reply_buf = l->reply,
+				       .reply_cap = sizeof(l->reply)};
+	assert_int_equal(mc_rpc_start(f->conn, &l->call), 0);
+}
+
 void fix_commit_later(struct fix *f, struct fix_later *l, const char *key, uint64_t gen,
 		      uint64_t owner, uint64_t addr, uint8_t flags)
 {
-	l->call = (struct mc_rpc_call){
-	    .method = MC_ST_COMMIT,
-	    .flags = MC_RPC_WAITED,
-	    .req = l->req,
-	    .req_len = fix_commit_make(l->req, sizeof(l->req), key, gen, owner, addr, flags),
-	    .deadline_ns = mc_now_ns() + SOON_NS,
-	    .reply_buf = l->reply,
-	    .reply_cap = sizeof(l->reply)};
-	assert_int_equal(mc_rpc_start(f->conn, &l->call), 0);
+	fix_later_start(f, l, MC_ST_COMMIT,
+			fix_commit_make(l->req, sizeof(l->req), key, gen, owner, addr, flags));
 }
 
 void fix_remove_later(struct fix *f, struct fix_later *l, const char *key)
@@ -213,14 +218,7 @@ void fix_remove_later(struct fix *f, struct fix_later *l, const char *key)
 
 	mc_wr_u32(&w, MC_ST_REMOVE_FORCE); /* a lease of 0 ms lasts to the end of its millisecond */
 	k = fix_keys(l->req + 4, sizeof(l->req) - 4, key);
-	l->call = (struct mc_rpc_call){.method = MC_ST_REMOVE,
-				       .flags = MC_RPC_WAITED,
-				       .req = l->req,
-				       .req_len = 4 + mc_wr_len(&k),
-				       .deadline_ns = mc_now_ns() + SOON_NS,
-				       .reply_buf = l->reply,
-				       .reply_cap = sizeof(l->reply)};
-	assert_int_equal(mc_rpc_start(f->conn, &l->call), 0);
+	fix_later_start(f, l, MC_ST_REMOVE, 4 + mc_wr_len(&k));
 }
 
 int32_t fix_removed(struct fix *f, struct fix_later *l)

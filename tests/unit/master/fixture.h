@@ -93,6 +93,8 @@ struct fix_later {
 	uint8_t req[512], reply[256];
 };
 
+/** Its message, of `len` bytes, is in l->req. */
+void fix_later_start(struct fix *f, struct fix_later *l, uint16_t method, size_t len);
 void fix_commit_later(struct fix *f, struct fix_later *l, const char *key, uint64_t gen,
 		      uint64_t owner, uint64_t addr, uint8_t flags);
 void fix_remove_later(struct fix *f, struct fix_later *l, const char *key);
