@@ -2,8 +2,8 @@
  * sim_engine.c: see sim_engine.h. A group is cut into pieces; a piece of a write takes its bytes
  * along when it leaves and puts them down when it arrives; a piece of a read takes them at the
  * target and arrives later. When a group ends early, what has not arrived never does, unless the
- * target cannot be asked: the group is then unfenced, and its pieces arrive whenever they can. So
- * do those that a dead process had sent.
+ * target cannot be asked: the group is then unfenced, and its pieces arrive whenever they can, long
+ * after their target can be reached again. So do those that a dead process had sent.
  */
 #include "sim/vos/sim_engine.h"
 
@@ -24,8 +24,8 @@
 #define GROUPS_MAX 256u /* of an engine */
 #define NAME_MAX_BYTES 64u
 #define PORT 7000
-#define DEATH_MAX_NS (300 * MC_NS_PER_MS)  /* until others are told */
-#define DEAD_LATE_NS (1500 * MC_NS_PER_MS) /* what a dead process had sent arrives by then */
+#define DEATH_MAX_NS (300 * MC_NS_PER_MS) /* until others are told */
+#define LATE_NS (1500 * MC_NS_PER_MS)	  /* what nobody could fence arrives by then */
 
 struct region {
 	uint64_t addr, len;
@@ -72,7 +72,7 @@ struct piece {
 	uint32_t len, transfer;
 	uint64_t at;		/* in its transfer */
 	bool is_read, is_taken; /* a read's second half */
-	bool is_late;		/* its process died while it was under way */
+	bool is_late;		/* nobody could fence it: it was kept for a while */
 	uint64_t sent_ns;
 	struct piece *next; /* held */
 	uint8_t data[];
@@ -252,7 +252,7 @@ static void piece_arrive(void *arg)
 	}
 	if (p->from->is_dead && !p->is_late && !vos_one_in(3)) {
 		p->is_late = true;
-		vos_at(vos_now() + vos_pick(DEAD_LATE_NS), piece_arrive, p);
+		vos_at(vos_now() + vos_pick(LATE_NS), piece_arrive, p);
 		return;
 	}
 	if (p->target->is_dead) {
@@ -276,8 +276,14 @@ void sim_engine_moved(void)
 
 	held = NULL;
 	for (; p; p = next) {
+		uint64_t late_ns = 0;
+
 		next = p->next;
-		vos_at(vos_now() + delay(), piece_arrive, p);
+		if (!p->is_read && !p->is_late && !group_of(p) && !vos_one_in(3)) {
+			p->is_late = true;
+			late_ns = vos_pick(LATE_NS);
+		}
+		vos_at(vos_now() + late_ns + delay(), piece_arrive, p);
 	}
 	for (unsigned i = 0; i < nengines; i++) {
 		struct mc_engine *eng = engines[i];
@@ -402,6 +408,8 @@ int mc_submit(struct mc_engine *eng, const struct mc_group *group, uint64_t *ret
 	}
 	vos_at(vos_now() + (group->deadline_ns ? group->deadline_ns : 30 * MC_NS_PER_S),
 	       on_deadline, d);
+	if (d->has_writes && d->target && vos_pick(1000000) < sim_engine_conf.tell_ppm)
+		sim_engine_conf.on_write(eng->proc->host, d->target->proc->host);
 	*ret_id = g->id;
 	if (--g->left == 0)
 		group_end(g, g->rc);

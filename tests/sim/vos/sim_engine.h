@@ -17,6 +17,8 @@ struct sim_engine_conf {
 	uint32_t late_ppm;		     /* pieces that take up to late_max_ns */
 	uint64_t late_max_ns;
 	bool is_one_sided; /* a stopped process's memory is read and written all the same */
+	uint32_t tell_ppm; /* groups of writes that are told of as they start, by their hosts */
+	void (*on_write)(unsigned from, unsigned to);
 };
 extern struct sim_engine_conf sim_engine_conf;
 
