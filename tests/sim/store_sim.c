@@ -282,6 +282,7 @@ static void *verify(void *client)
 			vos_fail("NOT SERVED: removal of k%u gives %d when all is well again", k,
 				 code);
 	}
+	store_sim_chains_remove(c);
 	for (uint32_t k = 0; k < sim_run.nkeys; k++)
 		(void)store_sim_get(c, k, buf);
 	free(buf);
@@ -385,6 +386,13 @@ static void conf_pick(void)
 				 .client = (uint32_t)vos_pick(3),
 				 .stop = (uint32_t)vos_pick(3),
 				 .cut = (uint32_t)vos_pick(3)};
+	sim_run.is_quiet = vos_one_in(6);
+	if (!sim_run.is_quiet)
+		return;
+	faults = (struct faults){.every_ns = SEC};
+	sim_engine_conf.tell_ppm = 0;
+	cluster.nnodes = 1 + (unsigned)vos_pick(2);
+	sim_run.is_roomy = vos_one_in(3);
 }
 
 static void world_start(void)

@@ -140,6 +140,7 @@ struct batch {
 	uint32_t first, n;
 	struct mc_store_item items[BATCH_MAX];
 	struct mc_store_part parts[BATCH_MAX];
+	struct mc_store_key keys[BATCH_MAX];
 	char text[BATCH_MAX][16];
 };
 
@@ -282,14 +283,76 @@ int store_sim_remove(struct sim_client *c, uint32_t key, bool is_forced)
 	return ret;
 }
 
-/* ---- the load ---- */
-
 static void nap(uint64_t ns)
 {
 	static const char nobody;
 
 	(void)vos_wait(&nobody, vos_now() + ns);
 }
+
+/* ---- chains ---- */
+
+static void chain_make(struct batch *b, unsigned client)
+{
+	*b = (struct batch){.n = BATCH_MAX};
+	for (uint32_t i = 0; i < b->n; i++) {
+		(void)snprintf(b->text[i], sizeof(b->text[i]), "c%u.%u", sim_run.chains[client], i);
+		b->keys[i] = (struct mc_store_key){b->text[i], strlen(b->text[i])};
+	}
+}
+
+static void chain_remove(struct sim_client *c, unsigned client)
+{
+	struct op *op = op_begin(c, "removal of chain", sim_run.chains[client]);
+	int32_t ret[BATCH_MAX];
+	struct batch b;
+
+	chain_make(&b, client);
+	(void)!mc_store_remove(c->store, b.keys, b.n, true, ret);
+	sim_run.chains[client] = 0;
+	op_end(op, ret[0]);
+}
+
+/*
+ * One prefix: new keys that are only ever asked for together. Who needs room takes the deepest
+ * first: of what is left none is missing before another. In one pool, and where nothing is lost.
+ */
+static void do_chain(struct sim_client *c, uint8_t *buf)
+{
+	int32_t put[BATCH_MAX] = {0}, there[BATCH_MAX] = {0};
+	struct batch b;
+	struct op *op;
+	bool is_whole;
+
+	sim_run.chains[c->index] = ++sim_run.nchains;
+	chain_make(&b, c->index);
+	memset(buf, 'c', BATCH_LEN_MAX);
+	for (uint32_t i = 0; i < b.n; i++) {
+		b.parts[i] = (struct mc_store_part){buf, vos_between(1000, BATCH_LEN_MAX)};
+		b.items[i] = (struct mc_store_item){b.keys[i], &b.parts[i], 1};
+	}
+	op = op_begin(c, "chain", sim_run.nchains);
+	is_whole = mc_store_put(c->store, b.items, b.n, NULL, 0, put) == 0;
+	op_end(op, put[0]);
+	nap(vos_pick(300 * MS));
+	op = op_begin(c, "exist of chain", sim_run.chains[c->index]);
+	(void)!mc_store_exist(c->store, b.keys, b.n, there);
+	for (uint32_t i = 1; i < b.n && is_whole; i++)
+		if (there[i] == 1 && there[i - 1] == 0)
+			vos_fail("PARENT FIRST: %s is there, %s before it has left", b.text[i],
+				 b.text[i - 1]);
+	op_end(op, there[0]);
+	chain_remove(c, c->index);
+}
+
+void store_sim_chains_remove(struct sim_client *c)
+{
+	for (unsigned i = 0; i < CLIENTS_MAX; i++)
+		if (sim_run.chains[i])
+			chain_remove(c, i);
+}
+
+/* ---- the load ---- */
 
 static void *worker(void *arg)
 {
@@ -302,7 +365,10 @@ static void *worker(void *arg)
 		uint64_t what = vos_pick(100);
 
 		sim_run.ops_left--;
-		if (what < 30)
+		if (what < 10 && sim_run.is_quiet && cluster.nnodes == 1 &&
+		    !sim_run.chains[c->index])
+			do_chain(c, buf);
+		else if (what < 30)
 			do_put(c, key, buf);
 		else if (what < 34)
 			do_put_batch(c, buf);

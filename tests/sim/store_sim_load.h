@@ -33,8 +33,9 @@ struct sim_run {
 	uint64_t seed;
 	uint32_t nkeys, ops_left, workers; /* that work now */
 	uint32_t small_max, big_per_100;
-	bool is_roomy, loses_state, is_over;
-	unsigned faults;  /* stopped or cut off now */
+	bool is_roomy, loses_state, is_quiet, is_over; /* quiet: nothing happens but the load */
+	uint32_t chains[CLIENTS_MAX], nchains;	       /* under way, 0: none; so far */
+	unsigned faults;			       /* stopped or cut off now */
 	uint64_t calm_ns; /* all owners are known since then; NEVER: not now */
 	uint64_t kills, stops, cuts;
 	struct op ops[OPS_MAX];
@@ -57,6 +58,8 @@ struct mc_store_key store_sim_key(uint32_t key, char text[16]);
 /** @return the code, or bytes */
 int64_t store_sim_get(struct sim_client *c, uint32_t key, uint8_t *buf);
 int store_sim_remove(struct sim_client *c, uint32_t key, bool is_forced);
+/** What chains have left. */
+void store_sim_chains_remove(struct sim_client *c);
 /** A new client's threads begin. */
 void *store_sim_work(void *client);
 

@@ -7,6 +7,7 @@
  *    replaced or removed before the read began, nor one that was reported as failed;
  *  - what was acknowledged is there while its owner lives, unless it may have been evicted;
  *  - a put is not refused for want of room while something may be evicted;
+ *  - who needs room takes the deepest of a prefix first;
  *  - every operation ends by its deadline;
  *  - in the end no two objects share bytes, all are read, and when all is removed all room is back.
  *
