@@ -32,8 +32,14 @@ struct region {
 	bool is_ours;
 };
 
+/* What becomes of a group's pieces when it has ended; outlives it. */
+struct fate {
+	bool is_unfenced;
+};
+
 struct group {
 	struct mc_engine *eng; /* NULL: free */
+	struct fate *fate;     /* of what is transferred */
 	uint64_t id;
 	unsigned left; /* pieces */
 	uint64_t bytes, user;
@@ -41,7 +47,7 @@ struct group {
 	struct mc_engine *watched; /* a watch: nothing else */
 	const struct mc_tap *tap;  /* of one that is waited for in mc_transfer_sync() */
 	int rc, status;
-	bool is_done, is_forgotten, has_unfenced;
+	bool is_done, is_forgotten;
 };
 
 struct mc_engine {
@@ -66,6 +72,7 @@ struct mc_cq {
 
 struct piece {
 	struct group *group;
+	const struct fate *fate;
 	uint64_t id; /* of the group: it may have ended */
 	struct mc_engine *from, *target;
 	uint64_t local, remote;
@@ -196,13 +203,9 @@ static void piece_end(struct piece *p, int rc)
 /* A write whose group has ended lands only if nobody could fence it. */
 static bool may_land(struct piece *p)
 {
-	struct group *g = p->group;
-
 	if (p->from->is_dead)
 		return p->sent_ns <= p->from->proc->end_ns;
-	if (group_of(p))
-		return true;
-	return g->id != p->id || g->has_unfenced;
+	return group_of(p) || p->fate->is_unfenced;
 }
 
 /* Whether a piece passes through the caller's thread is the engine's to choose. */
@@ -279,7 +282,7 @@ void sim_engine_moved(void)
 		uint64_t late_ns = 0;
 
 		next = p->next;
-		if (!p->is_read && !p->is_late && !group_of(p) && !vos_one_in(3)) {
+		if (p->fate->is_unfenced && !p->is_late && !vos_one_in(3)) {
 			p->is_late = true;
 			late_ns = vos_pick(LATE_NS);
 		}
@@ -303,6 +306,7 @@ static void piece_add(struct group *g, struct mc_engine *target, const struct mc
 	struct piece *p = vos_host_alloc(sizeof(*p) + len);
 
 	p->group = g;
+	p->fate = g->fate;
 	p->id = g->id;
 	p->from = g->eng;
 	p->target = target;
@@ -371,7 +375,7 @@ static void on_deadline(void *arg)
 
 	if (g->eng && g->id == d->id && !g->is_done) {
 		if (d->has_writes && d->target && is_silent(g->eng, d->target)) {
-			g->has_unfenced = true;
+			g->fate->is_unfenced = true;
 			sim_engine_stats.unfenced++;
 			group_end(g, -MC_E_UNFENCED);
 		} else {
@@ -393,7 +397,8 @@ int mc_submit(struct mc_engine *eng, const struct mc_group *group, uint64_t *ret
 	d = vos_host_alloc(sizeof(*d));
 	*d = (struct deadline){.group = g, .id = g->id};
 	g->tap = group->tap;
-	g->left = 1; /* ours, until all are started */
+	g->fate = vos_host_alloc(sizeof(*g->fate)); /* to the end of the history */
+	g->left = 1;				    /* ours, until all are started */
 	for (uint32_t i = 0; i < group->n; i++) {
 		const struct mc_transfer *x = &group->transfers[i];
 
