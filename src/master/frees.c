@@ -89,8 +89,11 @@ static void bury_start(struct mc_master *m);
 static void buried(struct mc_master *m, const struct mc_index_free *f)
 {
 	struct mc_index_frees *held = &m->bury.held;
+	const struct mc_mst_owner *o = f->owner ? mc_mst_owner_find(m, f->owner) : NULL;
 	uint64_t until_ms = f->owner ? f->until_ms : m->away_until_ms;
 
+	if (o)
+		until_ms = mc_min(until_ms, mc_mst_known_until_ms(m, o->lost_ns));
 	if (until_ms <= mc_mst_now_ms(m))
 		mc_mst_freed(m, f->owner, f->addr, f->gen);
 	else if (mc_array_grow((void **)&held->v, &held->cap, held->n + 1, SIZE_MAX, sizeof(*f)) <

@@ -149,10 +149,14 @@ void mc_mst_epoch_saved(struct mc_master *m)
 	mc_mst_view_changed(m);
 }
 
-/* Readers were told places of it until it was lost, and remember them for a lease (keys.c). */
+uint64_t mc_mst_known_until_ms(const struct mc_master *m, uint64_t lost_ns)
+{
+	return lost_ns / MC_NS_PER_MS + m->conf.lease_ms + 1;
+}
+
 static void away_until_set(struct mc_master *m, uint64_t lost_ns)
 {
-	m->away_until_ms = mc_max(m->away_until_ms, lost_ns / MC_NS_PER_MS + m->conf.lease_ms + 1);
+	m->away_until_ms = mc_max(m->away_until_ms, mc_mst_known_until_ms(m, lost_ns));
 }
 
 /* One that the master before gave up: it was lost so long after it was heard last. */

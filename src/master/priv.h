@@ -319,6 +319,9 @@ void mc_mst_owner_lost(struct mc_master *m, struct mc_mst_owner *o);
 void mc_mst_owner_announced(struct mc_master *m, struct mc_mst_owner *o);
 /** It is heard of. */
 void mc_mst_owner_heard(struct mc_master *m, struct mc_mst_owner *o);
+/** Places of an owner that was lost then are known to readers until that time: they were told none
+ * to remember after it was lost (keys.c), and remember them for a lease. */
+uint64_t mc_mst_known_until_ms(const struct mc_master *m, uint64_t lost_ns);
 /** It is away, dropped from the index, until it comes back. */
 void mc_mst_owner_away(struct mc_master *m, struct mc_mst_owner *o);
 void mc_mst_owner_free(struct mc_mst_owner *o);
