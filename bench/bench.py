@@ -38,6 +38,7 @@ PROGRAMS = {
     "trace": "eviction policies on request traces: trace [FILE.jsonl ...], else a generated one",
 }
 PEER_NAMES = ("upstream", "nixl")
+UNCHECKED = "unchecked"  # ours, built without checksums: a column of the Store
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -57,7 +58,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--out", type=Path, metavar="PAGE", help="write to the sections of this page, e.g. docs/performance.md, or a new one"
     )
     ap.add_argument("--no-peers", action="store_true", help="do not install missing peers; leave their columns out")
-    for name, text in (("ours", "this one"), ("upstream", "installed on demand"), ("nixl", "installed on demand")):
+    defaults = {"ours": "this one", **dict.fromkeys((*PEER_NAMES, UNCHECKED), "installed on demand")}
+    for name, text in defaults.items():
         ap.add_argument(f"--{name}", metavar="PYTHON", help=f"interpreter that has it, or 'none' (default: {text})")
     args = ap.parse_args(argv)
     args.files = [Path(w) for w in args.what if w.endswith(".jsonl")]
@@ -88,7 +90,7 @@ def peer_python(name: str, chosen: str | None, may_install: bool, missing: list[
         return None
     python = chosen or str(cache_dir() / "peers" / name / "bin" / "python")
     if not chosen and may_install:
-        done = subprocess.run([str(HERE / "peers.sh"), name], stdout=sys.stderr)
+        done = subprocess.run([str(HERE / "peers.sh"), name], stdout=sys.stderr, env={**os.environ, "PYTHON": sys.executable})
         if done.returncode != 0:
             missing.append(f"{name}: cannot be installed here, so its columns are missing.")
             return None
@@ -148,8 +150,12 @@ def main(argv: list[str]) -> int:
         name: peer_python(name, getattr(args, name), not args.no_peers, missing) if needs_peers else None
         for name in PEER_NAMES
     }
+    unchecked = None
+    if "store" in args.what and not args.quick:
+        unchecked = peer_python(UNCHECKED, args.unchecked, not args.no_peers, missing)
     ctx = Context(
         ours=ours,
+        unchecked=unchecked,
         missing=missing,
         reps=args.reps,
         secs=args.secs,

@@ -28,6 +28,7 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     pool: int = 256 * MIB
     files: list[Path] = field(default_factory=list)  # traces
+    unchecked: str | None = None  # our own without checksums
 
     @property
     def logs(self) -> Path:

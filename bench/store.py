@@ -4,7 +4,8 @@ Each column is its services (master and node, or one server) and one Python clie
 is measured they are stopped. `ours tcp` moves bytes over TCP as between two machines, `ours shm` as on one. CPU is that of
 all processes of a column. `memfd nt` is what a C program does that only copies as many bytes from or to memory shared with
 another process, past the cache. `get_into cold` reads each object once, so its place is asked for; `get_into` read them all
-before. `put` and `get` take and give bytes objects, the others the caller's registered memory.
+before. `put` and `get` take and give bytes objects, the others the caller's registered memory. What checksums cost is told
+by a build of ours without them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from bench.raw import Limits
 from bench.report import Report, Table
 from bench.stats import KIB, MIB, Summary, number_text, spread, summarize
 from bench.store_column import Column
-from bench.targets import GET_COLD, GET_INTO, MEMCACHED, MEMFD, OURS_SHM, OURS_TCP, PUT_FROM, REDIS, STORE, UPSTREAM, StoreCase, Verdict, judge
+from bench.targets import (
+    CHECKSUMS, GBPS, GET_COLD, GET_INTO, MEMCACHED, MEMFD, OURS_SHM, OURS_TCP, PUT_FROM, REDIS, STORE, UNCHECKED, UPSTREAM, StoreCase,
+    Verdict, judge,
+)  # fmt: skip
 
 CASES = tuple(StoreCase(op, *shape) for shape in (
     (4 * KIB, 1), (64 * KIB, 1), (MIB, 1), (16 * MIB, 1), (4 * KIB, 100), (64 * KIB, 32), (MIB, 16),
@@ -51,6 +55,14 @@ def columns_of(ctx: Context, report: Report) -> list[Impl]:
     return impls
 
 
+def unchecked_of(ctx: Context) -> list[Impl]:
+    """Ours without CRCs; only the cases of CHECKSUMS."""
+    if not ctx.ours or not ctx.unchecked:
+        return []
+    tcp = Impl(OURS_TCP + UNCHECKED, ctx.unchecked, env=TCP_ONLY, script="store_worker.py")
+    return [tcp, Impl(OURS_SHM + UNCHECKED, ctx.unchecked, script="store_worker.py")]
+
+
 def run(ctx: Context) -> Report:
     report = Report("store", "The Store: objects between a client, a master and a node on one host", notes=list(ctx.missing))
     cases = QUICK if ctx.is_quick else CASES
@@ -60,9 +72,10 @@ def run(ctx: Context) -> Report:
     taken: set[int] = set()
     impls = columns_of(ctx, report)
     alone = store_alone.measure(ctx, impls, taken)
+    started = [*impls, *unchecked_of(ctx)]
     try:
-        ctx.progress.phase("store: starting and checking data", len(impls))
-        for impl in impls:
+        ctx.progress.phase("store: starting and checking data", len(started))
+        for impl in started:
             ctx.progress.step(impl.name)
             try:
                 columns[impl.name] = Column(impl, ctx.logs, taken)
@@ -89,12 +102,13 @@ def _copy_limit(limits: Limits, case: StoreCase, secs: float) -> dict:
 
 def _measure(ctx: Context, cases, columns: dict[str, Column], rows, failures: dict[str, str]) -> None:
     limits = Limits(ctx.pool)
+    checked = {case for case, _ in CHECKSUMS}
     ctx.progress.phase("store: measuring", ctx.reps * len(cases) * (len(columns) + 1))
     for rep in range(ctx.reps):
         for case in cases:
             for name in columns if rep % 2 == 0 else reversed(columns):
                 ctx.progress.step(f"{rep + 1}/{ctx.reps} {case}: {name}")
-                if name in failures:
+                if name in failures or (name.endswith(UNCHECKED) and case not in checked):
                     continue
                 columns[name].signal(signal.SIGCONT)
                 try:
@@ -128,6 +142,8 @@ def _fill(report: Report, cases, columns: list[str], rows, failures: dict[str, s
             cells = [_cell(found.get((case, name)), metric) for name in columns]
             table.rows.append([str(case), *cells, _verdict(mine)])
         report.tables.append(table)
+    if any(name.endswith(UNCHECKED) for _, name in found):
+        _fill_checksums(report, figure, failures)
     report.notes += [f"FAIL {name}: {why}" for name, why in failures.items()]
     report.notes += _noise(cases, found)
     report.raw = [{"case": list(case), "column": name, **row} for (case, name), some in rows.items() for row in some]
@@ -137,6 +153,15 @@ def _fill(report: Report, cases, columns: list[str], rows, failures: dict[str, s
         for m in ("keys_s", "p50_us", "cpu_us_per_key")
     ]
     report.svg = svg.bars(report.title, [str(c) for c in cases], shown, panels)
+
+
+def _fill_checksums(report: Report, figure, failures: dict[str, str]) -> None:
+    table = Table("Checksums: GB/s with CRCs and without", ["case", "column", "with", "without"], [])
+    for case, bound in CHECKSUMS:
+        with_crc, without = figure(case, bound.column, GBPS), figure(case, bound.references[0], GBPS)
+        table.rows.append([str(case), bound.column, *(number_text(x) if x else "-" for x in (with_crc, without))])
+        report.verdicts.append(judge(str(case), bound, with_crc, without, failure=failures.get(bound.column)))
+    report.tables.append(table)
 
 
 def _cell(s: Summary | None, metric: str) -> str:

@@ -163,6 +163,13 @@ for _op, _shape, _share in (
 STORE[StoreCase("exist", 64, 1)] = [at_most(OURS_TCP, P50, 1, MEMCACHED)]
 STORE[StoreCase("exist", 64, 100)] = [faster(KEYS, 1.5, MEMCACHED), at_most(OURS_TCP, CPU_KEY, 0, offset=0.6)]
 
+# What CRCs cost: beside a build without them.
+UNCHECKED = ", no CRC"
+CHECKSUMS = tuple(
+    (StoreCase(op, MIB, 1), at_least(column, share, column + UNCHECKED))
+    for op in (PUT_FROM, GET_INTO) for column, share in ((OURS_TCP, 0.95), (OURS_SHM, 0.8))
+)  # fmt: skip
+
 # Single numbers of the Store.
 STORE_START = Bound(OURS_TCP, "ms to the first checked object", "<=", 0.5, (UPSTREAM,))
 STORE_MASTER_RSS = Bound(OURS_TCP, "RSS, MB", "<=", offset=12)

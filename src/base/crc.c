@@ -302,6 +302,19 @@ WIDE static uint32_t stream_wide(uint32_t crc, uint8_t *dst, const uint8_t *src,
 	return wide_run(crc, dst, src, n, MC_CRC_STREAM);
 }
 
+/* What a copy past the cache costs without a CRC. */
+WIDE static void stream_wide_plain(uint8_t *dst, const uint8_t *src, size_t n)
+{
+	size_t step = -(uintptr_t)dst & 63, at;
+
+	step = step < n ? step : n;
+	memcpy(dst, src, step);
+	for (at = step; n - at >= 64; at += 64)
+		(void)wide_line(dst, src, at, MC_CRC_STREAM);
+	memcpy(dst + at, src + at, n - at);
+	_mm_sfence();
+}
+
 static enum mc_crc_way best(size_t n)
 {
 	if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("pclmul"))
@@ -331,6 +344,7 @@ static uint32_t copy_fast(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t
 }
 
 #define stream_fast copy_fast
+#define stream_wide_plain memcpy
 #define read_wide read_fast
 #define copy_wide copy_fast
 #define stream_wide copy_fast
@@ -363,6 +377,8 @@ static void power_build(void)
 
 uint32_t mc_crc32c_skip(uint32_t crc, uint64_t n)
 {
+	if (!MC_CRC_IS_ON)
+		return 0;
 	pthread_once(&power_once, power_build);
 	for (unsigned i = 0; n > 0; n >>= 1, i++)
 		if (n & 1)
@@ -388,18 +404,37 @@ uint32_t mc_crc32c_by(enum mc_crc_way way, enum mc_crc_what what, uint32_t crc, 
 	}
 }
 
+static void stream_plain(uint8_t *dst, const uint8_t *src, size_t n)
+{
+	if (best(n) == MC_CRC_WIDE)
+		stream_wide_plain(dst, src, n);
+	else
+		memcpy(dst, src, n);
+}
+
+/* Without the CRC the same lines go the same way: what differs is the counting. */
+static uint32_t copy(enum mc_crc_what what, uint32_t crc, void *dst, const void *src, size_t n)
+{
+	if (MC_CRC_IS_ON)
+		return mc_crc32c_by(MC_CRC_WIDE, what, crc, dst, src, n);
+	if (what == MC_CRC_STREAM)
+		stream_plain(dst, src, n);
+	else
+		memcpy(dst, src, n);
+	return 0;
+}
+
 uint32_t mc_crc32c(uint32_t crc, const void *data, size_t n)
 {
-	return mc_crc32c_by(MC_CRC_WIDE, MC_CRC_READ, crc, NULL, data, n);
+	return MC_CRC_IS_ON ? mc_crc32c_by(MC_CRC_WIDE, MC_CRC_READ, crc, NULL, data, n) : 0;
 }
 
 uint32_t mc_crc32c_copy(uint32_t crc, void *dst, const void *src, size_t n)
 {
-	return mc_crc32c_by(MC_CRC_WIDE, n < MC_CRC_STREAM_MIN ? MC_CRC_COPY : MC_CRC_STREAM, crc,
-			    dst, src, n);
+	return copy(n < MC_CRC_STREAM_MIN ? MC_CRC_COPY : MC_CRC_STREAM, crc, dst, src, n);
 }
 
 uint32_t mc_crc32c_stream(uint32_t crc, void *dst, const void *src, size_t n)
 {
-	return mc_crc32c_by(MC_CRC_WIDE, MC_CRC_STREAM, crc, dst, src, n);
+	return copy(MC_CRC_STREAM, crc, dst, src, n);
 }

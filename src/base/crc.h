@@ -8,8 +8,15 @@
 #ifndef MC_BASE_CRC_H
 #define MC_BASE_CRC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#ifdef MC_WITHOUT_CHECKSUMS
+#define MC_CRC_IS_ON false /* each CRC is 0, and copies are only that */
+#else
+#define MC_CRC_IS_ON true
+#endif
 
 /** CRC of n bytes after those that gave `crc`; 0 to begin. */
 uint32_t mc_crc32c(uint32_t crc, const void *data, size_t n);

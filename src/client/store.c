@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <time.h>
 
+#include "base/crc.h"
 #include "base/fork.h"
+#include "base/log.h"
 #include "base/opt.h"
 #include "base/rand.h"
 #include "base/str.h"
@@ -296,6 +298,9 @@ int mc_store_open(const struct mc_store_opts *opts, struct mc_diag *diag,
 	if (opts)
 		memcpy(&o, opts, mc_min((size_t)opts->size, sizeof(o)));
 	st->fork_gen = mc_fork_gen();
+	if (!MC_CRC_IS_ON)
+		mc_log_warn("this build checks no bytes: it is one to measure with",
+			    "hint=-Dchecksums=true");
 	(void)mc_opt_load_env(env_table, MC_ARRAY_LEN(env_table), &env, NULL); /* it has warned */
 	st->timeout_ms = o.timeout_ms ? o.timeout_ms : (uint32_t)env.timeout_ms;
 	pthread_mutex_init(&st->gens_mu, NULL);
