@@ -183,6 +183,7 @@ struct mc_coll_net {
 	struct mc_spin mail_spin; /* of whoever has set is_mail_driven */
 	_Atomic bool is_mail_driven;
 	_Atomic bool has_mail_sleeper; /* set under mail.lock */
+	uint64_t mail_slept_for;       /* mail.nposted when it looked; under mail.lock */
 	_Atomic uint32_t asking;       /* slot + 1 that this rank calls just now */
 	_Atomic int broken;	       /* why nothing can run any more */
 	_Atomic bool is_frozen;	 /* dead were told of and not agreed on; changed under `lock` */

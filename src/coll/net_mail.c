@@ -179,18 +179,22 @@ static int sleep_until(struct mc_coll *g, uint32_t bell, uint64_t deadline_ns)
 {
 	struct pollfd fds[MC_COLL_RANKS_MAX + 1];
 	uint64_t now_ns = mc_now_ns(), slots, seen, late_ns = now_ns + MC_COLL_LATE_NS;
-	bool is_late = late_ns < deadline_ns;
+	bool is_late = late_ns < deadline_ns, is_new;
 	nfds_t nfds;
 	int n = 1;
 
 	if (now_ns >= deadline_ns)
 		return -MC_E_TIMEDOUT;
 	pthread_mutex_lock(&g->mail->lock);
+	is_new = g->net->mail_slept_for != g->mail->nposted;
 	if (atomic_load_explicit(&g->net->has_mail_sleeper, memory_order_relaxed)) {
 		pthread_mutex_unlock(&g->mail->lock);
+		if (is_new) /* it does not wait for all that this thread needs */
+			mc_coll_net_mail_wake(g);
 		return mc_futex_wait_shared(&g->page->mail_bell, bell, deadline_ns);
 	}
 	atomic_store_explicit(&g->net->has_mail_sleeper, true, memory_order_relaxed);
+	g->net->mail_slept_for = g->mail->nposted;
 	nfds = poll_set(g, fds, &slots);
 	pthread_mutex_unlock(&g->mail->lock);
 	/* Said, then looked: pairs with the fence in mc_coll_net_mail_wake(). */

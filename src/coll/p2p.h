@@ -45,6 +45,7 @@ struct mc_coll_mail {
 	struct mc_list sends, recvs, kept;
 	struct inbox inbox[MC_COLL_RANKS_MAX];
 	uint64_t kept_bytes;
+	uint64_t nposted; /* sends and receives that were called so far */
 	bool has_thread, is_closing;
 	pthread_t thread;
 	_Atomic uint32_t drivers;     /* calls that move bytes */

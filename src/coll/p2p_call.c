@@ -174,6 +174,7 @@ static int post(struct mc_coll *g, bool is_send, uint32_t peer, uint64_t tag, vo
 	atomic_store_explicit(&m->work.nowners, 2, memory_order_relaxed);
 	pthread_mutex_lock(&g->mail->lock);
 	mc_list_push_back(is_send ? &g->mail->sends : &g->mail->recvs, &m->work.link);
+	g->mail->nposted++;
 	if (!is_send)
 		(void)mc_coll_mail_take_kept(g, m);
 	pthread_mutex_unlock(&g->mail->lock);

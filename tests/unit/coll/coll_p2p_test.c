@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -225,6 +226,56 @@ static void a_message_of_another_length_is_refused_and_kept(void **state)
 	world_run_on(2, 2, 0, wrong_length);
 }
 
+/* ---- two threads of a rank wait ---- */
+
+static void *recv_from_1(void *arg)
+{
+	struct rank *r = arg;
+	uint32_t x = 0;
+
+	return mc_coll_recv(r->coll, 1, 1, &x, sizeof(x), NULL) == 0 && x == 1 ? NULL : r;
+}
+
+/* Tell rank 2 when both wait. */
+static void *tell_when_both_sleep(void *arg)
+{
+	struct rank *r = arg;
+
+	while (atomic_load(&r->coll->page->mail_sleepers) < 2)
+		world_pause(MC_NS_PER_MS);
+	world_tick(r->w);
+	return NULL;
+}
+
+/* Rank 0 waits for rank 1 in one thread, then for rank 2 in another, which sends first. */
+static int two_wait(struct rank *r)
+{
+	pthread_t one, two;
+	uint32_t x = r->rank;
+	void *failed;
+
+	if (r->rank > 0) {
+		world_wait_ticks(r->w, r->rank == 2 ? 1 : 2);
+		return mc_coll_send(r->coll, 0, r->rank, &x, sizeof(x), NULL);
+	}
+	WORLD_CHECK(pthread_create(&one, NULL, recv_from_1, r) == 0);
+	while (atomic_load(&r->coll->page->mail_sleepers) < 1)
+		world_pause(MC_NS_PER_MS);
+	WORLD_CHECK(pthread_create(&two, NULL, tell_when_both_sleep, r) == 0);
+	WORLD_CHECK(mc_coll_recv(r->coll, 2, 2, &x, sizeof(x), NULL) == 0 && x == 2);
+	(void)pthread_join(two, NULL);
+	world_tick(r->w);
+	(void)pthread_join(one, &failed);
+	return failed != NULL;
+}
+
+static void a_thread_that_waits_second_may_be_served_first(void **state)
+{
+	(void)state;
+	world_run(3, 0, two_wait);
+	world_run_on(3, 3, 0, two_wait);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -233,6 +284,7 @@ int main(void)
 	    cmocka_unit_test(a_receive_from_anyone_says_who_it_was),
 	    cmocka_unit_test(what_a_dead_rank_sent_whole_is_received_and_the_rest_is_an_error),
 	    cmocka_unit_test(a_message_of_another_length_is_refused_and_kept),
+	    cmocka_unit_test(a_thread_that_waits_second_may_be_served_first),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
