@@ -4,7 +4,7 @@
  */
 #include <string.h>
 
-#include "coll/priv.h"
+#include "coll/net.h"
 
 /* What this rank wants of the bytes that `slot` shows. */
 static int wanted(struct mc_coll_round *r, unsigned slot, uint64_t want, uint64_t *ret_at)
@@ -30,6 +30,12 @@ static int wanted(struct mc_coll_round *r, unsigned slot, uint64_t want, uint64_
 	}
 	*ret_at = at;
 	return 0;
+}
+
+/* It came where it belongs. */
+static bool is_in_place(const struct mc_coll_peer *p, uint64_t at)
+{
+	return p->wire && p->wire->has_direct && at >= p->wire->direct_from;
 }
 
 /* Copy what is ours of `slot`, chunk by chunk as it is shown. @return 0; MC_COLL_GONE */
@@ -58,18 +64,23 @@ static int take(struct mc_coll_round *r, unsigned slot, const struct mc_coll_par
 		bytes = mc_coll_round_bytes(r, slot);
 		if (!bytes)
 			return -MC_E_NOMEM;
-		memcpy(to + have, bytes + at + have, until - at - have);
+		if (!is_in_place(r->g->cur[slot], at + have))
+			memcpy(to + have, bytes + at + have, until - at - have);
 		have = until - at;
 	}
 	rc = mc_coll_round_wait(r, slot, UINT32_MAX);
 	return rc == MC_COLL_THERE ? 0 : rc;
 }
 
-static void zero(struct mc_coll_round *r, const struct mc_coll_part *out)
+/* The input of `slot` does not count: zeroes, and nothing of it lands any more. */
+static void zero(struct mc_coll_round *r, unsigned slot, const struct mc_coll_part *out)
 {
+	struct mc_coll_peer *p = r->g->cur[slot];
 	uint8_t *to;
 	uint64_t len = mc_coll_round_part(r, out, &to);
 
+	if (p && p->wire)
+		mc_coll_net_expect_end(p);
 	if (len)
 		memset(to, 0, len);
 }
@@ -98,13 +109,13 @@ static int take_all(struct mc_coll_round *r)
 		const struct mc_coll_part *out = op->nout > q ? &op->out[q] : &none;
 
 		if (!(r->active & MC_COLL_BIT(q))) {
-			zero(r, out);
+			zero(r, q, out);
 			continue;
 		}
 		rc = op->kind == MC_COLL_BARRIER ? mc_coll_round_wait(r, q, 0) : take(r, q, out);
 		if (rc == MC_COLL_GONE) {
 			r->ranks &= ~MC_COLL_BIT(q);
-			zero(r, out);
+			zero(r, q, out);
 		} else if (rc < 0) {
 			kept = rc;
 			if (rc != -MC_E_INVAL)
@@ -131,7 +142,7 @@ static int confirm_all(struct mc_coll_round *r)
 				continue;
 			r->ranks &= ~MC_COLL_BIT(q);
 			if (op->nout > q)
-				zero(r, &op->out[q]);
+				zero(r, q, &op->out[q]);
 		}
 	}
 	return rc;
@@ -183,7 +194,34 @@ static int give(struct mc_coll_round *r)
 	return rc < 0 ? rc : 0;
 }
 
-int mc_coll_move_round(struct mc_coll_round *r)
+/* Over hosts: what others show as one piece is received where it belongs. */
+static void expect(struct mc_coll_round *r, bool is_over)
+{
+	const struct mc_coll_op *op = r->op;
+	bool is_rooted = op->kind == MC_COLL_BROADCAST;
+	unsigned q;
+
+	if (!r->g->net || (op->kind != MC_COLL_ALL_GATHER && op->kind != MC_COLL_GATHER &&
+			   op->kind != MC_COLL_BROADCAST))
+		return;
+	mc_coll_each(q, r->active & ~MC_COLL_BIT(r->g->rank))
+	{
+		struct mc_coll_wire *wire = r->g->cur[q] ? r->g->cur[q]->wire : NULL;
+		const struct mc_coll_part *out = is_rooted ? op->out : &op->out[q];
+		uint8_t *to;
+		uint64_t len;
+
+		if (!wire || (is_rooted ? op->root != q : q >= op->nout))
+			continue;
+		len = mc_coll_round_part(r, out, &to);
+		if (is_over)
+			mc_coll_net_expect_end(wire->p);
+		else if (len > MC_COLL_SMALL)
+			mc_coll_net_expect(wire->p, r->seq, to, len);
+	}
+}
+
+static int move(struct mc_coll_round *r)
 {
 	const struct mc_coll_op *op = r->op;
 	unsigned me = r->g->rank;
@@ -214,4 +252,14 @@ int mc_coll_move_round(struct mc_coll_round *r)
 		copy_own(r, &op->in[me], &op->out[0]);
 		return give(r);
 	}
+}
+
+int mc_coll_move_round(struct mc_coll_round *r)
+{
+	int rc;
+
+	expect(r, false);
+	rc = move(r);
+	expect(r, true);
+	return rc;
 }

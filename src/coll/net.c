@@ -91,7 +91,7 @@ void mc_coll_wire_free(struct mc_coll_wire *wire)
 	if (!wire)
 		return;
 	mc_list_each (out, &wire->outs, link)
-		mc_free(out);
+		mc_coll_out_free(out);
 	mc_fd_close(&wire->data_fd);
 	mc_fd_close(&wire->ctl.fd);
 	mc_fd_close(&wire->mail_fd);

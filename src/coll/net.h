@@ -89,9 +89,12 @@ struct mc_coll_out {
 	struct mc_list link;
 	uint64_t len, sent; /* of head and body together */
 	uint64_t head_len;
-	const uint8_t *body; /* of the rank's own page or area, or own[] */
+	const uint8_t *body; /* of the rank's own area, or the caller's memory, or `own` */
+	uint8_t *own;
 	uint8_t head[];
 };
+
+void mc_coll_out_free(struct mc_coll_out *out);
 
 enum mc_coll_fate {
 	MC_COLL_LIVES = 0,
@@ -136,6 +139,11 @@ struct mc_coll_wire {
 	uint8_t *body; /* ROUND: collected; else where the bytes go */
 	uint64_t body_len, body_have;
 	uint8_t *round_buf;
+	/* Where bytes of a round belong (mc_coll_net_expect()); direct_seq is 0 when nowhere. */
+	uint64_t direct_seq, direct_len;
+	uint8_t *direct_to;
+	bool is_body_direct, has_direct; /* the chunk that comes; some: from direct_from on */
+	uint64_t direct_from;
 	struct mc_coll_rx rx;
 	uint64_t area_seq; /* the round whose bytes are in the peer's area here */
 	uint64_t rest_seq; /* that, when the loop looked last; under run_lock */
@@ -186,7 +194,9 @@ struct mc_coll_net {
 	uint64_t mail_slept_for;       /* mail.nposted when it looked; under mail.lock */
 	_Atomic uint32_t asking;       /* slot + 1 that this rank calls just now */
 	_Atomic int broken;	       /* why nothing can run any more */
-	_Atomic bool is_frozen;	 /* dead were told of and not agreed on; changed under `lock` */
+	_Atomic bool is_frozen; /* dead were told of and not agreed on; changed under `lock` */
+	/* The operation's thread: what a large round shows; NULL: the area. */
+	const uint8_t *tx_base;
 	struct mc_coll_bid *bid; /* the loop's: a change that this rank makes */
 	uint64_t nbids;
 	uint64_t owed_id; /* the loop's: a change that could not be written down yet, and whose */
@@ -237,8 +247,15 @@ struct mc_coll_head {
 	uint64_t len;
 };
 
+/** The kernel could not use [at, at + len), which is the caller's (EFAULT): the process dies of it
+ * here, as it would of a copy. Returns if all of it can be used after all. */
+void mc_coll_touch(uint8_t *at, uint64_t len, bool is_write);
 /** Of a rank that takes part in operations (the others do not read); else NULL. */
 struct mc_coll_wire *mc_coll_wire_of(struct mc_coll *g, uint32_t slot);
+/** Some rank of this host reads large rounds in this rank's area. */
+bool mc_coll_net_has_near(struct mc_coll *g);
+/** What still waits to be sent is copied: the caller's memory is the caller's again. */
+void mc_coll_net_keep(struct mc_coll *g);
 /** Send what waits, as far as it goes. */
 void mc_coll_wire_flush(struct mc_coll_wire *wire);
 /** The word of this rank has changed: send what is new with it. The operation's thread. */
@@ -257,6 +274,11 @@ ssize_t mc_coll_rx_take(struct mc_coll_rx *rx, int fd, uint8_t *to, uint64_t wan
 /** As mc_coll_wait_word() for a peer that is reached over sockets. */
 int mc_coll_net_wait(struct mc_coll *g, struct mc_coll_peer *p, uint64_t target,
 		     uint64_t deadline_ns);
+/** Bytes [0, len) of what `p` shows in round `seq` belong at `to`: what comes from here on is put
+ * there, from wire->direct_from on if has_direct. Until mc_coll_net_expect_end(). The operation's
+ * thread. */
+void mc_coll_net_expect(struct mc_coll_peer *p, uint64_t seq, uint8_t *to, uint64_t len);
+void mc_coll_net_expect_end(struct mc_coll_peer *p);
 /** All that was shown is on its way. @return 0; -MC_E_TIMEDOUT; -MC_E_CANCELED */
 int mc_coll_net_flush(struct mc_coll *g, uint64_t deadline_ns);
 /** Read what stands in the connections; give memory back that peers' large rounds needed and no

@@ -123,11 +123,49 @@ static void on_round(struct mc_coll_wire *wire, const struct mc_coll_head *h)
 		commit(wire, h->word);
 }
 
+/* Bytes [at, end) of what round `seq` shows come next. */
+static void chunk_place(struct mc_coll_wire *wire, uint64_t seq, uint64_t at, uint64_t end)
+{
+	wire->is_body_direct =
+	    wire->direct_seq != 0 && wire->direct_seq == seq && end <= wire->direct_len;
+	wire->body = (wire->is_body_direct ? wire->direct_to : wire->p->area) + at;
+	if (wire->is_body_direct && !wire->has_direct) {
+		wire->has_direct = true;
+		wire->direct_from = at;
+	}
+}
+
+void mc_coll_net_expect(struct mc_coll_peer *p, uint64_t seq, uint8_t *to, uint64_t len)
+{
+	struct mc_coll_wire *wire = p->wire;
+
+	wire->direct_seq = seq;
+	wire->direct_to = to;
+	wire->direct_len = len;
+	wire->has_direct = false;
+}
+
+void mc_coll_net_expect_end(struct mc_coll_peer *p)
+{
+	struct mc_coll_wire *wire = p->wire;
+
+	/* The rest of a chunk that nobody waits for any more must not land there. */
+	if (wire->direct_seq && wire->is_body_direct && wire->head_have == MC_COLL_HEAD_LEN) {
+		uint8_t *area = p->area + (wire->body - wire->direct_to);
+
+		memcpy(area, wire->body, wire->body_have);
+		wire->body = area;
+	}
+	wire->is_body_direct = false;
+	wire->has_direct = false;
+	wire->direct_seq = 0;
+}
+
 /* A head is complete: where do its bytes go? */
 static int on_head(struct mc_coll_wire *wire, struct mc_coll_head *h)
 {
 	struct mc_rd r = mc_rd_make(wire->head, MC_COLL_HEAD_LEN);
-	uint64_t end;
+	uint64_t end, seq;
 
 	if (mc_rd_u32(&r) != MC_COLL_FRAME_MAGIC)
 		return -MC_E_PROTO;
@@ -140,10 +178,13 @@ static int on_head(struct mc_coll_wire *wire, struct mc_coll_head *h)
 		wire->body = wire->round_buf;
 		return h->len <= MC_COLL_ROUND_MAX ? 0 : -MC_E_PROTO;
 	case MC_COLL_FRAME_CHUNK:
-		if (wire->area_seq != h->word >> MC_COLL_STEP_BITS || h->len > MC_COLL_CHUNK ||
+		seq = h->word >> MC_COLL_STEP_BITS;
+		if (wire->area_seq != seq || h->len > MC_COLL_CHUNK ||
 		    __builtin_add_overflow(h->at, h->len, &end) || end > wire->p->area_len)
 			return -MC_E_PROTO;
-		wire->body = wire->p->area + h->at;
+		/* Chosen once, with the head. */
+		if (wire->body_have == 0)
+			chunk_place(wire, seq, h->at, end);
 		return 0;
 	case MC_COLL_FRAME_WORD:
 	case MC_COLL_FRAME_BYE:
@@ -188,6 +229,8 @@ ssize_t mc_coll_rx_take(struct mc_coll_rx *rx, int fd, uint8_t *to, uint64_t wan
 		do {
 			n = recv(fd, is_direct ? to : rx->bytes, room, 0);
 		} while (n < 0 && errno == EINTR);
+		if (n < 0 && errno == EFAULT)
+			mc_coll_touch(to, want, true);
 		if (n <= 0)
 			return n;
 		*is_dry = (uint64_t)n < room;

@@ -48,6 +48,9 @@ bool mc_coll_net_mail_push(struct mc_coll *g, struct mc_coll_peer *p, struct mai
 	do {
 		n = sendmsg(wire->mail_fd, &msg, MSG_NOSIGNAL);
 	} while (n < 0 && errno == EINTR);
+	if (n < 0 && errno == EFAULT)
+		mc_coll_touch(iov[msg.msg_iovlen - 1].iov_base, iov[msg.msg_iovlen - 1].iov_len,
+			      false);
 	if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
 		wire->is_mail_tx_over = true;
 		lost(wire);

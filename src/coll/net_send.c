@@ -2,12 +2,12 @@
  * net_send.c: what a rank shows, sent: frames in the order in which its words grew.
  *
  *	ROUND  the call, its parts, and the bytes if they are few (as they stand in the page)
- *	CHUNK  bytes of the area
+ *	CHUNK  bytes of the area, or of the caller's memory
  *	WORD   nothing but progress
  *	BYE    this rank leaves; its word is final
  *
- * What does not fit into a socket stays where it is (page and area are not used again before the
- * others have read them) and goes later.
+ * What does not fit into a socket stays where it is (an area is not used again before the others
+ * have read it, an operation does not end before the caller's memory is sent) and goes later.
  */
 #include <errno.h>
 #include <linux/sockios.h>
@@ -60,6 +60,12 @@ static void head_write(uint8_t to[MC_COLL_HEAD_LEN], const struct mc_coll_head *
 	mc_wr_u64(&w, 0);
 }
 
+void mc_coll_out_free(struct mc_coll_out *out)
+{
+	mc_free(out->own);
+	mc_free(out);
+}
+
 /* Nothing goes to it any more. */
 static void tx_lost(struct mc_coll_wire *wire)
 {
@@ -67,7 +73,7 @@ static void tx_lost(struct mc_coll_wire *wire)
 
 	mc_list_each (out, &wire->outs, link) {
 		mc_list_del(&out->link);
-		mc_free(out);
+		mc_coll_out_free(out);
 	}
 	if (!atomic_exchange_explicit(&wire->is_link_down, true, memory_order_acq_rel))
 		mc_coll_net_kick(wire->p->coll);
@@ -77,6 +83,18 @@ static bool can_send(const struct mc_coll_wire *wire)
 {
 	return wire->data_fd >= 0 && !mc_coll_peer_is_lost(wire->p) &&
 	       !atomic_load_explicit(&wire->is_link_down, memory_order_acquire);
+}
+
+void mc_coll_touch(uint8_t *at, uint64_t len, bool is_write)
+{
+	_Atomic uint8_t *byte = (_Atomic uint8_t *)at; /* an access that is not optimized away */
+
+	for (uint64_t i = 0; i < len; i++) {
+		if (is_write)
+			atomic_fetch_or(&byte[i], 0);
+		else
+			(void)atomic_load(&byte[i]);
+	}
 }
 
 /* @return bytes the socket took, perhaps 0; < 0: it is lost */
@@ -99,6 +117,9 @@ static ssize_t push(int fd, const uint8_t *head, uint64_t head_len, const uint8_
 	do {
 		n = sendmsg(fd, &msg, MSG_NOSIGNAL | flags);
 	} while (n < 0 && errno == EINTR);
+	if (n < 0 && errno == EFAULT)
+		mc_coll_touch(iov[msg.msg_iovlen - 1].iov_base, iov[msg.msg_iovlen - 1].iov_len,
+			      false);
 	return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? 0 : n;
 }
 
@@ -124,7 +145,7 @@ void mc_coll_wire_flush(struct mc_coll_wire *wire)
 		if (out->sent < out->len)
 			return;
 		mc_list_del(&out->link);
-		mc_free(out);
+		mc_coll_out_free(out);
 	}
 }
 
@@ -186,6 +207,7 @@ static void send_chunk(struct mc_coll *g, struct mc_coll_wire *wire, uint64_t wo
 	uint64_t chunk = (word & MC_COLL_STEP_DONE) - 2;
 	struct mc_coll_head h = {
 	    .type = MC_COLL_FRAME_CHUNK, .word = word, .at = chunk * MC_COLL_CHUNK};
+	const uint8_t *base = g->net->tx_base ? g->net->tx_base : g->area;
 	uint8_t head[MC_COLL_HEAD_LEN];
 
 	h.len = mc_min((uint64_t)MC_COLL_CHUNK, c->len - h.at);
@@ -195,7 +217,7 @@ static void send_chunk(struct mc_coll *g, struct mc_coll_wire *wire, uint64_t wo
 	if (h.len == 0)
 		h = (struct mc_coll_head){.type = MC_COLL_FRAME_WORD, .word = word};
 	head_write(head, &h);
-	send_frame(wire, head, MC_COLL_HEAD_LEN, g->area + h.at, h.len, 0);
+	send_frame(wire, head, MC_COLL_HEAD_LEN, base + h.at, h.len, 0);
 }
 
 static uint64_t make_round(struct mc_coll *g, uint64_t word, unsigned parity, bool is_near,
@@ -244,7 +266,8 @@ void mc_coll_net_post(struct mc_coll *g, uint64_t word)
 			uint64_t len;
 
 			wire->is_tx_near =
-			    is_large && atomic_load_explicit(&wire->is_lent, memory_order_acquire);
+			    is_large && !g->net->tx_base &&
+			    atomic_load_explicit(&wire->is_lent, memory_order_acquire);
 			len = make_round(g, word, parity, wire->is_tx_near, frame);
 			send_frame(wire, frame, len, NULL, 0, is_large ? MSG_MORE : 0);
 		}
@@ -252,6 +275,48 @@ void mc_coll_net_post(struct mc_coll *g, uint64_t word)
 			send_chunk(g, wire, word, parity);
 		else if (!is_first)
 			send_frame(wire, head, MC_COLL_HEAD_LEN, NULL, 0, 0);
+	}
+}
+
+bool mc_coll_net_has_near(struct mc_coll *g)
+{
+	for (uint32_t s = 0; s < g->ranks_max; s++) {
+		struct mc_coll_wire *wire = mc_coll_wire_of(g, s);
+
+		if (wire && atomic_load_explicit(&wire->is_lent, memory_order_acquire))
+			return true;
+	}
+	return false;
+}
+
+/* @return false: no memory for it */
+static bool own(struct mc_coll_out *out)
+{
+	uint64_t len = out->len - out->head_len;
+
+	if (len == 0 || out->own)
+		return true;
+	out->own = mc_calloc(1, len);
+	if (!out->own)
+		return false;
+	memcpy(out->own, out->body, len);
+	out->body = out->own;
+	return true;
+}
+
+void mc_coll_net_keep(struct mc_coll *g)
+{
+	for (uint32_t s = 0; s < g->ranks_max; s++) {
+		struct mc_coll_wire *wire = mc_coll_wire_of(g, s);
+		struct mc_coll_out *out;
+		bool is_kept = true;
+
+		if (!wire)
+			continue;
+		mc_list_each (out, &wire->outs, link)
+			is_kept = is_kept && own(out);
+		if (!is_kept)
+			tx_lost(wire);
 	}
 }
 

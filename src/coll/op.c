@@ -208,6 +208,8 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 	/* What this rank showed must not depend on its next call. */
 	if (g->net && (rc == 0 || rc == -MC_E_INVAL || rc == -MC_E_PEER_DEAD))
 		rc = mc_coll_net_flush(g, r.deadline_ns) < 0 ? -MC_E_TIMEDOUT : rc;
+	if (g->net && rc < 0)
+		mc_coll_net_keep(g);
 	if (rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED || rc == -MC_E_NOMEM)
 		g->broken = rc;
 	/* What we owe the others in the middle of an operation they can do without us. */

@@ -291,6 +291,7 @@ struct mc_coll_round {
 	bool has_read_area;	/* another rank shows one, and has to know when that is over */
 	uint64_t ranks;		/* whose input counts: active, less those found gone */
 	uint8_t *base;		/* where this rank's bytes are shown */
+	bool is_direct;		/* that is where the caller has them: they are only sent */
 	enum mc_copy_hint hint; /* how they are stored there */
 	uint64_t from_ns;	/* when that began, if it is to be learnt from */
 	uint64_t len;		/* how many */

@@ -100,6 +100,30 @@ static uint64_t area_bytes(const struct mc_coll_round *r)
 	return r->op->kind == MC_COLL_ALL_REDUCE && !r->g->net ? 2 * r->len : r->len;
 }
 
+/* Writing to `b` leaves `a` as it is: apart, or the same. */
+static bool is_safe(const struct mc_coll_round *r, const struct mc_coll_part *a,
+		    const struct mc_coll_part *b, bool may_be_same)
+{
+	uintptr_t x = (uintptr_t)a->addr, y = (uintptr_t)b->addr;
+
+	return x + a->count * r->esize <= y || y + b->count * r->esize <= x ||
+	       (may_be_same && x == y);
+}
+
+/* Over hosts: one input that is in one piece, and that nothing overwrites before it is sent, needs
+ * no copy. Results are computed when everybody has all inputs (sum.c). */
+static bool is_only_sent(const struct mc_coll_round *r)
+{
+	const struct mc_coll_op *op = r->op;
+
+	if (!r->g->net || op->nin != 1 || r->g->ranks_max < 2 || mc_coll_net_has_near(r->g))
+		return false;
+	for (uint32_t q = 0; q < op->nout; q++)
+		if (!is_safe(r, &op->in[0], &op->out[q], op->nout == 1 || q == r->g->rank))
+			return false;
+	return true;
+}
+
 static int place(struct mc_coll_round *r)
 {
 	struct mc_coll *g = r->g;
@@ -107,6 +131,7 @@ static int place(struct mc_coll_round *r)
 	int rc;
 
 	r->len = 0;
+	r->is_direct = false;
 	for (uint32_t i = 0; i < r->op->nin; i++)
 		if (is_shown(r, i))
 			r->len += mc_coll_round_part(r, &r->op->in[i], &at);
@@ -127,6 +152,14 @@ static int place(struct mc_coll_round *r)
 	atomic_store_explicit(&g->page->area_seq, r->seq, memory_order_relaxed);
 	atomic_thread_fence(memory_order_seq_cst);
 	g->area_ranks = r->active;
+	r->is_direct = is_only_sent(r);
+	if (g->net)
+		g->net->tx_base = NULL;
+	if (r->is_direct) {
+		(void)mc_coll_round_part(r, &r->op->in[0], &r->base);
+		g->net->tx_base = r->base;
+		return 0;
+	}
 	rc = area_need(g, area_bytes(r));
 	r->base = g->area;
 	return rc;
@@ -196,7 +229,7 @@ void mc_coll_round_publish(struct mc_coll_round *r)
 	uint64_t at = (uint64_t)r->npublished * MC_COLL_CHUNK;
 	uint64_t end = mc_min(at + MC_COLL_CHUNK, r->len);
 
-	while (at < end) {
+	while (at < end && !r->is_direct) {
 		uint8_t *from = NULL;
 		uint64_t len =
 		    is_shown(r, r->part) ? mc_coll_round_part(r, &r->op->in[r->part], &from) : 0;

@@ -7,10 +7,13 @@
  * ranks' inputs. An input that is not complete when its rank dies is in no result: whoever has used
  * a part of it begins again, from inputs that are still there. The share of a rank that died
  * afterwards is computed by everyone for itself: the same inputs in the same order.
+ *
+ * Over hosts inputs come as copies, and nobody ends before everybody has all: who computes only
+ * then has nothing to do again, and no copy to make of its own input.
  */
 #include <string.h>
 
-#include "coll/priv.h"
+#include "coll/net.h"
 
 #define RESTART 1
 
@@ -224,6 +227,39 @@ static int run(struct sum *s)
 	}
 }
 
+/* Over hosts, this rank's input where the caller has it: it must stay as it is until all of it is
+ * sent, and until nothing can have to be done again. So first everybody has everything. */
+static int run_whole(struct sum *s)
+{
+	struct mc_coll_round *r = s->r;
+	bool is_pair = __builtin_popcountll(r->active) == 2;
+	int rc;
+
+	mc_coll_round_publish_all(r);
+	do {
+		do {
+			rc = wait_inputs(s, r->nchunks);
+		} while (rc == RESTART);
+		/* Of two the one that has both inputs decides alone, should the other one die. */
+		if (rc == 0 && !is_pair)
+			rc = mc_coll_round_confirm(r);
+	} while (rc == MC_COLL_AGAIN);
+	if (rc == 0 && is_pair)
+		mc_coll_post(r->g, mc_coll_word(r->seq, MC_COLL_STEP_HAVE));
+	if (rc == 0)
+		rc = mc_coll_net_flush(r->g, r->deadline_ns);
+	for (uint32_t chunk = 0; chunk < r->nchunks && rc == 0; chunk++)
+		rc = reduce_direct(s, chunk);
+	if (rc < 0 || !is_pair)
+		return rc;
+	rc = mc_coll_round_confirm(r);
+	if (rc == MC_COLL_AGAIN) { /* cannot be; its input is in the result */
+		rc = -MC_E_PEER_DEAD;
+		mc_coll_net_break(r->g, rc);
+	}
+	return rc;
+}
+
 int mc_coll_reduce_round(struct mc_coll_round *r)
 {
 	const struct mc_coll_op *op = r->op;
@@ -254,5 +290,5 @@ int mc_coll_reduce_round(struct mc_coll_round *r)
 		rc = mc_coll_round_confirm(r);
 		return rc < 0 ? rc : 0;
 	}
-	return run(&s);
+	return r->is_direct ? run_whole(&s) : run(&s);
 }

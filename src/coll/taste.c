@@ -40,7 +40,7 @@ void mc_coll_taste_begin(struct mc_coll_round *r)
 	r->from_ns = 0;
 	r->hint = r->len < MC_COLL_STREAM_MIN ? MC_COPY_CACHED : MC_COPY_STREAM;
 	/* Of the others each rank sees only its own end. */
-	if (r->len < LEARN_MIN || !is_seen_by_all(r->op->kind))
+	if (r->len < LEARN_MIN || r->is_direct || !is_seen_by_all(r->op->kind))
 		return;
 	t = taste_of(r);
 	at = t->count++ % TRY_EVERY;

@@ -61,11 +61,39 @@ static void ranks_of_one_host_read_large_inputs_in_each_others_memory(void **sta
 	world_run_on(2, 3, 0, reads_near);
 }
 
+/* The root's result lies over the end of what it sends. */
+static int overlaps(struct rank *r)
+{
+	enum { LEN = 3u << 20, SHIFT = 4096 };
+	static uint8_t mem[LEN + SHIFT];
+	struct mc_coll_part in = {mem, LEN}, out = {mem + SHIFT, LEN};
+	struct mc_coll_op op = {.kind = MC_COLL_BROADCAST,
+				.type = MC_COLL_BYTE,
+				.in = &in,
+				.out = &out,
+				.nin = r->rank == 0,
+				.nout = 1};
+
+	for (uint32_t i = 0; i < LEN; i++)
+		mem[i] = (uint8_t)(r->rank == 0 ? i / SHIFT * 7 + 1 : 0);
+	WORLD_CHECK(mc_coll_run(r->coll, &op, NULL) == 0);
+	for (uint32_t i = 0; i < LEN; i++)
+		WORLD_CHECK(mem[SHIFT + i] == (uint8_t)(i / SHIFT * 7 + 1));
+	return 0;
+}
+
+static void what_the_result_overwrites_is_sent_as_it_was(void **state)
+{
+	(void)state;
+	world_run_on(2, 2, 0, overlaps);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(random_operations_over_hosts_equal_the_oracle),
 	    cmocka_unit_test(ranks_of_one_host_read_large_inputs_in_each_others_memory),
+	    cmocka_unit_test(what_the_result_overwrites_is_sent_as_it_was),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
