@@ -446,6 +446,7 @@ static void a_put_that_went_elsewhere_is_dropped_where_it_was_first(void **state
 	atomic_store(&w->owners[0].is_cut, true);
 	assert_int_equal(put(st, "k", "hello", 5, &conf, 0), 0);
 	assert_true(mc_now_ns() - begin_ns < 6 * MC_NS_PER_S); /* nobody waits for the drop */
+	assert_int_equal(atomic_load(&w->commits), 1);
 	assert_int_equal(world_slots(w, 0), 1);
 	assert_int_equal(world_slots(w, 1), 1);
 	atomic_store(&w->owners[0].is_cut, false);

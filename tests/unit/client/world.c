@@ -42,7 +42,7 @@ typedef void record_fn(void *user, struct mc_rd *in, struct mc_wr *out);
 /* @return the answers to all of a message's records */
 static struct mc_wr each_record(struct world *w, struct mc_rd *in, record_fn *one, void *user)
 {
-	static uint8_t buf[REPLY_MAX];
+	static _Thread_local uint8_t buf[REPLY_MAX];
 	struct mc_wr out = mc_wr_make(buf, sizeof(buf));
 	int n = mc_st_count_decode(in);
 
@@ -222,17 +222,21 @@ static void replicas_free(struct world *w, const struct mc_st_replica *r, unsign
 static void commit(struct world *w, const struct mc_st_commit *c, struct mc_st_committed *ret)
 {
 	struct world_object *o = find(w, c->key, c->key_len);
+	uint8_t nreplicas = 0;
 
 	*ret = (struct mc_st_committed){.gen = c->gen};
 	if (o && o->gen == c->gen)
 		return;
-	for (unsigned i = 0; i < c->nreplicas; i++)
-		if (!slot_at(w, &c->replicas[i], c->gen)) {
+	for (; nreplicas < c->nreplicas; nreplicas++) {
+		if (c->replicas[nreplicas].addr == MC_ST_LEFT_ADDR)
+			break; /* behind the replicas: owners that were not heard */
+		if (!slot_at(w, &c->replicas[nreplicas], c->gen)) {
 			ret->status = MC_STORE_REPLICA_IS_GONE;
 			return;
 		}
+	}
 	if (o && !(c->flags & MC_ST_COMMIT_UPSERT)) {
-		replicas_free(w, c->replicas, c->nreplicas, c->gen);
+		replicas_free(w, c->replicas, nreplicas, c->gen);
 		*ret = (struct mc_st_committed){MC_STORE_OBJECT_ALREADY_EXISTS, o->gen};
 		return;
 	}
@@ -252,9 +256,9 @@ static void commit(struct world *w, const struct mc_st_commit *c, struct mc_st_c
 				   .tlv_len = c->tlv_len,
 				   .gen = c->gen,
 				   .len = c->len,
-				   .nreplicas = c->nreplicas};
+				   .nreplicas = nreplicas};
 	memcpy(o->key, c->key, c->key_len);
-	memcpy(o->replicas, c->replicas, c->nreplicas * sizeof(o->replicas[0]));
+	memcpy(o->replicas, c->replicas, nreplicas * sizeof(o->replicas[0]));
 }
 
 struct committing {
