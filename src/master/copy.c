@@ -6,8 +6,10 @@
  * index does not know. So an order that is lost, repeated or late never makes a wrong replica.
  *
  * Nor may it bring back what was removed, with a later master: while an order may be carried out,
- * whoever frees that generation has the target free it, too, and waits for that. An order ends by
+ * whoever has that generation go has the target free it, too, and waits for that. An order ends by
  * the target's word, or when the target has begun anew (it gives up what it had not done then).
+ *
+ * An owner has one order of a generation at a time: what ends one would end the other's copy.
  */
 #include <string.h>
 
@@ -157,6 +159,17 @@ static bool has_at(const struct mc_st_object *object, uint64_t owner)
 	return false;
 }
 
+static bool is_ordered(const struct mc_mst_owner *target, uint64_t gen)
+{
+	const struct order *order;
+
+	mc_list_each (order, &target->orders, link) {
+		if (order->copy && order->gen == gen)
+			return true;
+	}
+	return false;
+}
+
 static void order_send(struct mc_mst_owner *target, struct mc_mst_copy *c,
 		       const struct mc_st_object *object, const struct mc_st_replica *from)
 {
@@ -218,15 +231,17 @@ void mc_mst_copies_pump(struct mc_mst_owner *target)
 {
 	struct mc_mst_copy *c;
 
-	while (target->req && target->state == MC_MST_OK && target->norders < ORDERS_MAX &&
-	       (c = mc_list_first(&target->copies_waiting, struct mc_mst_copy, link)) != NULL) {
+	mc_list_each (c, &target->copies_waiting, link) {
 		const struct mc_st_replica *from;
 		struct mc_index_view v;
-		int32_t status = look(target->master, c, &v, &from);
+		int32_t status;
 
+		if (!target->req || target->state != MC_MST_OK || target->norders >= ORDERS_MAX)
+			return;
+		status = look(target->master, c, &v, &from);
 		if (status != 0)
 			over(target->master, c, status);
-		else
+		else if (!is_ordered(target, v.object.gen))
 			order_send(target, c, &v.object, from);
 	}
 }
@@ -309,6 +324,8 @@ void mc_mst_orders_free(struct mc_master *m, const struct mc_index_free *f)
 {
 	struct mc_mst_owner *o;
 
+	if (!f->is_gone && f->owner != 0)
+		return; /* one replica of several, or one that never was */
 	mc_list_each (o, &m->owners, link)
 		orders_free(o, f->gen);
 }

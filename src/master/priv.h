@@ -371,8 +371,8 @@ void mc_mst_copy_done(struct mc_mst_owner *o, uint64_t id, uint64_t gen, uint64_
 void mc_mst_copies_lost(struct mc_mst_owner *o);
 /** It has begun anew: no order of before is carried out any more. */
 void mc_mst_orders_over(struct mc_mst_owner *o);
-/** A generation is freed: copies of it that are under way have to be, too, before its key goes on:
- * appended to m->frees. */
+/** A generation goes: copies of it that are under way have to be freed, too, before its key goes
+ * on: appended to m->frees. */
 void mc_mst_orders_free(struct mc_master *m, const struct mc_index_free *f);
 /** Orders that wait for others to end go out. */
 void mc_mst_copies_pump(struct mc_mst_owner *o);

@@ -184,6 +184,41 @@ static void move_frees_the_source_when_the_target_has_it(void **state)
 	(void)state;
 }
 
+/* The drain of a segment and a task may want the same. */
+static void moves_of_one_object_leave_each_others_copy(void **state)
+{
+	const Mc__St__TaskReply *r;
+	struct fix_later later;
+	struct order to_b, to_c;
+	struct mc_st_object obj;
+	struct fix_owner c;
+	struct scene s;
+	uint64_t hi, lo;
+
+	scene_open(&s);
+	fo_open(&c, &s.f, 7);
+	(void)task_create(&s.f, &s.arena, "k", "host-5:1", "host-6:1");
+	to_b = expect_order(&s.b);
+	r = task_create(&s.f, &s.arena, "k", "host-5:1", "host-6:1");
+	hi = r->id_hi;
+	lo = r->id_lo;
+	(void)task_create(&s.f, &s.arena, "k", "host-5:1", "host-7:1");
+	to_c = expect_order(&c);
+	done(&s.b, &to_b, 8192, 0);
+	fo_frees(&s.a, 4096, 11);
+	assert_int_equal(task_end(&s.f, &s.arena, hi, lo)->state, MC_STORE_TASK_FAILED);
+	done(&c, &to_c, 4096, 0);
+	do {
+		assert_int_equal(fix_lookup(&s.f, "k", &obj), 0);
+	} while (obj.nreplicas < 2);
+	fix_remove_later(&s.f, &later, "k");
+	fo_frees(&s.b, 8192, 11); /* it was told nothing since its one order */
+	fo_frees(&c, 4096, 11);
+	assert_int_equal(fix_removed(&s.f, &later), 0);
+	scene_close(&s);
+	(void)state;
+}
+
 static void one_at_a_time(struct mc_master_conf *conf)
 {
 	conf->tasks_processing_max = conf->tasks_pending_max = 1;
@@ -652,6 +687,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(copy_is_ordered_and_makes_a_replica),
 	    cmocka_unit_test(move_frees_the_source_when_the_target_has_it),
+	    cmocka_unit_test(moves_of_one_object_leave_each_others_copy),
 	    cmocka_unit_test(tasks_wait_for_each_other_and_are_refused),
 	    cmocka_unit_test(tasks_time_out),
 	    cmocka_unit_test(tasks_are_tried_again_so_often),
