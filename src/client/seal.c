@@ -27,11 +27,14 @@ static void run_twice(struct mc_cli_op *op, size_t first, uint64_t deadline_ns)
 		mc_cli_calls_repeat(op, first, deadline_ns);
 }
 
+/* What an owner does not seal, or rename, may have been sealed before, and show. */
 static void status_take(struct mc_cli_target *t, int32_t status, enum mc_cli_target_state ok)
 {
 	t->state = (uint8_t)(status ? MC_CLI_TARGET_FAILED : ok);
-	if (status)
-		t->status = status;
+	if (!status)
+		return;
+	t->status = status;
+	t->is_lost |= t->was_sealed;
 }
 
 /* One status for each record, into the targets' word `ok` or FAILED. */

@@ -48,19 +48,26 @@ bool mc_mst_is_killed(const struct mc_master *m, uint64_t gen)
 
 /* ---- one record ---- */
 
-/* Owners that are away, or have begun another life, do not have it any more. @return some do */
-static bool replicas_check(struct mc_master *m, struct mc_st_commit *c)
+/*
+ * Owners that are away, or have begun another life, do not have it any more, and come out of it.
+ * @param ret_may_come  one that is left out, or has not told all it has, may announce it
+ * @return some have it
+ */
+static bool replicas_check(struct mc_master *m, struct mc_st_commit *c, bool *ret_may_come)
 {
 	uint8_t n = 0;
 
+	*ret_may_come = false;
 	for (unsigned i = 0; i < c->nreplicas; i++) {
 		const struct mc_st_replica *r = &c->replicas[i];
 		const struct mc_mst_owner *o = mc_mst_owner_find(m, r->owner);
 
-		if (!o || !o->is_joined ||
+		if (!o ||
 		    (r->kind == MC_ST_MEMORY && r->life && r->life != (uint32_t)o->incarnation))
 			continue;
-		c->replicas[n++] = *r;
+		*ret_may_come |= !o->is_announced;
+		if (o->is_joined)
+			c->replicas[n++] = *r;
 	}
 	c->nreplicas = n;
 	return n > 0;
@@ -92,6 +99,12 @@ static void keep_published(const struct mc_st_object *object, struct mc_st_commi
 	c->nreplicas = n;
 }
 
+/* Of an earlier life of the master, or from before an owner went away. */
+static bool is_below_floor(const struct mc_master *m, const struct mc_st_commit *c)
+{
+	return c->gen < m->gen_floor && c->gen >> MC_MST_GEN_BITS != 0; /* 0: of no master */
+}
+
 /*
  * A generation from before the floor that would be published anew: of an earlier life of the
  * master, which may have had its slots freed, or from before an owner went away, which may bring
@@ -101,9 +114,7 @@ static void keep_published(const struct mc_st_object *object, struct mc_st_commi
 static bool is_stale(const struct mc_master *m, const struct mc_st_commit *c,
 		     const struct mc_index_view *there)
 {
-	if (c->gen >= m->gen_floor || c->gen >> MC_MST_GEN_BITS == 0) /* 0: of no master */
-		return false;
-	return !there || c->flags & MC_ST_COMMIT_UPSERT;
+	return is_below_floor(m, c) && (!there || c->flags & MC_ST_COMMIT_UPSERT);
 }
 
 /*
@@ -147,6 +158,7 @@ static bool commit_places(struct mc_master *m, struct mc_index_request *q, uint3
 			  struct mc_st_commit *c, struct mc_st_committed *ret)
 {
 	struct mc_index_view view;
+	bool may_come;
 	int rc;
 
 	*ret = (struct mc_st_committed){0};
@@ -154,11 +166,13 @@ static bool commit_places(struct mc_master *m, struct mc_index_request *q, uint3
 		ret->status = MC_STORE_REPLICA_IS_GONE;
 		return true;
 	}
-	if (!replicas_check(m, c)) {
-		/* Its owner may yet announce it. Once it is refused nobody shall have it. */
-		ret->status = m->is_recovering ? MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS
-					       : MC_STORE_REPLICA_IS_GONE;
-		if (!m->is_recovering)
+	if (!replicas_check(m, c, &may_come)) {
+		/* Its owner may yet announce it. Once it is refused nobody shall have it, unless it
+		 * may have been published before its owner went. */
+		may_come = m->is_recovering || (may_come && is_below_floor(m, c));
+		ret->status =
+		    may_come ? MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS : MC_STORE_REPLICA_IS_GONE;
+		if (!may_come)
 			mc_mst_kill(m, c->gen);
 		return true;
 	}
@@ -175,7 +189,10 @@ static bool commit_places(struct mc_master *m, struct mc_index_request *q, uint3
 			return !mc_index_is_pending(m->index, q->hashes[i]);
 		}
 	} else if (is_stale(m, c, rc == 0 ? &view : NULL)) {
-		mc_mst_kill(m, c->gen); /* an owner that announces it late renames it, or has */
+		/* An owner that announces it late renames it, or has. What is published already
+		 * had what it replaces freed. */
+		if (!may_come && (rc != 0 || view.object.gen != c->gen))
+			mc_mst_kill(m, c->gen);
 		ret->status = MC_STORE_INVALID_VERSION;
 		return true;
 	}

@@ -409,6 +409,22 @@ static void a_commit_without_an_answer_is_no_failure_and_its_bytes_stay(void **s
 	(void)state;
 }
 
+/* Found by the simulator (seed 7840): its owner does not rename it, for the master knows of it. */
+static void a_put_whose_first_slot_may_show_has_not_failed(void **state)
+{
+	struct world *w = world_open(1);
+	struct mc_store *st = world_store(w, 1500);
+
+	atomic_store(&w->stale, 1);
+	atomic_store(&w->owners[0].told, 1);
+	atomic_store(&w->refused, 1);
+	assert_int_equal(put(st, "k", "value", 5, NULL, 0), MC_STORE_RPC_TIMEOUT);
+	assert_int_equal(world_slots(w, 0), 1);
+	mc_store_close(st);
+	world_close(w);
+	(void)state;
+}
+
 /* Small objects are sealed by their only call, large ones by their second. */
 static void what_an_owner_sealed_unheard_is_dropped_once_it_is_reached(void **state)
 {
@@ -691,6 +707,7 @@ int main(void)
 	    cmocka_unit_test(a_put_goes_elsewhere_when_an_owner_is_full_or_silent),
 	    cmocka_unit_test(a_put_that_fails_leaves_nothing_at_the_owner),
 	    cmocka_unit_test(a_commit_without_an_answer_is_no_failure_and_its_bytes_stay),
+	    cmocka_unit_test(a_put_whose_first_slot_may_show_has_not_failed),
 	    cmocka_unit_test(what_an_owner_sealed_unheard_is_dropped_once_it_is_reached),
 	    cmocka_unit_test(a_put_that_went_elsewhere_is_dropped_where_it_was_first),
 	    cmocka_unit_test(an_object_larger_than_any_pool_is_refused_within_seconds),

@@ -263,7 +263,7 @@ static void commit(struct world *w, const struct mc_st_commit *c, struct mc_st_c
 
 struct committing {
 	struct world *w;
-	bool is_refused;
+	bool is_stale, is_refused;
 };
 
 static void take_commit(void *user, struct mc_rd *in, struct mc_wr *out)
@@ -273,7 +273,9 @@ static void take_commit(void *user, struct mc_rd *in, struct mc_wr *out)
 	struct mc_st_commit c;
 
 	mc_st_commit_decode(in, &c);
-	if (x->is_refused)
+	if (x->is_stale)
+		done = (struct mc_st_committed){.status = MC_STORE_INVALID_VERSION};
+	else if (x->is_refused)
 		done = (struct mc_st_committed){.status = MC_STORE_TENANT_QUOTA_EXCEEDED};
 	else
 		commit(x->w, &c, &done);
@@ -283,11 +285,14 @@ static void take_commit(void *user, struct mc_rd *in, struct mc_wr *out)
 static void on_commit(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
 {
 	struct world *w = user;
-	struct committing x = {w, atomic_load(&w->refused) > 0};
+	bool is_stale = atomic_load(&w->stale) > 0;
+	struct committing x = {w, is_stale, !is_stale && atomic_load(&w->refused) > 0};
 	struct mc_rd in = mc_rd_make(msg->data, msg->len);
 	struct mc_wr out;
 
 	atomic_fetch_add(&w->commits, 1);
+	if (x.is_stale)
+		atomic_fetch_sub(&w->stale, 1);
 	if (x.is_refused)
 		atomic_fetch_sub(&w->refused, 1);
 	out = each_record(w, &in, take_commit, &x);
@@ -621,13 +626,15 @@ static void take_drop(void *user, struct mc_rd *in, struct mc_wr *out)
 	struct world_owner *o = user;
 	struct world_slot *s;
 	struct mc_st_place p;
+	bool is_told;
 
 	mc_st_place_decode(in, &p);
 	atomic_fetch_add(&o->drops, 1);
 	s = p.addr ? slot_find(o, p.addr, p.gen) : slot_of_gen(o, p.gen);
-	if (s)
+	is_told = s && s->is_told;
+	if (s && !is_told)
 		slot_free(s);
-	mc_wr_u32(out, 0);
+	mc_wr_u32(out, is_told ? (uint32_t)MC_STORE_OBJECT_ALREADY_EXISTS : 0);
 }
 
 static void on_drop(struct mc_rpc_req *req, const struct mc_rpc_msg *msg, void *user)
@@ -653,6 +660,11 @@ static void take_regen(void *user, struct mc_rd *in, struct mc_wr *out)
 	mc_st_regen_decode(in, &g);
 	atomic_fetch_add(&o->regens, 1);
 	s = slot_find(o, g.addr, g.gen);
+	if (s && atomic_load(&o->told) > 0) {
+		atomic_fetch_sub(&o->told, 1);
+		s->is_told = true;
+		s = NULL;
+	}
 	if (s) {
 		s->gen = g.new_gen;
 		seal(o, s, NULL);

@@ -30,7 +30,7 @@ struct world_slot {
 	uint16_t key_len;
 	uint8_t tlv[64];
 	uint16_t tlv_len;
-	bool is_sealed;
+	bool is_sealed, is_told; /* and the master knows of it: it is neither renamed nor dropped */
 };
 
 struct world_owner {
@@ -49,7 +49,8 @@ struct world_owner {
 	_Atomic int full;	/* says NO_AVAILABLE_HANDLE so many times */
 	_Atomic int flips;	/* so many seals damage a byte of the payload */
 	_Atomic int wire_flips; /* so many payloads of sessions came with another byte */
-	_Atomic int checked;	/* seals that said the CRC of the payload */
+	_Atomic int told;    /* so many slots are known to the master when they are to be renamed */
+	_Atomic int checked; /* seals that said the CRC of the payload */
 	_Atomic int puts, grants, seals, drops, regens;
 	struct mc_rpc_req *held[WORLD_HELD];
 	unsigned nheld;
@@ -77,7 +78,8 @@ struct world {
 	/* what the master does wrong; any thread */
 	_Atomic int recovering; /* answers of "not yet" */
 	_Atomic int lost;	/* commits that are done but not answered: the connection is cut */
-	_Atomic int refused;	/* commits that are refused for good */
+	_Atomic int stale;	/* commits that are to come with a newer generation */
+	_Atomic int refused;	/* commits that are refused for good, after those */
 	_Atomic uint32_t lease_ms;
 	_Atomic int lookups, commits, bads, joins;
 };

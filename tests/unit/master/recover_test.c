@@ -442,6 +442,61 @@ static void upsert_that_was_only_announced_is_put_anew(void **state)
 	(void)state;
 }
 
+/* Found by the simulator (seed 4501): what it replaced was freed when it was announced. */
+static void what_was_announced_is_not_lost_when_its_commit_is_refused(void **state)
+{
+	const uint64_t gen = 1ull << 40 | 7;
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	f.conf.client_ttl_ms = 700;
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	fix_restart(&f);
+	for (unsigned i = 0; i < 2; i++) {
+		fo_start_anew(&o);
+		fo_has(&o, MC_ST_NOTE_HAS, "k", gen, 4096);
+		fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
+		fix_until(&f, "k", 0);
+		assert_int_equal(fix_commit(&f, "k", gen, 5, 4096, MC_ST_COMMIT_UPSERT).status,
+				 MC_STORE_INVALID_VERSION);
+		fo_stop(&o);
+		fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
+	}
+	fix_close(&f);
+	(void)state;
+}
+
+/* It may have been published before, and the answer lost. */
+static void commit_at_an_owner_that_went_away_meanwhile_is_to_be_repeated(void **state)
+{
+	_Alignas(16) uint8_t mem[1024];
+	struct mc_pb_arena arena;
+	uint64_t gen;
+	struct fix_owner o;
+	struct fix f;
+
+	fix_open(&f);
+	f.conf.client_ttl_ms = 700;
+	fix_start(&f);
+	fo_open(&o, &f, 5);
+	mc_pb_arena_init(&arena, mem, sizeof(mem));
+	gen = fix_join(&f, &arena, 1)->first_gen;
+	assert_int_equal(fix_commit(&f, "k", gen, 5, 4096, 0).status, 0);
+	fo_stop(&o);
+	fix_until(&f, "k", MC_STORE_OBJECT_NOT_FOUND);
+	assert_int_equal(fix_commit(&f, "k", gen, 5, 4096, 0).status,
+			 MC_STORE_UNAVAILABLE_IN_CURRENT_STATUS);
+	fo_start_anew(&o);
+	fo_has(&o, MC_ST_NOTE_HAS, "k", gen, 4096);
+	fo_note(&o, MC_ST_NOTE_HAS_ALL, NULL, 0);
+	fix_until(&f, "k", 0);
+	assert_int_equal(fix_commit(&f, "k", gen, 5, 4096, 0).status, 0);
+	fix_close(&f);
+	(void)state;
+}
+
 /* ---- what a writer left behind ---- */
 
 /* At owner 5; owner 6 was asked, too, and not heard. */
@@ -524,6 +579,8 @@ int main(void)
 	    cmocka_unit_test(owners_are_told_what_is_committed),
 	    cmocka_unit_test(what_was_committed_wins_over_a_later_put_that_was_not),
 	    cmocka_unit_test(upsert_that_was_only_announced_is_put_anew),
+	    cmocka_unit_test(what_was_announced_is_not_lost_when_its_commit_is_refused),
+	    cmocka_unit_test(commit_at_an_owner_that_went_away_meanwhile_is_to_be_repeated),
 	    cmocka_unit_test(what_may_be_left_at_an_owner_is_freed),
 	    cmocka_unit_test(what_a_put_that_was_too_late_left_at_an_owner_is_freed),
 	};
