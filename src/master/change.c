@@ -78,23 +78,51 @@ static bool is_at(const struct mc_st_replica *a, const struct mc_st_replica *b)
 	return a->owner == b->owner && a->kind == b->kind && a->addr == b->addr;
 }
 
+static bool has_at(const struct mc_st_object *object, const struct mc_st_replica *r)
+{
+	for (unsigned i = 0; i < object->nreplicas; i++) {
+		if (is_at(&object->replicas[i], r))
+			return true;
+	}
+	return false;
+}
+
+/* A slot of it that is no replica: it is freed, or a later master would find it. */
+static void left_out(struct mc_master *m, uint64_t key_hash, const struct mc_st_commit *c,
+		     const struct mc_st_replica *r)
+{
+	const struct mc_index_free f = {.owner = r->owner,
+					.addr = r->addr,
+					.gen = c->gen,
+					.key_hash = key_hash,
+					.len = c->len,
+					.kind = r->kind};
+
+	if (!mc_mst_owner_find(m, r->owner)->is_announced)
+		return; /* it will tell, and have it taken in */
+	if (mc_index_free(m->index, &f, &m->frees) < 0)
+		mc_log_error("no memory for a slot that is no replica", "owner=%016llx",
+			     (unsigned long long)r->owner);
+}
+
 /*
  * A commit that is repeated, to this master or to its successor, publishes nothing that is not
  * there already: bytes that were freed meanwhile may be another's. What its owner still has it
  * announces.
+ * @param is_again  those left out were told
  */
-static void keep_published(const struct mc_st_object *object, struct mc_st_commit *c)
+static void keep_published(struct mc_master *m, const struct mc_index_view *there,
+			   struct mc_st_commit *c, bool is_again)
 {
 	uint8_t n = 0;
 
 	for (unsigned i = 0; i < c->nreplicas; i++) {
 		const struct mc_st_replica r = c->replicas[i];
 
-		for (unsigned k = 0; k < object->nreplicas; k++)
-			if (is_at(&object->replicas[k], &r)) {
-				c->replicas[n++] = r;
-				break;
-			}
+		if (has_at(&there->object, &r))
+			c->replicas[n++] = r;
+		else if (!is_again)
+			left_out(m, there->key_hash, c, &r);
 	}
 	c->nreplicas = n;
 }
@@ -153,9 +181,9 @@ static uint32_t left_take(struct mc_st_commit *c, uint64_t left[MC_ST_REPLICAS_M
 	return nleft;
 }
 
-/* @return true: done; false: it waits for its key */
+/* @param is_again  it has waited for its key. @return true: done; false: it waits */
 static bool commit_places(struct mc_master *m, struct mc_index_request *q, uint32_t i,
-			  struct mc_st_commit *c, struct mc_st_committed *ret)
+			  struct mc_st_commit *c, bool is_again, struct mc_st_committed *ret)
 {
 	struct mc_index_view view;
 	bool may_come;
@@ -183,7 +211,7 @@ static bool commit_places(struct mc_master *m, struct mc_index_request *q, uint3
 		return true;
 	}
 	if (rc == 0 && view.object.gen == c->gen && !is_late_upsert(m, c, &view)) {
-		keep_published(&view.object, c);
+		keep_published(m, &view, c, is_again);
 		if (c->nreplicas == 0) { /* they have moved */
 			ret->gen = c->gen;
 			return !mc_index_is_pending(m->index, q->hashes[i]);
@@ -218,7 +246,8 @@ static bool commit_one(struct mc_master *m, struct mc_index_request *q, uint32_t
 	uint64_t left[MC_ST_REPLICAS_MAX];
 	uint32_t nleft = left_take(c, left);
 	bool was_in = ret->gen == c->gen; /* it waits, and they were told */
-	bool is_done = commit_places(m, q, i, c, ret), is_in = is_done || ret->gen == c->gen;
+	bool is_done = commit_places(m, q, i, c, was_in, ret);
+	bool is_in = is_done || ret->gen == c->gen;
 
 	if ((ret->status == 0 && is_in && !was_in) || ret->status == MC_STORE_OBJECT_ALREADY_EXISTS)
 		mc_index_left(q, i, c->gen, left, nleft, &m->frees);
