@@ -13,6 +13,7 @@ BUGS = {
     "no_wait_for_frees": ("done[i].gen = done[i].status == 0 && mc_index_is_pending(m->index, q->hashes[i]);", "done[i].gen = 0;"),
     "no_linger": ("now_ns - w->dead_ns >= MC_OWNER_LINGER_NS", "now_ns >= w->dead_ns"),
     "parent_first": ("return group_at(e, group)->last;", "return group_at(e, group)->first;"),
+    "no_fence": ("t->is_unfenced = rc == -MC_E_UNFENCED;", "t->is_unfenced = false;"),
     "no_epoch": ("if (said->epoch < epoch ||", "if (said->epoch >= epoch || said->epoch < epoch ||"),
 }
 

@@ -166,15 +166,16 @@ static void hosts_cut(unsigned a, unsigned b)
 	sim_run.cuts++;
 	vos_net_cut(a, b, true);
 	fault_begin();
-	vos_at(vos_now() + vos_pick(vos_one_in(3) ? 12 * SEC : SEC), on_heal,
-	       (void *)(uintptr_t)(a * 256 + b));
+	vos_at(vos_now() + (sim_run.is_far ? vos_between(2 * SEC, 6 * SEC)
+					   : vos_pick(vos_one_in(3) ? 12 * SEC : SEC)),
+	       on_heal, (void *)(uintptr_t)(a * 256 + b));
 }
 
 /* While bytes of a write are under way: who sends them dies, or nobody can ask who gets them. */
 static void on_write_fault(void *arg)
 {
 	unsigned from = (unsigned)(uintptr_t)arg / 256, to = (unsigned)(uintptr_t)arg % 256;
-	uint64_t what = vos_pick(3);
+	uint64_t what = sim_run.is_far ? 2 : vos_pick(3);
 
 	if (sim_run.is_over)
 		return;
@@ -353,6 +354,31 @@ static void on_log(void *user, enum mc_log_level level, const char *line)
 	tell("  host %u: %s", vos_self() ? vos_self()->host : 99, text ? text : line);
 }
 
+/* Nothing happens but the load. */
+static void quiet_pick(void)
+{
+	faults = (struct faults){.every_ns = SEC};
+	sim_engine_conf.tell_ppm = 0;
+	cluster.nnodes = 1 + (unsigned)vos_pick(2);
+	sim_run.is_roomy = vos_one_in(3);
+}
+
+/* Nothing but cuts that outlast a write, whose bytes nobody can fence, and may find another object
+ * where they land. */
+static void far_pick(void)
+{
+	faults = (struct faults){.every_ns = SEC};
+	sim_engine_conf.tell_ppm = 100000;
+	sim_engine_conf.late_ppm = 0;
+	cluster.nnodes = 1;
+	cluster.nclients = 2;
+	cluster.timeout_ms = 4000;
+	sim_run.nkeys = (uint32_t)vos_between(3, 6);
+	sim_run.big_per_100 = 70;
+	sim_run.is_quiet = false;
+	sim_run.is_roomy = true;
+}
+
 static void conf_pick(void)
 {
 	sim_run.nkeys = (uint32_t)vos_between(3, 24);
@@ -387,12 +413,11 @@ static void conf_pick(void)
 				 .stop = (uint32_t)vos_pick(3),
 				 .cut = (uint32_t)vos_pick(3)};
 	sim_run.is_quiet = vos_one_in(6);
-	if (!sim_run.is_quiet)
-		return;
-	faults = (struct faults){.every_ns = SEC};
-	sim_engine_conf.tell_ppm = 0;
-	cluster.nnodes = 1 + (unsigned)vos_pick(2);
-	sim_run.is_roomy = vos_one_in(3);
+	sim_run.is_far = sim_run.seed % 8 == 5;
+	if (sim_run.is_far)
+		far_pick();
+	else if (sim_run.is_quiet)
+		quiet_pick();
 }
 
 static void world_start(void)

@@ -33,10 +33,11 @@ struct sim_run {
 	uint64_t seed;
 	uint32_t nkeys, ops_left, workers; /* that work now */
 	uint32_t small_max, big_per_100;
-	bool is_roomy, loses_state, is_quiet, is_over; /* quiet: nothing happens but the load */
-	uint32_t chains[CLIENTS_MAX], nchains;	       /* under way, 0: none; so far */
-	unsigned faults;			       /* stopped or cut off now */
-	uint64_t calm_ns; /* all owners are known since then; NEVER: not now */
+	bool is_roomy, loses_state, is_over;
+	bool is_quiet, is_far; /* nothing happens but the load; but cuts while bytes are written */
+	uint32_t chains[CLIENTS_MAX], nchains; /* under way, 0: none; so far */
+	unsigned faults;		       /* stopped or cut off now */
+	uint64_t calm_ns;		       /* all owners are known since then; NEVER: not now */
 	uint64_t kills, stops, cuts;
 	struct op ops[OPS_MAX];
 	unsigned verified;
