@@ -17,7 +17,9 @@ import torch.distributed as dist
 
 from mooncake import _mooncake
 from mooncake import _pg_tensors as pt
-from mooncake._codes import CLOSED, PEER_DEAD, STALE
+from mooncake import _pg_reconfigure as rc
+from mooncake._codes import CLOSED, PEER_DEAD, STALE, TIMEDOUT
+from mooncake._pg_hooks import Hooks
 from mooncake._pg_work import NEVER_NS, Outcome, Work, all_of
 
 RANKS_MAX = 64
@@ -50,17 +52,34 @@ def bits(mask: int) -> list[int]:
     return [i for i in range(RANKS_MAX) if mask >> i & 1]
 
 
+def _shim(rank: int, size: int, name: str):
+    """torch since 2.15 wants a group to have a backend, for its flight recorder; it is asked for nothing but its name."""
+    base = torch._C._distributed_c10d.Backend
+
+    class Shim(base):
+        def getBackendName(self) -> str:
+            return name
+
+    return Shim(rank, size)
+
+
 def _tensors(x) -> list[torch.Tensor]:
     return [x] if isinstance(x, torch.Tensor) else list(x)
 
 
-class MooncakeProcessGroup(dist.ProcessGroup):
+class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
     """Ranks on one host, through shared memory, or on several, over TCP. Made by torch; see mooncake.pg for what it adds."""
 
-    def __init__(self, store, rank: int, size: int, timeout: timedelta | None, group_id: str, options, devices: str):
+    def __init__(self, store, rank: int, size: int, timeout: timedelta | None, group_id: str, options, devices: str,
+                 is_unopened: bool = False):  # fmt: skip
         super().__init__(rank, size)
         self._name, self._desc, self._devices = str(group_id), "undefined", devices
         self._rank, self._founders = rank, size
+        self._torch_backend = None
+        if hasattr(dist.ProcessGroup, "reconfigure"):
+            self._torch_backend, kind = _shim(rank, size, self.name()), dist.ProcessGroup.BackendType.CUSTOM
+            super()._register_backend(torch.device(devices), kind, self._torch_backend)
+            super()._set_default_backend(kind)
         self.options = options
         slots = max(options.max_group_size or size, size)
         if slots > RANKS_MAX:
@@ -73,9 +92,16 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         self._whole = Outcome(0, 0, None)  # of the last operation that nobody was missing in
         timeout_ns = int(timeout.total_seconds() * 1e9) if timeout else DEFAULT_NS
         self._timeout_ns = timeout_ns
-        self._coll = self._meet(store, timeout_ns)
+        self._store = store
+        self._past: set[str] = set()  # lives that are over, and numbers that reconfigure() had
+        self._used: set[int] = set()
+        self._is_shut = False
+        if is_unopened:
+            self._coll, self._life = rc.Unopened(self._name), f"new.{secrets.token_hex(8)}"
+        else:
+            self._coll = self._meet(store, timeout_ns)
         self._mirror_state = (0, -1)
-        self.active_ranks = self._mirror(options.active_ranks)
+        self.active_ranks = self._mirror(options.active_ranks, slots)
         self._refresh()
 
     # ---- life ----
@@ -93,7 +119,7 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         if not joiner and self._rank == 0:
             store.set(f"{at}name", f"{self._name}.{secrets.token_hex(8)}")
             store.set("mooncake/meeting", meeting)
-        name = store.get(f"{at}name").decode()
+        name = self._life = store.get(f"{at}name").decode()
         others = [None] * self._slots
         for slot in range(self._slots if joiner else self._founders):
             key = f"{at}{slot}"
@@ -102,11 +128,12 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         founders = 0 if joiner else self._founders
         return _mooncake.Coll(hub(), name, self._rank, founders, self._slots, timeout_ns, 0, others)
 
-    def _mirror(self, tensor: torch.Tensor | None) -> torch.Tensor:
+    @staticmethod
+    def _mirror(tensor: torch.Tensor | None, slots: int) -> torch.Tensor:
         if tensor is None:
-            return torch.zeros(self._slots, dtype=torch.int32)
-        if tensor.dtype != torch.int32 or not tensor.is_contiguous() or tensor.numel() < self._slots:
-            raise ValueError(f"active_ranks must be a contiguous int32 tensor of at least {self._slots} elements, "
+            return torch.zeros(slots, dtype=torch.int32)
+        if tensor.dtype != torch.int32 or not tensor.is_contiguous() or tensor.numel() < slots:
+            raise ValueError(f"active_ranks must be a contiguous int32 tensor of at least {slots} elements, "
                              f"not {tensor.dtype} with {tensor.numel()}")  # fmt: skip
         return tensor
 
@@ -127,12 +154,17 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         return self._refresh(is_asked=True)
 
     def shutdown(self) -> None:
-        self._coll.close()
+        self._is_shut = True
+        self._end(self._coll)
+
+    def _end(self, coll) -> None:
+        coll.close()
         while self._running:
             self._running.popleft()[0].wait(1_000_000_000)
         self._messages.clear()
 
     def abort(self) -> None:
+        self._fire_abort()
         self._coll.abort()
 
     # ---- what torch asks of a group ----
@@ -157,6 +189,8 @@ class MooncakeProcessGroup(dist.ProcessGroup):
 
     def setGroupName(self, name: str) -> None:
         self._name = name
+        if self._torch_backend is not None:
+            super()._set_group_name(name)
 
     _set_group_name = setGroupName
     group_name = property(getGroupName)
@@ -166,6 +200,8 @@ class MooncakeProcessGroup(dist.ProcessGroup):
 
     def setGroupDesc(self, desc: str) -> None:
         self._desc = desc
+        if self._torch_backend is not None:
+            super()._set_group_desc(desc)
 
     _set_group_desc = setGroupDesc
     group_desc = property(getGroupDesc)
@@ -225,6 +261,8 @@ class MooncakeProcessGroup(dist.ProcessGroup):
     def _error(self, code: int) -> Exception:
         if code == STALE:
             return dist.DistBackendError(f"rank {self._rank} is not active in group {self._name}: call join_group()")
+        if code == TIMEDOUT:
+            self._fire_abort()
         if code == CLOSED:
             return dist.DistBackendError(f"group {self._name} is closed")
         text = self._coll.error()
@@ -424,3 +462,53 @@ class MooncakeProcessGroup(dist.ProcessGroup):
         return True
 
     slots = property(lambda self: self._slots)
+
+    # ---- membership, torch 2.15's way ----
+
+    supports_reconfigure = True
+
+    def _handle(self) -> rc.Handle:
+        rank = -1 if isinstance(self._coll, rc.Unopened) else self._rank
+        return rc.Handle(self._name, self._life, rank, self.options.max_group_size, hub().address())
+
+    def get_reconfigure_handle(self) -> str:
+        """For the others' reconfigure() and this one's; until that."""
+        return self._handle().text()
+
+    def reconfigure(self, opts):
+        """The ranks of opts.handles found the group anew, and it goes on as theirs; all call it. Where it fails this rank
+        still has the group that it had, and may try again under another uuid. -> ended Work"""
+        if self._is_shut:
+            raise ValueError(f"group {self._name} is shut down")
+        uuid, handles = int(opts.uuid), opts.handles
+        plan = rc.plan(self._handle(), self._past, self._used, uuid, handles, RANKS_MAX)
+        ranks = len(plan.handles)
+        slots = plan.slots
+        mirror = self._mirror(self.options.active_ranks, slots)
+        timeout_ns = int(opts.timeout.total_seconds() * 1e9) if opts.timeout else self._timeout_ns
+        addresses = [None if h.rank == self._rank and h.life == self._life else h.address for h in plan.handles]
+        addresses += [None] * (slots - ranks)
+        self._used.add(uuid)
+        try:
+            coll = _mooncake.Coll(hub(), plan.name, plan.rank, ranks, slots, timeout_ns, 0, addresses)
+        except RuntimeError as exc:
+            return Work(None, Outcome(0, 0, dist.DistBackendError(f"reconfigure {uuid} of group {self._name}: {exc}")))
+        old, self._coll = self._coll, coll
+        self._past |= {h.life for h in plan.handles} | {self._life}
+        self._life, self._rank, self._founders, self._slots = plan.name, plan.rank, ranks, slots
+        self._whole, self._mirror_state, self.active_ranks = Outcome(0, 0, None), (0, -1), mirror
+        self._refresh()
+        self._end(old)
+        self._show()
+        return Work(None, Outcome((1 << ranks) - 1, 0, None))
+
+    def _show(self) -> None:
+        """Where extensions look for the group. A store that is gone takes only their door with it."""
+        at = f"mooncake/{self._life}/"
+        try:
+            self._store.set(f"{at}{self._rank}", hub().address())
+            if self._rank == 0:
+                self._store.set(f"{at}name", self._life)
+                self._store.set("mooncake/meeting", self._life)
+        except RuntimeError:
+            self._store = None

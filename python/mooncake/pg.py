@@ -80,7 +80,8 @@ class MooncakeBackendOptions:
     active_ranks: int32 storage in which the group keeps who is active. is_extension: this process joins a group that
     runs. max_group_size: slots; default: the group's size. Operations always go on without the dead. With
     auto_sync_on_failure off, these count as active (in `active_ranks`, and as missing in each operation's hint) until
-    sync_after_failure(); with auto_deactivate_on_failure off as well, until deactivate_ranks().
+    sync_after_failure(); with auto_deactivate_on_failure off as well, until deactivate_ranks(). `enable_reconfigure`, an
+    attribute as torch 2.15's options have it: the group has no ranks before its first reconfigure().
     """
 
     def __init__(self, *args, **kwargs):
@@ -104,6 +105,7 @@ class MooncakeBackendOptions:
         self.max_group_size = int(given.get("max_group_size", first if isinstance(first, int) else 0) or 0)
         self.auto_deactivate_on_failure = bool(given.get("auto_deactivate_on_failure", True))
         self.auto_sync_on_failure = bool(given.get("auto_sync_on_failure", True))
+        self.enable_reconfigure = False
         if self.auto_sync_on_failure and not self.auto_deactivate_on_failure:
             raise ValueError("auto_sync_on_failure needs auto_deactivate_on_failure")
 
@@ -122,8 +124,9 @@ def _make(opts, pg_options, devices: str) -> MooncakeProcessGroup:
     if not isinstance(options, MooncakeBackendOptions):
         raise TypeError(f"pg_options must be mooncake.pg.MooncakeBackendOptions, not {type(options).__name__}")
     return MooncakeProcessGroup(
-        opts.store, opts.group_rank, opts.group_size, opts.timeout, opts.group_id, options, devices
-    )
+        opts.store, opts.group_rank, opts.group_size, opts.timeout, opts.group_id, options, devices,
+        bool(options.enable_reconfigure or getattr(opts, "enable_reconfigure", False)),
+    )  # fmt: skip
 
 
 def createMooncakeBackend(opts, pg_options=None):

@@ -234,6 +234,19 @@ static int wait_for(struct wait *w, struct mc_spin *spin)
 	return rc ? rc : doze(w);
 }
 
+/* Whoever gives up says whom it waited for. */
+static int told(struct mc_coll *g, unsigned slot, int rc)
+{
+	if (rc == -MC_E_TIMEDOUT)
+		mc_coll_say(g,
+			    "operation %llu of group %s: rank %u is late, it is at operation %llu",
+			    (unsigned long long)g->op, g->name, slot,
+			    (unsigned long long)(atomic_load_explicit(&g->cur[slot]->page->word,
+								      memory_order_relaxed) >>
+						 (MC_COLL_STEP_BITS + MC_COLL_ROUND_BITS)));
+	return rc;
+}
+
 int mc_coll_wait_word(struct mc_coll *g, unsigned slot, uint64_t target, uint64_t deadline_ns)
 {
 	struct wait w = {.g = g,
@@ -245,7 +258,9 @@ int mc_coll_wait_word(struct mc_coll *g, unsigned slot, uint64_t target, uint64_
 
 	if (!w.p) /* never attached, or lost before it was taken into use */
 		return MC_COLL_GONE;
-	return g->net ? mc_coll_net_wait(g, w.p, target, deadline_ns) : wait_for(&w, &g->spin);
+	return told(g, slot,
+		    g->net ? mc_coll_net_wait(g, w.p, target, deadline_ns)
+			   : wait_for(&w, &g->spin));
 }
 
 int mc_coll_wait_share(struct mc_coll *g, unsigned slot, uint64_t seq, uint32_t chunks,
@@ -259,7 +274,7 @@ int mc_coll_wait_share(struct mc_coll *g, unsigned slot, uint64_t seq, uint32_t 
 			 .target = mc_coll_share(seq, 0, chunks),
 			 .mask = mask};
 
-	return wait_for(&w, &g->spin);
+	return told(g, slot, wait_for(&w, &g->spin));
 }
 
 int mc_coll_wait_on(struct mc_coll *g, struct mc_coll_peer *p, int (*is_there)(const void *what),
