@@ -160,7 +160,9 @@ struct mc_coll_part {
 
 /**
  * An operation. Kind, type, reduction, root and the counts that have to agree are compared between
- * the ranks; a difference is -MC_E_INVAL on all of them, and names who asked for what.
+ * the ranks; a difference is -MC_E_INVAL and names who asked for what, on all that wait for another
+ * one in it. Who only gives (the root of a broadcast) has perhaps ended well: then the next
+ * operation in which it waits is -MC_E_INVAL and says so, on all. After that the group goes on.
  * What should come from a slot that is not there is zeroes; a part for such a slot is not read.
  */
 struct mc_coll_op {

@@ -271,11 +271,10 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
 
     def _run(self, kind, dtype, op, root, ins, outs, staged, is_async, result=None):
         """ins, outs: flat tuples of addresses and counts. staged: None where the memory is the caller's, who waits."""
-        type_number, number, factor = pt.BYTE, 0, 0.0
+        type_number, number, factor = pt.TYPES.get(dtype, pt.BYTE), 0, 0.0
         if op is not None:
             number, factor = pt.reduction(op)
-            type_number = pt.TYPES.get(dtype)
-            if type_number is None:
+            if type_number == pt.BYTE:
                 raise TypeError(f"{dtype} is not reduced")
         if is_async:
             pending = self._coll.start(kind, type_number, number, root, factor, ins, outs)
@@ -320,10 +319,10 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
 
     def broadcast(self, tensors, opts=None):
         tensor, staged, root = _tensors(tensors)[0], pt.Staged(), self._opts(opts, "rootRank", 0)
-        is_root = root == self._rank
-        part = pt.part(staged.input(tensor) if is_root else staged.output(tensor), as_bytes=True)
+        is_root, dtype = root == self._rank, pt.common((tensor,))
+        part = pt.part(staged.input(tensor) if is_root else staged.output(tensor), dtype is None)
         ins = part if is_root else ()
-        return self._run(pt.BROADCAST, None, None, root, ins, part, staged, self._is_async(opts), tensors)
+        return self._run(pt.BROADCAST, dtype, None, root, ins, part, staged, self._is_async(opts), tensors)
 
     def barrier(self, opts=None):
         return self._run(pt.BARRIER, None, None, 0, (), (), None, self._is_async(opts))
@@ -331,17 +330,17 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
     def allgather(self, outputs, inputs, opts=None):
         works = []
         for outs, tensor in zip(outputs, _tensors(inputs), strict=True):
-            staged = pt.Staged()
-            theirs = pt.parts([staged.output(t) for t in outs], self._slots)
-            mine = pt.part(staged.input(tensor), as_bytes=True)
-            works.append(self._run(pt.ALL_GATHER, None, None, 0, mine, theirs, staged, self._is_async(opts), outputs))
+            staged, dtype = pt.Staged(), pt.common([tensor, *outs])
+            theirs = pt.parts([staged.output(t) for t in outs], self._slots, dtype is None)
+            mine = pt.part(staged.input(tensor), dtype is None)
+            works.append(self._run(pt.ALL_GATHER, dtype, None, 0, mine, theirs, staged, self._is_async(opts), outputs))
         return all_of(outputs, works)
 
     def all_gather_single(self, output, tensor, opts=None):
-        staged = pt.Staged()
-        theirs = pt.even(staged.output(output), self.size(), self._slots)
-        mine = pt.part(staged.input(tensor), as_bytes=True)
-        return self._run(pt.ALL_GATHER, None, None, 0, mine, theirs, staged, self._is_async(opts), [output])
+        staged, dtype = pt.Staged(), pt.common((tensor, output))
+        theirs = pt.even(staged.output(output), self.size(), self._slots, dtype is None)
+        mine = pt.part(staged.input(tensor), dtype is None)
+        return self._run(pt.ALL_GATHER, dtype, None, 0, mine, theirs, staged, self._is_async(opts), [output])
 
     _allgather_base = allgather_base = all_gather_into_tensor = all_gather_single
 
@@ -358,20 +357,22 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
     def gather(self, outputs, inputs, opts):
         tensor, staged = _tensors(inputs)[0], pt.Staged()
         is_root = opts.rootRank == self._rank
-        outs = pt.parts([staged.output(t) for t in outputs[0]], self._slots) if is_root else ()
-        mine = pt.part(staged.input(tensor), as_bytes=True)
-        return self._run(pt.GATHER, None, None, opts.rootRank, mine, outs, staged, self._is_async(opts), outputs)
+        dtype = pt.common([tensor, *outputs[0]] if is_root else (tensor,))
+        outs = pt.parts([staged.output(t) for t in outputs[0]], self._slots, dtype is None) if is_root else ()
+        mine = pt.part(staged.input(tensor), dtype is None)
+        return self._run(pt.GATHER, dtype, None, opts.rootRank, mine, outs, staged, self._is_async(opts), outputs)
 
     def scatter(self, outputs, inputs, opts):
         tensor, staged = _tensors(outputs)[0], pt.Staged()
         is_root = opts.rootRank == self._rank
-        ins = self._filled([staged.input(t) for t in inputs[0]], tensor) if is_root else ()
-        out = pt.part(staged.output(tensor), as_bytes=True)
-        return self._run(pt.SCATTER, None, None, opts.rootRank, ins, out, staged, self._is_async(opts), outputs)
+        dtype = pt.common([tensor, *inputs[0]] if is_root else (tensor,))
+        ins = self._filled([staged.input(t) for t in inputs[0]], tensor, dtype is None) if is_root else ()
+        out = pt.part(staged.output(tensor), dtype is None)
+        return self._run(pt.SCATTER, dtype, None, opts.rootRank, ins, out, staged, self._is_async(opts), outputs)
 
-    def _filled(self, tensors, like) -> tuple[int, ...]:
+    def _filled(self, tensors, like, as_bytes: bool) -> tuple[int, ...]:
         """Parts of one size for all slots; those of slots beyond the ranks are not read."""
-        return pt.parts(tensors, len(tensors)) + pt.part(like, as_bytes=True) * (self._slots - len(tensors))
+        return pt.parts(tensors, len(tensors), as_bytes) + pt.part(like, as_bytes) * (self._slots - len(tensors))
 
     def _reduce_scatter(self, output, ins, op, staged, opts):
         """ins: parts of the ranks; those of slots beyond them have the same size."""
@@ -401,17 +402,17 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
     def alltoall(self, outputs, inputs, opts=None):
-        staged = pt.Staged()
-        outs = pt.parts([staged.output(t) for t in outputs], self._slots)
-        ins = pt.parts([staged.input(t) for t in inputs], self._slots)
-        return self._run(pt.ALL_TO_ALL, None, None, 0, ins, outs, staged, self._is_async(opts), outputs)
+        staged, dtype = pt.Staged(), pt.common([*inputs, *outputs])
+        outs = pt.parts([staged.output(t) for t in outputs], self._slots, dtype is None)
+        ins = pt.parts([staged.input(t) for t in inputs], self._slots, dtype is None)
+        return self._run(pt.ALL_TO_ALL, dtype, None, 0, ins, outs, staged, self._is_async(opts), outputs)
 
     def all_to_all_single(self, output, tensor, output_splits=None, input_splits=None, opts=None):
-        staged, n = pt.Staged(), self.size()
-        outs, ins = staged.output(output), staged.input(tensor)
-        outs = pt.cut(outs, list(output_splits), self._slots) if output_splits else pt.even(outs, n, self._slots)
-        ins = pt.cut(ins, list(input_splits), self._slots) if input_splits else pt.even(ins, n, self._slots)
-        return self._run(pt.ALL_TO_ALL, None, None, 0, ins, outs, staged, self._is_async(opts), [output])
+        staged, n, slots, dtype = pt.Staged(), self.size(), self._slots, pt.common((tensor, output))
+        outs, ins, by = staged.output(output), staged.input(tensor), dtype is None
+        outs = pt.cut(outs, list(output_splits), slots, by) if output_splits else pt.even(outs, n, slots, by)
+        ins = pt.cut(ins, list(input_splits), slots, by) if input_splits else pt.even(ins, n, slots, by)
+        return self._run(pt.ALL_TO_ALL, dtype, None, 0, ins, outs, staged, self._is_async(opts), [output])
 
     alltoall_base = all_to_all_single
 

@@ -36,6 +36,12 @@ def reduction(op) -> tuple[int, float]:
     return number, float(factor)
 
 
+def common(tensors) -> torch.dtype | None:
+    """What is moved, so that ranks can tell whether they move the same; None: just bytes."""
+    first = tensors[0].dtype if tensors else None
+    return first if first in TYPES and all(t.dtype == first for t in tensors) else None
+
+
 class Staged:
     """The memory of a call's tensors: theirs where it can be used as it is, else a copy that goes back at the end.
 
@@ -96,13 +102,13 @@ def even(tensor: torch.Tensor, ranks: int, slots: int, as_bytes: bool = True) ->
     return _spread(tensor.data_ptr(), [count] * ranks, width, as_bytes) + (0, 0) * (slots - ranks)
 
 
-def cut(tensor: torch.Tensor, rows: list[int], slots: int) -> tuple[int, ...]:
-    """Parts: pieces of a contiguous tensor along its first dimension, of so many rows each, in bytes."""
+def cut(tensor: torch.Tensor, rows: list[int], slots: int, as_bytes: bool) -> tuple[int, ...]:
+    """Parts: pieces of a contiguous tensor along its first dimension, of so many rows each."""
     have = tensor.shape[0] if tensor.dim() else tensor.numel()
     if sum(rows) != have or min(rows, default=0) < 0:
         raise ValueError(f"split sizes {rows} do not add up to the first dimension of {tuple(tensor.shape)}")
     row = tensor.numel() // have if have else 0
-    flat = _spread(tensor.data_ptr(), [n * row for n in rows], tensor.element_size(), True)
+    flat = _spread(tensor.data_ptr(), [n * row for n in rows], tensor.element_size(), as_bytes)
     return flat + (0, 0) * (slots - len(rows))
 
 

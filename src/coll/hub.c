@@ -24,7 +24,7 @@
 
 #define METHOD_ATTACH 0x0c01
 #define METHOD_LEND 0x0c02 /* ranks of one host in a group over hosts: memory for memory */
-#define ATTACH_VERSION 3u
+#define ATTACH_VERSION 4u
 #define SETTLE_NS (2 * MC_NS_PER_S) /* for a death that is not known everywhere yet */
 #define HELD_MAX 4096u
 #define ADDRESS_PARTS 4

@@ -232,7 +232,7 @@ static void install(struct mc_coll_peer *d, const struct votes *v)
 			    mc_coll_content_read(d->page, k, e->bytes[k], e->len[k], g->ranks_max,
 						 g->scratch_max) < 0)
 				continue;
-			d->wire->slot_seq[k] = e->slot_seq[k];
+			d->wire->slot_seq[k] = d->page->call[k].seq = e->slot_seq[k];
 		}
 	}
 }

@@ -32,7 +32,11 @@ int mc_coll_content_read(struct mc_coll_page *page, unsigned parity, const uint8
 	c.root = mc_rd_u8(&r);
 	c.rounds = mc_rd_u32(&r);
 	c.nin = mc_rd_u32(&r);
-	(void)mc_rd_u32(&r);
+	c.before.kind = mc_rd_u8(&r);
+	c.before.type = mc_rd_u8(&r);
+	c.before.reduce = mc_rd_u8(&r);
+	c.before.root = mc_rd_u8(&r);
+	c.before.count = mc_rd_u64(&r);
 	factor = mc_rd_u64(&r);
 	c.len = mc_rd_u64(&r);
 	c.count = mc_rd_u64(&r);
@@ -106,7 +110,7 @@ static void on_round(struct mc_coll_wire *wire, const struct mc_coll_head *h)
 	if (!wire->is_cut) {
 		rc = mc_coll_content_read(p->page, parity, wire->round_buf, h->len, g->ranks_max,
 					  g->scratch_max);
-		wire->slot_seq[parity] = seq;
+		wire->slot_seq[parity] = p->page->call[parity].seq = seq;
 	}
 	pthread_mutex_unlock(&g->net->lock);
 	if (rc == 0 && p->page->call[parity].len > MC_COLL_SMALL) {

@@ -14,7 +14,7 @@
 #include "coll/net.h"
 
 #define HELLO_MAGIC 0x314e434du /* "MCN1" */
-#define VERSION 2u
+#define VERSION 3u
 #define GUESTS_MAX 4096u
 #define HELLO_NS (10 * MC_NS_PER_S)
 #define PORT_MIN 12001

@@ -36,7 +36,11 @@ void mc_coll_content_write(struct mc_wr *w, const struct mc_coll_page *page, uns
 	mc_wr_u8(w, c->root);
 	mc_wr_u32(w, c->rounds);
 	mc_wr_u32(w, c->nin);
-	mc_wr_u32(w, 0);
+	mc_wr_u8(w, c->before.kind);
+	mc_wr_u8(w, c->before.type);
+	mc_wr_u8(w, c->before.reduce);
+	mc_wr_u8(w, c->before.root);
+	mc_wr_u64(w, c->before.count);
 	mc_wr_u64(w, factor);
 	mc_wr_u64(w, c->len);
 	mc_wr_u64(w, c->count);

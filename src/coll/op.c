@@ -135,6 +135,9 @@ static int pass(struct mc_coll_round *r, uint32_t *round, uint64_t elems, uint64
 		r->seq = g->op << MC_COLL_ROUND_BITS | (*round)++;
 		r->first = k * elems;
 		r->elems = elems;
+		rc = k > 0 ? mc_coll_round_check(r) : 0;
+		if (rc < 0)
+			return rc;
 		rc = mc_coll_round_begin(r);
 		if (rc == 0)
 			rc = shapes[r->op->kind].is_reduced ? mc_coll_reduce_round(r)
@@ -142,7 +145,8 @@ static int pass(struct mc_coll_round *r, uint32_t *round, uint64_t elems, uint64
 		if (rc == -MC_E_TIMEDOUT || rc == -MC_E_CANCELED)
 			return rc;
 		mc_coll_round_end(r);
-		if (rc < 0 && (rc != -MC_E_INVAL || shapes[r->op->kind].is_reduced))
+		if (rc < 0 &&
+		    (rc != -MC_E_INVAL || r->is_refused || shapes[r->op->kind].is_reduced))
 			return rc;
 		if (rc < 0)
 			kept = rc; /* of one rank's part; the other rounds are waited for */
@@ -203,8 +207,15 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 	active = ranks = atomic_load_explicit(&g->active, memory_order_relaxed);
 	if (active != g->crowd_of)
 		mc_coll_count_cores(g, g->crowd_of = active);
-	if (rc == 0)
+	if (rc == 0) {
 		rc = pass(&r, &round, elems, &ranks);
+		g->before = g->now;
+		if (rc == -MC_E_INVAL) {
+			g->before = (struct mc_coll_past){.kind = MC_COLL_REFUSED};
+			/* Nobody waits for what it would have shown. */
+			mc_coll_post(g, mc_coll_word((g->op + 1) << MC_COLL_ROUND_BITS, 0));
+		}
+	}
 	/* What this rank showed must not depend on its next call. */
 	if (g->net && (rc == 0 || rc == -MC_E_INVAL || rc == -MC_E_PEER_DEAD))
 		rc = mc_coll_net_flush(g, r.deadline_ns) < 0 ? -MC_E_TIMEDOUT : rc;

@@ -42,14 +42,26 @@ enum mc_coll_state {
 	MC_COLL_LEFT,	      /* its word is as final as a dead rank's */
 };
 
+/** An operation that is over, as far as ranks have to have called the same. */
+struct mc_coll_past {
+	uint8_t kind, type, reduce, root; /* kind: or one of those below */
+	uint64_t count;
+};
+
+#define MC_COLL_REFUSED 0xfeu /* it ended with -MC_E_INVAL here */
+#define MC_COLL_UNKNOWN 0xffu /* this rank was not in it: it joined after it */
+
 /** What a rank does in an operation; compared between ranks. */
 struct mc_coll_call {
 	uint8_t kind, type, reduce, root;
 	uint32_t rounds; /* of this operation as far as this rank's own parts tell */
 	uint32_t nin;
 	double factor;
-	uint64_t len;	/* bytes shown in this round */
+	uint64_t seq;	/* the round: one that a rank has not shown is one that it will not show */
+	uint64_t len;	/* bytes shown in it */
 	uint64_t count; /* elements of a part where all are equal, else UINT64_MAX */
+	struct mc_coll_past
+	    before; /* the operation before: who only gave in it has seen nobody's */
 };
 
 /** Ring of messages to one other rank: bytes [tail, head), both counted for ever. */

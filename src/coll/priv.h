@@ -120,6 +120,7 @@ struct mc_coll {
 	struct mc_coll_peer *_Atomic cur[MC_COLL_RANKS_MAX]; /* changed by it, under `lock` */
 	bool is_alone; /* a joiner that has not joined: operations have its own input only */
 	uint64_t op;
+	struct mc_coll_past now, before; /* the operation that runs, and the one before it */
 	uint64_t area_seq, small_seq[2]; /* rounds that used them last */
 	uint64_t area_ranks;		 /* who could read it in that round */
 	uint64_t area_kept;		 /* bytes of the area that there is memory behind */
@@ -299,8 +300,12 @@ struct mc_coll_round {
 	uint32_t part; /* publish: the part that is being copied, and how far */
 	uint64_t part_at;
 	uint32_t rounds; /* of the whole operation, as far as known */
+	bool is_refused; /* somebody's call is another one: there is nothing to go on with */
 };
 
+/** Before a further round: whoever only gives has not looked yet whether all called the same.
+ * @return 0; as mc_coll_round_wait() */
+int mc_coll_round_check(struct mc_coll_round *r);
 /** Announce the call. @return 0; as mc_coll_view_enter(); -MC_E_NOMEM */
 int mc_coll_round_begin(struct mc_coll_round *r);
 /** Copy the next chunk to where the others see it, and tell them. */

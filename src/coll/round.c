@@ -197,8 +197,11 @@ static void call_write(struct mc_coll_round *r)
 				   .rounds = r->rounds,
 				   .nin = op->nin,
 				   .factor = op->factor,
+				   .seq = r->seq,
 				   .len = r->len,
-				   .count = unit_of(r)};
+				   .count = unit_of(r),
+				   .before = r->g->before};
+	r->g->now = (struct mc_coll_past){c->kind, c->type, c->reduce, c->root, c->count};
 	for (uint32_t i = 0; op->nin > 1 && i < op->nin; i++)
 		page->part_len[r->parity][i] =
 		    is_shown(r, i) ? mc_coll_round_part(r, &op->in[i], &at) : 0;
@@ -253,36 +256,80 @@ void mc_coll_round_publish_all(struct mc_coll_round *r)
 		mc_coll_round_publish(r);
 }
 
-/* Say on both sides who does something else. */
-static int differ(struct mc_coll_round *r, unsigned slot, const struct mc_coll_call *a,
-		  const struct mc_coll_call *b)
+static void call_text(char *to, size_t size, const struct mc_coll_past *c)
 {
 	static const char *const kinds[] = {"barrier",	      "all_reduce", "reduce",
 					    "reduce_scatter", "all_gather", "gather",
 					    "broadcast",      "scatter",    "all_to_all"};
+
+	if (c->kind == MC_COLL_REFUSED) {
+		(void)snprintf(to, size, "refused another's");
+		return;
+	}
+	(void)snprintf(to, size, "calls %s type %s reduction %u root %u count %lld",
+		       c->kind < MC_COLL_KIND_COUNT ? kinds[c->kind] : "?",
+		       c->type < MC_COLL_TYPE_COUNT ? mc_coll_type_text(c->type) : "?", c->reduce,
+		       c->root, (long long)c->count);
+}
+
+/* Say on both sides who does, or did, something else. */
+static int differ(struct mc_coll_round *r, unsigned slot, uint64_t op, const struct mc_coll_past *a,
+		  const struct mc_coll_past *b)
+{
 	char text[2][96];
-	const struct mc_coll_call *calls[2] = {a, b};
 
 	r->has_read_area = true; /* the others are told when this is over */
-	for (int i = 0; i < 2; i++) {
-		const struct mc_coll_call *c = calls[i];
-
-		(void)snprintf(text[i], sizeof(text[i]),
-			       "%s type %s reduction %u root %u count %lld",
-			       c->kind < MC_COLL_KIND_COUNT ? kinds[c->kind] : "?",
-			       c->type < MC_COLL_TYPE_COUNT ? mc_coll_type_text(c->type) : "?",
-			       c->reduce, c->root, (long long)c->count);
-	}
-	mc_coll_say(r->g, "operation %llu of group %s: rank %u calls %s, rank %u calls %s",
-		    (unsigned long long)(r->seq >> MC_COLL_ROUND_BITS), r->g->name, r->g->rank,
-		    text[0], slot, text[1]);
+	r->is_refused = true;
+	call_text(text[0], sizeof(text[0]), a);
+	call_text(text[1], sizeof(text[1]), b);
+	mc_coll_say(r->g, "operation %llu of group %s: rank %u %s, rank %u %s",
+		    (unsigned long long)op, r->g->name, r->g->rank, text[0], slot, text[1]);
 	return -MC_E_INVAL;
 }
 
-static bool is_same_call(const struct mc_coll_call *a, const struct mc_coll_call *b)
+static bool is_same(const struct mc_coll_past *a, const struct mc_coll_past *b)
 {
 	return a->kind == b->kind && a->type == b->type && a->reduce == b->reduce &&
 	       a->root == b->root && a->count == b->count;
+}
+
+static bool is_same_before(const struct mc_coll_past *a, const struct mc_coll_past *b)
+{
+	return is_same(a, b) || a->kind == MC_COLL_UNKNOWN || b->kind == MC_COLL_UNKNOWN;
+}
+
+static struct mc_coll_past past_of(const struct mc_coll_call *c)
+{
+	return (struct mc_coll_past){c->kind, c->type, c->reduce, c->root, c->count};
+}
+
+int mc_coll_round_check(struct mc_coll_round *r)
+{
+	struct mc_coll *g = r->g;
+	uint64_t active = atomic_load_explicit(&g->active, memory_order_relaxed), seq = r->seq - 1;
+	unsigned q;
+
+	mc_coll_each(q, active & ~MC_COLL_BIT(g->rank))
+	{
+		int rc = mc_coll_wait_word(g, q, mc_coll_word(seq, 1), r->deadline_ns);
+		const struct mc_coll_page *page;
+		struct mc_coll_past them;
+
+		if (rc < 0)
+			return rc;
+		if (rc == MC_COLL_GONE)
+			continue;
+		page = g->cur[q]->page;
+		them = past_of(&page->call[mc_coll_parity(seq)]);
+		/* One that has gone on waits for us again, and may have stored another call there:
+		 * pairs with the fence in mc_coll_ring(). */
+		atomic_thread_fence(memory_order_acquire);
+		if (atomic_load_explicit(&page->word, memory_order_relaxed) >> MC_COLL_STEP_BITS ==
+			seq &&
+		    !is_same(&g->now, &them))
+			return differ(r, q, g->op, &g->now, &them);
+	}
+	return 0;
 }
 
 /* What is reduced is read as far as our own goes: a stranger's call may say anything. */
@@ -297,6 +344,7 @@ int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks)
 {
 	struct mc_coll *g = r->g;
 	const struct mc_coll_call *theirs, *own = &g->page->call[r->parity];
+	struct mc_coll_past them;
 	uint32_t n;
 	int rc;
 
@@ -306,8 +354,13 @@ int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks)
 	if (rc != MC_COLL_THERE)
 		return rc;
 	theirs = &g->cur[slot]->page->call[r->parity];
-	if (!is_same_call(own, theirs) || (g->net && !is_same_length(r, theirs)))
-		return differ(r, slot, own, theirs);
+	them = past_of(theirs);
+	if (theirs->seq != r->seq) /* it has left the operation before this round */
+		them = (struct mc_coll_past){.kind = MC_COLL_REFUSED};
+	if (!is_same(&g->now, &them) || (g->net && !is_same_length(r, theirs)))
+		return differ(r, slot, g->op, &g->now, &them);
+	if (!is_same_before(&own->before, &theirs->before))
+		return differ(r, slot, g->op - 1, &own->before, &theirs->before);
 	/* It waits for all to be past this round, though they may want none of it. */
 	r->has_read_area |= theirs->len > MC_COLL_SMALL;
 	if (theirs->rounds > r->rounds)

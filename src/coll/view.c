@@ -412,6 +412,7 @@ static void begin_at(struct mc_coll *g, const struct mc_coll_change *c, uint64_t
 	if (g->is_alone)
 		g->small_seq[0] = g->small_seq[1] = g->area_seq = 0;
 	g->is_alone = false;
+	g->before = (struct mc_coll_past){.kind = MC_COLL_UNKNOWN};
 	atomic_store_explicit(&g->active, c->active, memory_order_relaxed);
 	atomic_store_explicit(&g->page->entered, g->op, memory_order_relaxed);
 	atomic_store_explicit(&g->page->log_seen, index + 1, memory_order_release);
