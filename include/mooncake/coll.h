@@ -74,7 +74,8 @@ struct mc_coll_opts {
 	uint32_t ranks;	     /* slots 0 … ranks - 1 are active from the start; the joiner: 0 */
 	uint32_t ranks_max;  /* slots; 0: ranks */
 	uint64_t timeout_ns; /* of opening, and of an operation; 0: 30 minutes */
-	uint64_t scratch_max; /* bytes up to which an operation keeps all inputs; 0: 64 MiB */
+	uint64_t scratch_max;	  /* bytes up to which an operation keeps all inputs; 0: 64 MiB */
+	uint64_t open_timeout_ns; /* of opening, where it is another one; 0: timeout_ns */
 };
 
 /**

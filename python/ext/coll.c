@@ -151,7 +151,7 @@ static PyObject *coll_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	struct mc_coll_opts opts = {.size = sizeof(opts)};
 	const char *addrs[MC_COLL_RANKS_MAX] = {NULL};
-	unsigned long long timeout_ns, scratch;
+	unsigned long long timeout_ns, scratch, open_ns = 0;
 	struct mc_diag diag = {.text = ""};
 	PyObject *hub, *list;
 	struct mc_coll *coll;
@@ -159,8 +159,8 @@ static PyObject *coll_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	int rc;
 
 	(void)kwargs;
-	if (!PyArg_ParseTuple(args, "OsIIIKKO", &hub, &opts.name, &opts.rank, &opts.ranks,
-			      &opts.ranks_max, &timeout_ns, &scratch, &list))
+	if (!PyArg_ParseTuple(args, "OsIIIKKO|K", &hub, &opts.name, &opts.rank, &opts.ranks,
+			      &opts.ranks_max, &timeout_ns, &scratch, &list, &open_ns))
 		return NULL;
 	if (Py_TYPE(hub) != (PyTypeObject *)hub_type) {
 		PyErr_SetString(PyExc_TypeError, "a CollHub");
@@ -173,6 +173,7 @@ static PyObject *coll_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	if (addresses(list, addrs) < 0)
 		return NULL;
 	opts.timeout_ns = timeout_ns;
+	opts.open_timeout_ns = open_ns;
 	opts.scratch_max = scratch;
 	Py_BEGIN_ALLOW_THREADS
 	rc = mc_coll_open(((struct py_hub *)hub)->hub, &opts, addrs, &diag, &coll);
@@ -496,7 +497,8 @@ static PyMethodDef coll_methods[] = {
 };
 
 static PyType_Slot coll_slots[] = {
-    {Py_tp_doc, "A group: Coll(hub, name, rank, ranks, ranks_max, timeout_ns, scratch, addresses)"},
+    {Py_tp_doc, "A group: Coll(hub, name, rank, ranks, ranks_max, timeout_ns, scratch, addresses"
+		"[, open_timeout_ns])"},
     {Py_tp_new, coll_new},
     {Py_tp_dealloc, coll_dealloc},
     {Py_tp_methods, coll_methods},

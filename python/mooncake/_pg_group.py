@@ -486,12 +486,12 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
         ranks = len(plan.handles)
         slots = plan.slots
         mirror = self._mirror(self.options.active_ranks, slots)
-        timeout_ns = int(opts.timeout.total_seconds() * 1e9) if opts.timeout else self._timeout_ns
+        open_ns = int(opts.timeout.total_seconds() * 1e9) if opts.timeout else 0  # operations keep the group's own
         addresses = [None if h.rank == self._rank and h.life == self._life else h.address for h in plan.handles]
         addresses += [None] * (slots - ranks)
         self._used.add(uuid)
         try:
-            coll = _mooncake.Coll(hub(), plan.name, plan.rank, ranks, slots, timeout_ns, 0, addresses)
+            coll = _mooncake.Coll(hub(), plan.name, plan.rank, ranks, slots, self._timeout_ns, 0, addresses, open_ns)
         except RuntimeError as exc:
             return Work(None, Outcome(0, 0, dist.DistBackendError(f"reconfigure {uuid} of group {self._name}: {exc}")))
         old, self._coll = self._coll, coll

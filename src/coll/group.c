@@ -435,7 +435,8 @@ static int widen(struct mc_coll *g)
 static int open_group(struct mc_coll *g, const struct mc_coll_opts *opts, const char *const *addrs,
 		      struct mc_diag *diag)
 {
-	uint64_t deadline_ns = mc_time_after(mc_now_ns(), g->timeout_ns);
+	uint64_t timeout_ns = opts->open_timeout_ns ? opts->open_timeout_ns : g->timeout_ns;
+	uint64_t deadline_ns = mc_time_after(mc_now_ns(), timeout_ns);
 	int rc = mc_rand_bytes(&g->inc, sizeof(g->inc));
 
 	g->inc |= 1;

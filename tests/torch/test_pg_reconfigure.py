@@ -166,6 +166,22 @@ def test_one_that_fails_leaves_the_group_as_it_was(crew, hosts):
     assert world(sums) == [(101.0, 2, [1, 1])] * 2
 
 
+def come_late(rank: int) -> None:
+    if rank == 1:
+        time.sleep(1.5)
+    dist.barrier()
+
+
+def reconfigure_within(rank: int, uuid: int, handles, timeout_s: float) -> bool:
+    return call(uuid, handles, timeout_s).wait()
+
+
+def test_its_time_out_is_not_that_of_operations(crew):
+    world = crew(2)
+    assert world(reconfigure_within, 1, world(handle), 1.0) == [True] * 2
+    world(come_late)
+
+
 def recover(rank: int, slot: int) -> str:
     end = time.monotonic() + 30
     while not all(pg.get_peer_state(None, [slot])):
