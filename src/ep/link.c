@@ -1,45 +1,23 @@
 /*
- * link.c: connections between the ranks of an epoch: who calls whom, frames out of slots and into
- * them.
+ * link.c: frames on the connection to a rank: out of slots and into them.
  *
- * The higher slot calls the lower one's own port, and says a key that it has from the meeting.
  * Bytes of a slot go from there to the socket, and from the socket to the slot's image at the other
  * end.
  */
 #include <errno.h>
-#include <linux/sockios.h>
-#include <poll.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/uio.h>
 
-#include "base/clock.h"
 #include "base/codec.h"
 #include "base/mem.h"
-#include "base/rand.h"
 #include "coll/net.h"
 #include "ep/net.h"
 
 #define MAGIC 0x5045434du /* "MCEP" */
-#define PORT_MIN 12001
-#define PORT_MAX 17000
-#define BACKLOG 128
-#define GUESTS_MAX 256u
 #define PARTS_MAX (MC_EP_TOKENS_MAX + 1u)
 #define PART_LEN 16u
 #define IOV_MAX_HERE 64
 #define TURN_BYTES (1u << 20) /* of one link, before the next one's turn */
-#define DRAIN_NS (2 * MC_NS_PER_S)
-
-struct guest {
-	struct mc_list link;
-	struct mc_ep_net *net;
-	struct mc_watch conn;
-	uint8_t bytes[MC_EP_HEAD_LEN];
-	size_t have;
-	struct mc_ep_frame_head hello;
-	bool is_known;
-};
 
 static struct mc_loop *loop_of(const struct mc_ep_net *net)
 {
@@ -78,7 +56,7 @@ static void head_write(struct mc_wr *w, const struct mc_ep_frame_head *h)
 	mc_wr_u64(w, 0);
 }
 
-static int head_read(const uint8_t *bytes, struct mc_ep_frame_head *h)
+int mc_ep_head_read(const uint8_t *bytes, struct mc_ep_frame_head *h)
 {
 	struct mc_rd r = mc_rd_make(bytes, MC_EP_HEAD_LEN);
 
@@ -166,7 +144,7 @@ static void drop_outs(struct mc_ep_link *l)
 		out_drop(l->net, out);
 }
 
-static void hang_up(struct mc_ep_link *l)
+void mc_ep_link_hang_up(struct mc_ep_link *l)
 {
 	if (l->is_watched)
 		mc_loop_unwatch(loop_of(l->net), &l->conn);
@@ -179,11 +157,11 @@ static void hang_up(struct mc_ep_link *l)
 }
 
 /* Its end, or that of the protocol: this rank does without it. */
-static void lost(struct mc_ep_link *l)
+void mc_ep_link_lost(struct mc_ep_link *l)
 {
 	struct mc_ep_net *net = l->net;
 
-	hang_up(l);
+	mc_ep_link_hang_up(l);
 	(void)mc_ep_freeze(net->ep, l->slot, UINT64_MAX);
 	mc_ep_net_stir(net);
 }
@@ -226,7 +204,7 @@ static void rewatch(struct mc_ep_link *l)
 		return;
 	l->events = events;
 	if (mc_loop_rewatch(loop_of(l->net), &l->conn, events) < 0)
-		lost(l);
+		mc_ep_link_lost(l);
 }
 
 static void flush(struct mc_ep_link *l)
@@ -245,7 +223,7 @@ static void flush(struct mc_ep_link *l)
 		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 			break;
 		if (n < 0) {
-			lost(l);
+			mc_ep_link_lost(l);
 			return;
 		}
 		if (advance(out, (uint64_t)n))
@@ -271,7 +249,7 @@ void mc_ep_net_send(struct mc_ep_net *net, uint64_t ranks, const struct mc_ep_fr
 }
 
 /* Decide what can be decided, and send. */
-static void look(struct mc_ep_net *net)
+void mc_ep_net_look(struct mc_ep_net *net)
 {
 	unsigned q;
 
@@ -290,13 +268,13 @@ static void look(struct mc_ep_net *net)
 	}
 }
 
-static void turn(struct mc_task *t)
+void mc_ep_net_turn(struct mc_task *t)
 {
 	struct mc_ep_net *net = mc_container_of(t, struct mc_ep_net, task);
 
 	/* acquire: what was to be seen before */
 	(void)atomic_exchange_explicit(&net->is_posted, false, memory_order_acq_rel);
-	look(net);
+	mc_ep_net_look(net);
 }
 
 /* ---- receiving ---- */
@@ -323,7 +301,7 @@ static int on_head(struct mc_ep_link *l)
 {
 	struct mc_ep_frame_head *h = &l->head;
 
-	if (head_read(l->head_bytes, h) < 0 || h->slot >= MC_EP_SLOTS ||
+	if (mc_ep_head_read(l->head_bytes, h) < 0 || h->slot >= MC_EP_SLOTS ||
 	    h->type <= MC_EP_FRAME_HELLO || h->type > MC_EP_FRAME_DONE ||
 	    mc_ep_epoch_of(h->word) != l->net->epoch ||
 	    h->nparts > (h->type == MC_EP_FRAME_SHOW ? PARTS_MAX : 0))
@@ -449,7 +427,7 @@ static void pull(struct mc_ep_link *l)
 		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 			return;
 		if (n <= 0 || came(l, (uint64_t)n) < 0) {
-			lost(l);
+			mc_ep_link_lost(l);
 			return;
 		}
 		got += (uint64_t)n;
@@ -462,7 +440,7 @@ static void on_conn(struct mc_watch *w, uint32_t events)
 
 	if (!l->is_connected) {
 		if (mc_sock_connect_result(w->fd) < 0) {
-			lost(l);
+			mc_ep_link_lost(l);
 			return;
 		}
 		l->is_connected = true;
@@ -474,187 +452,14 @@ static void on_conn(struct mc_watch *w, uint32_t events)
 		flush(l);
 }
 
-/* ---- calling and being called ---- */
-
-static void use(struct mc_ep_link *l, int fd, bool is_connected)
+void mc_ep_link_use(struct mc_ep_link *l, int fd, bool is_connected)
 {
 	l->events = is_connected ? EPOLLIN : EPOLLIN | EPOLLOUT;
 	l->conn = (struct mc_watch){.fd = fd, .events = l->events, .on_event = on_conn};
 	l->is_connected = is_connected;
 	l->is_watched = mc_loop_watch(loop_of(l->net), &l->conn) == 0;
 	if (!l->is_watched)
-		lost(l);
-}
-
-static void call(struct mc_ep_link *l, const struct mc_ep_door *door)
-{
-	const struct mc_coll *g = l->net->ep->coll;
-	struct mc_ep_frame_head hello = {.type = MC_EP_FRAME_HELLO,
-					 .slot = g->rank,
-					 .word = l->net->epoch,
-					 .a = door->key[0],
-					 .b = door->key[1],
-					 .c = g->inc};
-	struct mc_ep_out *out = mc_ep_net_out(&hello, NULL, NULL);
-	int fd;
-
-	if (!out || mc_sock_connect(&door->at, NULL, &fd) < 0) {
-		mc_ep_net_out_free(out);
-		lost(l);
-		return;
-	}
-	/* Before all that waits. */
-	mc_list_push_back(&l->outs, &out->link);
-	use(l, fd, false);
-}
-
-static void guest_free(struct guest *at, bool is_closed)
-{
-	mc_loop_unwatch(loop_of(at->net), &at->conn);
-	if (is_closed)
-		mc_fd_close(&at->conn.fd);
-	mc_list_del(&at->link);
-	at->net->nguests--;
-	mc_free(at);
-}
-
-/* @return false: its epoch has not begun here */
-static bool seat(struct guest *at)
-{
-	struct mc_ep_net *net = at->net;
-	const struct mc_ep_frame_head *h = &at->hello;
-	struct mc_ep_link *l;
-	int fd = at->conn.fd;
-	bool is_good;
-
-	if (h->word > net->epoch)
-		return false;
-	l = &net->link[h->slot];
-	is_good = h->word == net->epoch && (net->members & MC_COLL_BIT(h->slot)) &&
-		  h->slot > net->ep->coll->rank && l->conn.fd < 0 &&
-		  net->ep->peer[h->slot].p->inc == h->c;
-	guest_free(at, !is_good);
-	if (is_good)
-		use(l, fd, true);
-	return true;
-}
-
-static void on_guest(struct mc_watch *w, uint32_t events)
-{
-	struct guest *at = mc_container_of(w, struct guest, conn);
-	const struct mc_ep_net *net = at->net;
-	ssize_t n;
-
-	(void)events;
-	n = recv(w->fd, at->bytes + at->have, sizeof(at->bytes) - at->have, 0);
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n <= 0) {
-		guest_free(at, true);
-		return;
-	}
-	at->have += (size_t)n;
-	if (at->have < sizeof(at->bytes))
-		return;
-	if (head_read(at->bytes, &at->hello) < 0 || at->hello.type != MC_EP_FRAME_HELLO ||
-	    at->hello.a != net->key[0] || at->hello.b != net->key[1] ||
-	    at->hello.slot >= MC_COLL_RANKS_MAX) {
-		guest_free(at, true);
-		return;
-	}
-	at->is_known = true;
-	if (seat(at))
-		return;
-	/* What follows its hello waits in the socket. */
-	if (mc_loop_rewatch(loop_of(net), w, 0) < 0)
-		guest_free(at, true);
-}
-
-/* Full: whoever has not said who it is goes first. */
-static void make_room(struct mc_ep_net *net)
-{
-	struct guest *at;
-
-	mc_list_each (at, &net->guests, link) {
-		if (net->nguests >= GUESTS_MAX && !at->is_known)
-			guest_free(at, true);
-	}
-}
-
-static void on_accept(struct mc_watch *w, uint32_t events)
-{
-	struct mc_ep_net *net = mc_container_of(w, struct mc_ep_net, listener);
-	struct mc_addr from;
-	struct guest *at;
-	int fd;
-
-	(void)events;
-	while (mc_sock_accept(w->fd, &fd, &from) == 0) {
-		make_room(net);
-		at = net->nguests < GUESTS_MAX ? mc_calloc(1, sizeof(*at)) : NULL;
-		if (!at) {
-			mc_fd_close(&fd);
-			continue;
-		}
-		(void)mc_sock_nodelay(fd);
-		at->net = net;
-		at->conn = (struct mc_watch){.fd = fd, .events = EPOLLIN, .on_event = on_guest};
-		mc_list_push_back(&net->guests, &at->link);
-		net->nguests++;
-		if (mc_loop_watch(loop_of(net), &at->conn) < 0)
-			guest_free(at, true);
-	}
-}
-
-/* ---- epochs ---- */
-
-static void part_on_loop(void *arg)
-{
-	struct mc_ep_net *net = arg;
-	unsigned q;
-
-	mc_coll_each(q, net->members) hang_up(&net->link[q]);
-	pthread_mutex_lock(&net->lock);
-	net->members = 0;
-	memset(net->deal, 0, sizeof(net->deal));
-	pthread_mutex_unlock(&net->lock);
-}
-
-void mc_ep_net_part(struct mc_ep *ep)
-{
-	mc_loop_call(ep->coll->hub->loop, part_on_loop, ep->net);
-}
-
-struct meeting {
-	struct mc_ep_net *net;
-	uint64_t members;
-	const struct mc_ep_door *doors;
-};
-
-static void meet_on_loop(void *arg)
-{
-	const struct meeting *m = arg;
-	struct mc_ep_net *net = m->net;
-	struct guest *at;
-	unsigned q;
-
-	pthread_mutex_lock(&net->lock);
-	net->epoch = net->ep->epoch;
-	net->members = m->members & ~MC_COLL_BIT(net->ep->coll->rank);
-	pthread_mutex_unlock(&net->lock);
-	mc_coll_each(q, net->members & (MC_COLL_BIT(net->ep->coll->rank) - 1))
-	    call(&net->link[q], &m->doors[q]);
-	mc_list_each (at, &net->guests, link) {
-		if (at->is_known)
-			(void)seat(at);
-	}
-}
-
-void mc_ep_net_meet(struct mc_ep *ep, uint64_t members, const struct mc_ep_door *doors)
-{
-	struct meeting m = {ep->net, members, doors};
-
-	mc_loop_call(ep->coll->hub->loop, meet_on_loop, &m);
+		mc_ep_link_lost(l);
 }
 
 static void forget_on_loop(void *arg)
@@ -663,7 +468,7 @@ static void forget_on_loop(void *arg)
 	struct mc_ep_net *net = h->ep->net;
 	unsigned q;
 
-	look(net); /* what is pending is among what is sent */
+	mc_ep_net_look(net); /* what is pending is among what is sent */
 	mc_coll_each(q, net->members)
 	{
 		struct mc_ep_out *out;
@@ -672,7 +477,7 @@ static void forget_on_loop(void *arg)
 		mc_list_each (out, &net->link[q].outs, link)
 			is_owed |= out->is_show && out->slot == h->slot;
 		if (is_owed)
-			lost(&net->link[q]);
+			mc_ep_link_lost(&net->link[q]);
 	}
 }
 
@@ -683,128 +488,4 @@ void mc_ep_net_forget(struct mc_ep_half *h)
 	/* acquire: pairs with out_drop() */
 	if (atomic_load_explicit(&ep->net->unsent[h->slot], memory_order_acquire) != 0)
 		mc_loop_call(ep->coll->hub->loop, forget_on_loop, h);
-}
-
-/* ---- life ---- */
-
-static void listen_on_loop(void *arg)
-{
-	struct mc_ep_net *net = arg;
-
-	net->listener.events = EPOLLIN;
-	net->listener.on_event = on_accept;
-	if (mc_loop_watch(loop_of(net), &net->listener) < 0)
-		net->listener.on_event = NULL;
-}
-
-int mc_ep_net_open(struct mc_ep *ep, struct mc_diag *diag)
-{
-	struct mc_ep_net *net = mc_calloc(1, sizeof(*net));
-	const struct mc_addr *host = &ep->coll->hub->port->at;
-	int rc;
-
-	if (!net)
-		return -MC_E_NOMEM;
-	ep->net = net;
-	net->ep = ep;
-	net->task.run = turn;
-	net->listener.fd = -1;
-	mc_list_init(&net->guests);
-	pthread_mutex_init(&net->lock, NULL);
-	for (unsigned q = 0; q < MC_COLL_RANKS_MAX; q++) {
-		struct mc_ep_link *l = &net->link[q];
-
-		l->net = net;
-		l->slot = q;
-		l->conn.fd = -1;
-		mc_list_init(&l->pending);
-		mc_list_init(&l->outs);
-	}
-	rc = mc_rand_bytes(net->key, sizeof(net->key));
-	if (rc == 0)
-		rc = mc_sock_listen_range(host, PORT_MIN, PORT_MAX, BACKLOG, &net->listener.fd,
-					  &net->at);
-	if (rc < 0) {
-		mc_diag_set(diag, "a port for expert parallelism over hosts: %s", mc_err_text(rc));
-		return rc;
-	}
-	mc_loop_call(loop_of(net), listen_on_loop, net);
-	return net->listener.on_event ? 0 : -MC_E_LIMIT;
-}
-
-struct draining {
-	struct mc_ep_net *net;
-	bool is_empty;
-};
-
-/* The others' kernels have what was sent. */
-static void look_at_outs(void *arg)
-{
-	struct draining *d = arg;
-	unsigned q;
-
-	d->is_empty = true;
-	look(d->net);
-	mc_coll_each(q, d->net->members)
-	{
-		const struct mc_ep_link *l = &d->net->link[q];
-		int left = 0;
-
-		if (l->conn.fd >= 0 && (!mc_list_is_empty(&l->outs) ||
-					(ioctl(l->conn.fd, SIOCOUTQ, &left) == 0 && left)))
-			d->is_empty = false;
-	}
-}
-
-static void close_on_loop(void *arg)
-{
-	struct mc_ep_net *net = arg;
-	struct guest *at;
-
-	part_on_loop(net);
-	mc_list_each (at, &net->guests, link)
-		guest_free(at, true);
-	if (net->listener.on_event)
-		mc_loop_unwatch(loop_of(net), &net->listener);
-	mc_fd_close(&net->listener.fd);
-}
-
-static void nothing(void *arg)
-{
-	(void)arg;
-}
-
-void mc_ep_net_close(struct mc_ep *ep)
-{
-	struct draining d = {.net = ep->net};
-	uint64_t until_ns = mc_now_ns() + DRAIN_NS;
-
-	if (!ep->net)
-		return;
-	if (!mc_fork_is_child(ep->fork_gen)) {
-		pthread_mutex_lock(&ep->net->lock);
-		for (unsigned s = 0; s < MC_EP_SLOTS; s++) {
-			const struct mc_ep_deal *deal = &ep->net->deal[s];
-			const struct mc_ep_frame_head final = {.type = MC_EP_FRAME_FINAL,
-							       .slot = s,
-							       .word = deal->decided,
-							       .a = deal->ranks};
-
-			if (deal->decided)
-				mc_ep_net_send(ep->net, deal->wanted, &final);
-		}
-		pthread_mutex_unlock(&ep->net->lock);
-		/* No event tells of an acknowledgement. */
-		while (mc_loop_call(loop_of(ep->net), look_at_outs, &d), !d.is_empty) {
-			if (mc_now_ns() >= until_ns)
-				break;
-			(void)poll(NULL, 0, 1);
-		}
-		mc_loop_call(loop_of(ep->net), close_on_loop, ep->net);
-		/* A turn that was on its way is over. */
-		mc_loop_call(loop_of(ep->net), nothing, NULL);
-	}
-	pthread_mutex_destroy(&ep->net->lock);
-	mc_free(ep->net);
-	ep->net = NULL;
 }

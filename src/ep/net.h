@@ -104,7 +104,7 @@ struct mc_ep_net {
 	struct mc_ep_link link[MC_COLL_RANKS_MAX];
 };
 
-/* ---- link.c ---- */
+/* ---- door.c ---- */
 
 int mc_ep_net_open(struct mc_ep *ep, struct mc_diag *diag);
 /** What was sent arrives, or a moment passes. */
@@ -118,8 +118,22 @@ struct mc_ep_door {
 };
 /** Connections to all members, for ep->epoch. Not on a loop. */
 void mc_ep_net_meet(struct mc_ep *ep, uint64_t members, const struct mc_ep_door *doors);
+
+/* ---- link.c ---- */
+
 /** The loop looks at everything again. Any thread. */
 void mc_ep_net_stir(struct mc_ep_net *net);
+/** That: decide what can be decided, and send. On the loop. */
+void mc_ep_net_look(struct mc_ep_net *net);
+void mc_ep_net_turn(struct mc_task *t);
+/** The link has this socket. On the loop. */
+void mc_ep_link_use(struct mc_ep_link *l, int fd, bool is_connected);
+/** Nothing is sent or received any more. On the loop. */
+void mc_ep_link_hang_up(struct mc_ep_link *l);
+/** Its end, or that of the protocol: this rank does without the other. On the loop. */
+void mc_ep_link_lost(struct mc_ep_link *l);
+/** @param bytes  MC_EP_HEAD_LEN. @return 0; -MC_E_PROTO */
+int mc_ep_head_read(const uint8_t *bytes, struct mc_ep_frame_head *h);
 /** Of ranks that nobody waits for: give up what they were not sent of this slot. */
 void mc_ep_net_forget(struct mc_ep_half *h);
 /** Queue; the loop sends it at its next turn. Under net->lock. */
