@@ -15,6 +15,13 @@
  * all later halves until mc_ep_update(). A rank that is left out contributes no rows; what its
  * experts would have added is missing from the sums, and the other weights stay as they are.
  *
+ * Over hosts ranks tell each other whom they do without. A half is decided without a rank when its
+ * host has proved its death, when it has said that it is out, or when those who go on are more than
+ * half of the half's ranks, or half of them with the lowest slot; all others' calls fail as those
+ * of a rank that was left out, but for one half at most, which may have ended. A connection that is
+ * lost to a rank that the group holds for alive makes it late; where it is waited for with
+ * MC_EP_NEVER nobody is left out, but the calls of all ranks fail until they meet again.
+ *
  * Order: inside an expert rows lie source by source, in the order of the source's tokens.
  *
  * All ranks begin the same halves in the same order. Two dispatches and two combines may be under
@@ -52,10 +59,14 @@ MC_API MC_MUST_CHECK int mc_ep_open(struct mc_coll *coll, struct mc_diag *diag, 
 MC_API void mc_ep_close(struct mc_ep *ep);
 /**
  * Meet: an operation of the group, which all its active ranks have to call. Whoever is in it is a
- * member from here on, no word is frozen, nobody is masked; halves that had begun are void.
+ * member from here on, no word is frozen, nobody is masked; halves that had begun are void. When it
+ * fails there are no members, and halves fail with -MC_E_STALE, until a meeting succeeds. One that
+ * fails here may have succeeded for others: to them this rank is one that is left out (over hosts
+ * one that is late).
  *
- * @return 0; -MC_E_BUSY (a half is being ended in another thread); -MC_E_INVAL (a rank has no
- * struct mc_ep there); -MC_E_STALE (frozen meanwhile: once more); as mc_coll_run()
+ * @return 0; -MC_E_BUSY (a half is being ended in another thread: nothing has changed);
+ * -MC_E_INVAL (a rank does something else); -MC_E_STALE (frozen meanwhile: once more);
+ * -MC_E_NOMEM; as mc_coll_run()
  */
 MC_API MC_MUST_CHECK int mc_ep_update(struct mc_ep *ep, struct mc_diag *diag);
 /** Bits of the members' slots. */

@@ -128,6 +128,7 @@ struct mc_coll_wire {
 	struct mc_coll_peer *p;
 	char address[MC_COLL_ADDR_MAX + 1];
 	_Atomic int fate;	   /* enum mc_coll_fate, by net_probe.c */
+	_Atomic uint64_t lived;	   /* the last probe that the process has answered */
 	_Atomic bool is_link_down; /* a connection is lost; the process may live */
 
 	/* the operation's thread */
@@ -175,6 +176,7 @@ struct mc_coll_wire {
 	struct mc_str ctl_out;
 	uint64_t ctl_sent;
 	struct mc_coll_probe *probe;
+	uint64_t nprobes;
 
 	/* net_mail.c, under mail.lock */
 	int mail_fd;
@@ -319,6 +321,9 @@ void mc_coll_ctl_drain(struct mc_coll_peer *p);
 /* ---- net_probe.c: is the process dead, or its host silent? On the loop ---- */
 
 void mc_coll_probe(struct mc_coll_peer *p);
+/** Ask once more: an answer to what was asked before proves nothing about now. @return its number:
+ * wire->lived is not less once it was answered */
+uint64_t mc_coll_probe_anew(struct mc_coll_peer *p);
 void mc_coll_probe_stop(struct mc_coll_wire *wire);
 /** That is known now: whoever waits for it looks again. */
 void mc_coll_fate_set(struct mc_coll_peer *p, enum mc_coll_fate fate);

@@ -17,7 +17,8 @@ struct mc_coll_probe {
 	struct mc_coll_wire *wire;
 	struct mc_watch conn;
 	struct mc_timer timer; /* silent, or call again */
-	uint64_t until_ns;     /* silent from then on */
+	uint64_t number;
+	uint64_t until_ns; /* silent from then on */
 	bool is_up;
 	uint8_t bytes[MC_COLL_REPLY_LEN];
 	size_t have;
@@ -61,14 +62,18 @@ void mc_coll_fate_set(struct mc_coll_peer *p, enum mc_coll_fate fate)
 static void verdict(struct mc_coll_probe *b, enum mc_coll_fate fate)
 {
 	struct mc_coll_wire *wire = b->wire;
+	uint64_t number = b->number;
 
 	mc_coll_probe_stop(wire);
 	if (fate == MC_COLL_LIVES &&
 	    atomic_load_explicit(&wire->is_link_down, memory_order_acquire))
 		fate = MC_COLL_SILENT;
-	if (fate == MC_COLL_LIVES)
+	if (fate != MC_COLL_LIVES) {
+		mc_coll_fate_set(wire->p, fate);
 		return;
-	mc_coll_fate_set(wire->p, fate);
+	}
+	atomic_store_explicit(&wire->lived, number, memory_order_release);
+	mc_coll_stir(wire->p->coll);
 }
 
 static void dial(struct mc_coll_probe *b);
@@ -191,8 +196,20 @@ void mc_coll_probe(struct mc_coll_peer *p)
 		return;
 	p->wire->probe = b;
 	b->wire = p->wire;
+	b->number = ++p->wire->nprobes;
 	b->conn.fd = -1;
 	b->timer.on_time = on_time;
 	b->until_ns = mc_loop_now(p->coll->hub->loop) + p->coll->net->silent_ns;
 	dial(b);
+}
+
+uint64_t mc_coll_probe_anew(struct mc_coll_peer *p)
+{
+	uint64_t number = p->wire->nprobes + 1;
+
+	mc_coll_probe_stop(p->wire);
+	mc_coll_probe(p);
+	if (!p->wire->probe) /* no memory: at the next look */
+		mc_coll_net_late(p->coll, MC_COLL_BIT(p->slot));
+	return number;
 }

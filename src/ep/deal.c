@@ -1,22 +1,34 @@
 /*
  * deal.c: who is in a half, over hosts.
  *
- * A rank does without another when that is dead, or its connection is, or when the caller's
- * patience ends: it freezes the word that it has of it, so what it has of it stays what it is. What
- * it does without (out) only grows within an epoch, and is told, and whoever hears of it does the
- * same.
+ * A rank does without another when the group holds that for dead or silent, when it says that it is
+ * out, or when the caller's patience ends: it freezes the word that it has of it, so what it has of
+ * it stays what it is. What it does without (out) only grows within an epoch, and is told, also to
+ * those in it; whoever hears of it does the same.
  *
  * A rank that has the bytes of all others but those it does without tells them that: out, and whose
- * bytes it has. When all that it does not do without have told the same out, the half is decided:
- * in it is whose bytes all of them have. Nobody is in another half's way: all of this happens on
- * the loop, as soon as a half has begun, however late the caller asks for its end.
+ * bytes it has. When all that it does not do without have told the same out, and nobody can decide
+ * anything else, the half is decided: in it is whose bytes all of them have. Nobody is in another
+ * half's way: all of this happens on the loop, as soon as a half has begun, however late the caller
+ * asks for its end.
+ *
+ * Nobody else can, when each of `out` is dead by its own host's word, or has said OUT; or when
+ * those who told are more than half of who is wanted in the half, or half of it with its lowest
+ * slot. So of two sides that cannot hear each other one goes on at most, and the halves of the
+ * other end as those of a rank that was left out.
+ *
+ * A rank that hears that it is done without obeys, and says OUT to all, if those who say so are
+ * enough as above, or if it has not begun the half, which is what being late means on one host. If
+ * it has, and they are too few, the network is what is late, perhaps in one direction only: it does
+ * without the one who says so, too, and tells it.
  *
  * What a rank has of the others cannot change any more once it has told (it has them, or has frozen
  * them), so a later decision, by those who live when more have died, is the same; unless one of the
  * dead was the only one that missed somebody, and then a rank that has decided before says so
- * (final), also when it leaves.
+ * (final), also when it leaves. Two sides that do without each other do not: whoever decided last
+ * with the smaller one has ended that half by itself, and is told so by its next call.
  *
- * Two that do without each other: the lower slot goes on, the higher is left out.
+ * A lost connection to a rank that lives ends the epoch where callers wait for ever (net.h).
  */
 #include <string.h>
 
@@ -47,6 +59,15 @@ static void ring(const struct mc_ep_net *net)
 	mc_futex_wake(&g->bell, UINT32_MAX >> 1);
 }
 
+/* And whoever waits for a rank. */
+static void ring_all(const struct mc_ep_net *net)
+{
+	unsigned q;
+
+	ring(net);
+	mc_coll_each(q, net->members) mc_coll_ring(net->ep->peer[q].p->page);
+}
+
 /* Of these ranks: those that this one does without; those whose bytes of the half it has. */
 static uint64_t out_of(const struct mc_ep_net *net, uint64_t ranks)
 {
@@ -72,6 +93,36 @@ static uint64_t here_of(const struct mc_ep_net *net, uint64_t ranks, uint64_t wo
 			here |= MC_COLL_BIT(q);
 	}
 	return here;
+}
+
+/* Of two parts without a common rank one is, at most. */
+static bool is_enough(uint64_t part, uint64_t whole)
+{
+	int has = 2 * __builtin_popcountll(part & whole), of = __builtin_popcountll(whole);
+
+	return has > of || (has == of && part & whole & -whole);
+}
+
+/* Those of these ranks that might still decide something, for all this one knows. */
+static uint64_t unsure_of(const struct mc_ep_net *net, uint64_t ranks)
+{
+	uint64_t unsure = ranks & ~net->left;
+	unsigned q;
+
+	mc_coll_each(q, unsure)
+	{
+		const struct mc_coll_peer *p = net->ep->peer[q].p;
+
+		if (atomic_load_explicit(&p->page->state, memory_order_acquire) == MC_COLL_LEFT ||
+		    atomic_load_explicit(&p->wire->fate, memory_order_acquire) == MC_COLL_DEAD)
+			unsure &= ~MC_COLL_BIT(q);
+	}
+	return unsure;
+}
+
+static bool may_decide(const struct mc_ep_net *net, uint64_t wanted, uint64_t out)
+{
+	return is_enough(wanted & ~out, wanted) || unsure_of(net, out) == 0;
 }
 
 /* ---- deciding; on the loop, under the lock ---- */
@@ -102,8 +153,12 @@ static void decide(struct mc_ep_net *net, struct mc_ep_deal *d, uint64_t ranks)
 static void tell(struct mc_ep_net *net, unsigned slot, uint64_t out, uint64_t here)
 {
 	struct mc_ep_deal *d = &net->deal[slot];
-	const struct mc_ep_frame_head h = {
-	    .type = MC_EP_FRAME_TOLD, .slot = slot, .word = d->word, .a = out, .b = here};
+	const struct mc_ep_frame_head h = {.type = MC_EP_FRAME_TOLD,
+					   .slot = slot,
+					   .word = d->word,
+					   .a = out,
+					   .b = here,
+					   .c = d->wanted};
 
 	if (d->has_told && d->told_out == out)
 		return;
@@ -135,7 +190,8 @@ static void turn(struct mc_ep_net *net, unsigned slot)
 			return;
 		ranks &= has;
 	}
-	decide(net, d, ranks);
+	if (may_decide(net, d->wanted, out))
+		decide(net, d, ranks);
 }
 
 void mc_ep_deal_turn(struct mc_ep_net *net)
@@ -146,10 +202,43 @@ void mc_ep_deal_turn(struct mc_ep_net *net)
 
 /* ---- hearing; on the loop ---- */
 
-static void leave_out_self(struct mc_ep_net *net)
+static void send_all(struct mc_ep_net *net, enum mc_ep_frame type, uint64_t a)
 {
-	atomic_fetch_or_explicit(&net->ep->page->word, MC_EP_FROZEN, memory_order_acq_rel);
-	ring(net);
+	const struct mc_ep_frame_head h = {
+	    .type = type, .word = net->epoch << MC_EP_EPOCH_BITS, .a = a};
+
+	mc_ep_net_send(net, net->members, &h);
+}
+
+static bool freeze_self(struct mc_ep_net *net)
+{
+	return !(
+	    atomic_fetch_or_explicit(&net->ep->page->word, MC_EP_FROZEN, memory_order_acq_rel) &
+	    MC_EP_FROZEN);
+}
+
+void mc_ep_deal_leave(struct mc_ep_net *net)
+{
+	if (freeze_self(net))
+		send_all(net, MC_EP_FRAME_OUT, 0);
+	ring_all(net);
+}
+
+static void on_broken(struct mc_ep_net *net, uint64_t pair)
+{
+	if (freeze_self(net)) {
+		atomic_store_explicit(&net->broken, pair, memory_order_relaxed);
+		send_all(net, MC_EP_FRAME_BROKEN, pair);
+	}
+	ring_all(net);
+}
+
+void mc_ep_net_break(struct mc_ep_net *net, unsigned q)
+{
+	pthread_mutex_lock(&net->lock);
+	on_broken(net, self(net) | MC_COLL_BIT(q));
+	pthread_mutex_unlock(&net->lock);
+	mc_ep_net_stir(net);
 }
 
 static void on_show(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_head *h)
@@ -166,19 +255,47 @@ static void on_show(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_
 	    &page->word, &v, h->word, memory_order_release, memory_order_relaxed));
 }
 
+static bool has_begun(const struct mc_ep_net *net, uint64_t word)
+{
+	bool has = false;
+
+	for (unsigned s = 0; s < MC_EP_SLOTS; s++)
+		has |= net->deal[s].word >= word;
+	return has;
+}
+
+/* `q` does without this rank. */
+static void on_left_out(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_head *h)
+{
+	bool is_ignored = mc_ep_is_frozen(net->ep, q);
+	struct mc_ep_frame_head answer = *h;
+
+	/* Who is with both of us decides, but they should not both go. */
+	if (is_ignored && q > net->ep->coll->rank && is_enough(h->c & ~out_of(net, h->c), h->c))
+		return;
+	if (is_enough(h->c & ~h->a, h->c) || (!is_ignored && !has_begun(net, h->word))) {
+		mc_ep_deal_leave(net);
+		return;
+	}
+	if (is_ignored) /* it has been told */
+		return;
+	(void)mc_ep_freeze(net->ep, q, UINT64_MAX);
+	answer.a = out_of(net, net->members);
+	answer.b = 0;
+	mc_ep_net_send(net, MC_COLL_BIT(q), &answer);
+	ring(net);
+}
+
 static void on_told(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_head *h)
 {
 	struct mc_ep_deal *d = &net->deal[h->slot];
-	bool is_ignored = mc_ep_is_frozen(net->ep, q);
 	unsigned p;
 
 	if (h->a & self(net)) {
-		/* We do without it, too. */
-		if (!is_ignored || q < net->ep->coll->rank)
-			leave_out_self(net);
+		on_left_out(net, q, h);
 		return;
 	}
-	if (is_ignored)
+	if (mc_ep_is_frozen(net->ep, q))
 		return;
 	mc_coll_each(p, h->a & net->members)(void) mc_ep_freeze(net->ep, p, UINT64_MAX);
 	d->told[q].word = h->word;
@@ -192,17 +309,26 @@ static void on_told(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_
 	}
 }
 
-static void on_final(struct mc_ep_net *net, const struct mc_ep_frame_head *h)
+static void on_final(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_head *h)
 {
 	struct mc_ep_deal *d = &net->deal[h->slot];
 
-	if (d->word != h->word || d->decided == h->word)
+	/* Others may have decided by what this one told, when it did without `q`. */
+	if (d->word != h->word || d->decided == h->word || mc_ep_is_frozen(net->ep, q) ||
+	    is_own_frozen(net->ep))
 		return;
 	/* Whoever decided has heard that we have them. */
 	if (h->a & ~here_of(net, d->wanted, d->word))
-		leave_out_self(net);
+		mc_ep_deal_leave(net);
 	else
 		decide(net, d, h->a);
+}
+
+static void on_out(struct mc_ep_net *net, unsigned q)
+{
+	net->left |= MC_COLL_BIT(q);
+	(void)mc_ep_freeze(net->ep, q, UINT64_MAX);
+	ring(net);
 }
 
 static void on_done(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_head *h)
@@ -223,7 +349,14 @@ void mc_ep_deal_heard(struct mc_ep_net *net, unsigned q, const struct mc_ep_fram
 		on_told(net, q, h);
 		break;
 	case MC_EP_FRAME_FINAL:
-		on_final(net, h);
+		on_final(net, q, h);
+		break;
+	case MC_EP_FRAME_OUT:
+		on_out(net, q);
+		break;
+	case MC_EP_FRAME_BROKEN:
+		if (!mc_ep_is_frozen(net->ep, q))
+			on_broken(net, h->a);
 		break;
 	default:
 		on_done(net, q, h);
@@ -296,14 +429,16 @@ struct waiting {
 	uint64_t patience_ns, group_ns; /* deadlines */
 	uint64_t answer_ns;		/* of those who have not told, though all bytes are here */
 	uint64_t late_ns;		/* then the group asks whether they are there */
+	uint64_t stuck_ns;		/* deadline of those who may decide otherwise; 0: none do */
 	uint64_t out;			/* who was done without at the last look */
+	uint64_t missing, silent, unsure;
 	bool is_patient;
 };
 
-/* @return 1: *ret_ranks; 0: not yet; an error */
-static int look(const struct mc_ep_half *h, uint64_t *ret_ranks, uint64_t *ret_missing,
-		uint64_t *ret_silent)
+/* What is there. @return 1: *ret_ranks; 0: not yet; an error */
+static int look(struct waiting *w, uint64_t *ret_ranks)
 {
+	const struct mc_ep_half *h = w->h;
 	struct mc_ep *ep = h->ep;
 	struct mc_ep_net *net = ep->net;
 	const struct mc_ep_deal *d = &net->deal[h->slot];
@@ -319,15 +454,16 @@ static int look(const struct mc_ep_half *h, uint64_t *ret_ranks, uint64_t *ret_m
 	} else {
 		uint64_t out = out_of(net, h->wanted);
 
-		*ret_missing = h->wanted & ~out & ~here_of(net, h->wanted, h->word);
-		*ret_silent = 0;
+		w->missing = h->wanted & ~out & ~here_of(net, h->wanted, h->word);
+		w->silent = 0;
 		mc_coll_each(q, h->wanted & ~out & ~self(net))
 		{
 			uint64_t theirs, has;
 
 			if (!told_of(net, q, h->word, &theirs, &has) || (theirs & h->wanted) != out)
-				*ret_silent |= MC_COLL_BIT(q);
+				w->silent |= MC_COLL_BIT(q);
 		}
+		w->unsure = may_decide(net, h->wanted, out) ? 0 : unsure_of(net, out);
 	}
 	pthread_mutex_unlock(&net->lock);
 	return rc;
@@ -343,28 +479,71 @@ static bool give_up(struct mc_ep *ep, uint64_t ranks)
 	return ranks != 0;
 }
 
-/* Whom to do without now. @return true: look again */
-static bool lose(struct waiting *w, uint64_t missing, uint64_t silent, uint64_t now_ns)
+/* Whom the group holds for dead or silent; and connections. @return true: look again */
+static bool lose_gone(const struct waiting *w)
 {
 	struct mc_ep *ep = w->h->ep;
-	uint64_t gone = 0, out = out_of(ep->net, w->h->wanted);
+	uint64_t gone = 0;
 	unsigned q;
 
-	mc_coll_each(q, missing | silent) gone |=
-	    mc_coll_peer_is_lost(ep->peer[q].p) ? MC_COLL_BIT(q) : 0;
-	if (give_up(ep, gone))
+	mc_coll_each(q, w->missing | w->silent)
+	{
+		if (mc_coll_peer_is_lost(ep->peer[q].p)) {
+			gone |= MC_COLL_BIT(q);
+		} else if (w->is_patient && mc_ep_link_is_cut(&ep->net->link[q])) {
+			mc_ep_net_break(ep->net, q);
+			return true;
+		}
+	}
+	return give_up(ep, gone);
+}
+
+/* All have told, and it is not enough. @return true: look again */
+static bool lose_self(struct waiting *w, uint64_t now_ns)
+{
+	struct mc_ep *ep = w->h->ep;
+	uint64_t wait_ns =
+	    w->is_patient ? ep->coll->net->silent_ns : mc_max(2 * w->h->timeout_ns, ANSWER_NS);
+
+	if (!w->unsure || w->missing || w->silent) {
+		w->stuck_ns = 0;
+		return false;
+	}
+	/* One of them may be dead by now. */
+	mc_ep_net_stir(ep->net);
+	if (!w->stuck_ns)
+		w->stuck_ns = mc_time_after(now_ns, wait_ns);
+	if (now_ns < w->stuck_ns)
+		return false;
+	pthread_mutex_lock(&ep->net->lock);
+	if (ep->net->deal[w->h->slot].decided != w->h->word)
+		mc_ep_deal_leave(ep->net);
+	pthread_mutex_unlock(&ep->net->lock);
+	mc_ep_net_stir(ep->net);
+	return true;
+}
+
+/* Whom to do without now. @return true: look again */
+static bool lose(struct waiting *w, uint64_t now_ns)
+{
+	struct mc_ep *ep = w->h->ep;
+	uint64_t out = out_of(ep->net, w->h->wanted);
+
+	if (lose_gone(w))
 		return true;
 	/* Each change gives the others time to tell again. */
 	if (out != w->out) {
 		w->out = out;
 		w->answer_ns = mc_time_after(now_ns, mc_max(2 * w->h->timeout_ns, ANSWER_NS));
 	}
-	if (!w->is_patient && now_ns >= w->patience_ns && give_up(ep, missing))
+	if (!w->is_patient && now_ns >= w->patience_ns && give_up(ep, w->missing))
 		return true;
-	if (!w->is_patient && !missing && now_ns >= w->answer_ns && give_up(ep, silent))
+	if (!w->is_patient && !w->missing && now_ns >= w->answer_ns && give_up(ep, w->silent))
+		return true;
+	if (lose_self(w, now_ns))
 		return true;
 	if (now_ns >= w->late_ns) {
-		mc_coll_net_late(ep->coll, missing | silent);
+		mc_coll_net_late(ep->coll, w->missing | w->silent | w->unsure);
 		w->late_ns = mc_time_after(now_ns, MC_COLL_LATE_NS);
 	}
 	return false;
@@ -385,6 +564,8 @@ static int sleep_a_while(const struct waiting *w, uint32_t bell, uint64_t now_ns
 		until_ns = mc_min(until_ns, w->patience_ns);
 	else if (now_ns < w->answer_ns)
 		until_ns = mc_min(until_ns, w->answer_ns);
+	if (w->stuck_ns)
+		until_ns = mc_min(until_ns, w->stuck_ns);
 	(void)!mc_futex_wait(&g->bell, bell, until_ns);
 	return 0;
 }
@@ -392,7 +573,7 @@ static int sleep_a_while(const struct waiting *w, uint32_t bell, uint64_t now_ns
 int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_ranks, struct mc_diag *diag)
 {
 	struct mc_coll *g = h->ep->coll;
-	uint64_t now_ns = mc_now_ns(), missing = 0, silent = 0;
+	uint64_t now_ns = mc_now_ns();
 	struct waiting w = {.h = h,
 			    .patience_ns = mc_time_after(now_ns, h->timeout_ns),
 			    .group_ns = mc_time_after(now_ns, g->timeout_ns),
@@ -405,15 +586,15 @@ int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_ranks, struct mc_diag *di
 	while (rc == 0) {
 		uint32_t bell = atomic_load_explicit(&g->bell, memory_order_acquire);
 
-		rc = look(h, ret_ranks, &missing, &silent);
+		rc = look(&w, ret_ranks);
 		now_ns = mc_now_ns();
-		if (rc == 0 && !lose(&w, missing, silent, now_ns))
+		if (rc == 0 && !lose(&w, now_ns))
 			rc = sleep_a_while(&w, bell, now_ns);
 	}
 	if (rc > 0)
 		return 0;
 	if (rc == -MC_E_TIMEDOUT)
 		mc_diag_set(diag, "ranks %llx (bits) have not come to a half of expert parallelism",
-			    (unsigned long long)(missing | silent));
+			    (unsigned long long)(w.missing | w.silent | w.unsure));
 	return rc;
 }

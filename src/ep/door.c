@@ -167,7 +167,8 @@ static void part_on_loop(void *arg)
 
 	mc_coll_each(q, net->members) mc_ep_link_hang_up(&net->link[q]);
 	pthread_mutex_lock(&net->lock);
-	net->members = 0;
+	net->members = net->left = 0;
+	atomic_store_explicit(&net->broken, 0, memory_order_relaxed);
 	memset(net->deal, 0, sizeof(net->deal));
 	pthread_mutex_unlock(&net->lock);
 }
@@ -317,6 +318,7 @@ void mc_ep_net_close(struct mc_ep *ep)
 			if (deal->decided)
 				mc_ep_net_send(ep->net, deal->wanted, &final);
 		}
+		mc_ep_deal_leave(ep->net);
 		pthread_mutex_unlock(&ep->net->lock);
 		/* No event tells of an acknowledgement. */
 		while (mc_loop_call(loop_of(ep->net), look_at_outs, &d), !d.is_empty) {

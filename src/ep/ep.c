@@ -251,6 +251,7 @@ static int begin_anew(struct mc_ep *ep, const struct meeting *all, uint64_t rank
 	}
 	if (ep->net)
 		mc_ep_net_part(ep);
+	ep->epoch = epoch + 1; /* also if this rank has no part in it */
 	for (q = 0; q < MC_COLL_RANKS_MAX; q++) {
 		bool is_member = q != ep->coll->rank && (ranks & MC_COLL_BIT(q));
 
@@ -263,7 +264,6 @@ static int begin_anew(struct mc_ep *ep, const struct meeting *all, uint64_t rank
 	for (unsigned s = 0; s < MC_EP_SLOTS; s++)
 		ep->slot[s] = (struct mc_ep_slot){.kept = ep->slot[s].kept};
 	ep->half = ep->count[0] = ep->count[1] = 0;
-	ep->epoch = epoch + 1;
 	atomic_store_explicit(&ep->masked, 0, memory_order_relaxed);
 	atomic_store_explicit(&ep->members, ranks, memory_order_relaxed);
 	rc = mc_ep_enter(ep, ep->epoch);
@@ -272,15 +272,34 @@ static int begin_anew(struct mc_ep *ep, const struct meeting *all, uint64_t rank
 	return rc == 0 && ep->net ? meet_over_hosts(ep, all, ranks, diag) : rc;
 }
 
+/* The others may be in a new epoch, and some may not: this rank is in none until all meet again. */
+static void be_in_none(struct mc_ep *ep, uint64_t last_epoch)
+{
+	if (ep->net)
+		mc_ep_net_part(ep);
+	/* Halves that had begun are void. */
+	if (ep->epoch == last_epoch)
+		ep->epoch++;
+	for (unsigned s = 0; s < MC_EP_SLOTS; s++)
+		ep->slot[s] = (struct mc_ep_slot){.kept = ep->slot[s].kept};
+	atomic_store_explicit(&ep->masked, 0, memory_order_relaxed);
+	atomic_store_explicit(&ep->members, 0, memory_order_relaxed);
+	/* Whoever takes it for a member does not wait for it. */
+	(void)mc_ep_enter(ep, ep->epoch);
+	atomic_fetch_or_explicit(&ep->page->word, MC_EP_FROZEN, memory_order_acq_rel);
+	mc_coll_ring(ep->coll->page);
+}
+
 int mc_ep_update(struct mc_ep *ep, struct mc_diag *diag)
 {
 	struct meeting all[MC_COLL_RANKS_MAX] = {0};
-	uint64_t ranks;
+	uint64_t ranks, last_epoch;
 	int rc;
 
 	if (mc_fork_is_child(ep->fork_gen))
 		return -MC_E_FORKED;
 	pthread_mutex_lock(&ep->lock);
+	last_epoch = ep->epoch;
 	if (atomic_load_explicit(&ep->ninside, memory_order_acquire) != 0) {
 		mc_diag_set(diag, "a half is being ended in another thread");
 		rc = -MC_E_BUSY;
@@ -290,6 +309,8 @@ int mc_ep_update(struct mc_ep *ep, struct mc_diag *diag)
 			mc_coll_last_error(ep->coll, diag);
 		else
 			rc = begin_anew(ep, all, ranks, diag);
+		if (rc < 0)
+			be_in_none(ep, last_epoch);
 	}
 	pthread_mutex_unlock(&ep->lock);
 	return rc;

@@ -151,19 +151,28 @@ void mc_ep_link_hang_up(struct mc_ep_link *l)
 	mc_fd_close(&l->conn.fd);
 	l->is_watched = l->is_connected = false;
 	drop_outs(l);
+	atomic_store_explicit(&l->asked, 0, memory_order_relaxed);
 	mc_free(l->part);
 	l->part = NULL;
 	l->rx_at = l->rx_have = l->head_have = 0;
 }
 
-/* Its end, or that of the protocol: this rank does without it. */
 void mc_ep_link_lost(struct mc_ep_link *l)
 {
-	struct mc_ep_net *net = l->net;
+	struct mc_coll_peer *p = l->net->ep->peer[l->slot].p;
 
 	mc_ep_link_hang_up(l);
-	(void)mc_ep_freeze(net->ep, l->slot, UINT64_MAX);
-	mc_ep_net_stir(net);
+	if (!mc_coll_peer_is_lost(p))
+		atomic_store_explicit(&l->asked, mc_coll_probe_anew(p), memory_order_release);
+	mc_coll_stir(p->coll);
+}
+
+bool mc_ep_link_is_cut(const struct mc_ep_link *l)
+{
+	const struct mc_coll_peer *p = l->net->ep->peer[l->slot].p;
+	uint64_t asked = atomic_load_explicit(&l->asked, memory_order_acquire);
+
+	return asked && atomic_load_explicit(&p->wire->lived, memory_order_acquire) >= asked;
 }
 
 /* ---- sending ---- */
@@ -302,7 +311,7 @@ static int on_head(struct mc_ep_link *l)
 	struct mc_ep_frame_head *h = &l->head;
 
 	if (mc_ep_head_read(l->head_bytes, h) < 0 || h->slot >= MC_EP_SLOTS ||
-	    h->type <= MC_EP_FRAME_HELLO || h->type > MC_EP_FRAME_DONE ||
+	    h->type <= MC_EP_FRAME_HELLO || h->type > MC_EP_FRAME_BROKEN ||
 	    mc_ep_epoch_of(h->word) != l->net->epoch ||
 	    h->nparts > (h->type == MC_EP_FRAME_SHOW ? PARTS_MAX : 0))
 		return -MC_E_PROTO;
@@ -476,8 +485,10 @@ static void forget_on_loop(void *arg)
 
 		mc_list_each (out, &net->link[q].outs, link)
 			is_owed |= out->is_show && out->slot == h->slot;
-		if (is_owed)
-			mc_ep_link_lost(&net->link[q]);
+		if (is_owed) {
+			mc_ep_link_hang_up(&net->link[q]);
+			(void)mc_ep_freeze(net->ep, q, UINT64_MAX);
+		}
 	}
 }
 

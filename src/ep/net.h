@@ -6,7 +6,10 @@
  * What one host has for nothing has to be agreed on: who is in a half (deal.c). Here a frozen word
  * means that this rank does without the other; what it tells the others.
  *
- * Connections are of one epoch: every meeting makes new ones. One that is lost is as a death.
+ * Connections are of one epoch: every meeting makes new ones. One that is lost proves nothing: the
+ * group is asked (its probe). A rank that it holds for dead, or for silent, is done without; from
+ * one that lives nothing comes any more, so it is late, and where callers wait for ever the epoch
+ * is broken for all: nobody alive is left out, all have to meet again.
  */
 #ifndef MC_EP_NET_H
 #define MC_EP_NET_H
@@ -21,9 +24,11 @@ enum mc_ep_frame {
 	MC_EP_FRAME_HELLO =
 	    1,		  /* word: epoch; a, b: key of whoever is called; c: caller's incarnation */
 	MC_EP_FRAME_SHOW, /* a table of parts and their bytes follow */
-	MC_EP_FRAME_TOLD, /* a: who is done without; b: whose bytes are here */
-	MC_EP_FRAME_FINAL, /* a: who is in */
-	MC_EP_FRAME_DONE,  /* the slot is not read any more */
+	MC_EP_FRAME_TOLD, /* a: who is done without; b: whose bytes are here; c: of whom */
+	MC_EP_FRAME_FINAL,  /* a: who is in */
+	MC_EP_FRAME_DONE,   /* the slot is not read any more */
+	MC_EP_FRAME_OUT,    /* the sender is out of this epoch, and decides nothing any more */
+	MC_EP_FRAME_BROKEN, /* a: two who live, and have no connection any more */
 };
 
 struct mc_ep_frame_head {
@@ -61,6 +66,7 @@ struct mc_ep_link {
 	uint32_t slot;
 	struct mc_watch conn; /* fd -1: there is none */
 	bool is_watched, is_connected;
+	_Atomic uint64_t asked; /* it was lost: the probe that was begun then; 0: it was not */
 	uint32_t events;
 	struct mc_list pending; /* under net->lock */
 	struct mc_list outs;
@@ -95,7 +101,9 @@ struct mc_ep_net {
 	struct mc_watch listener;
 	struct mc_list guests; /* the loop's: who has called and has no link yet */
 	unsigned nguests;
-	uint64_t epoch, members; /* the loop's */
+	uint64_t epoch, members; /* the loop's, changed under `lock` */
+	uint64_t left;		 /* under `lock`: who has said OUT */
+	_Atomic uint64_t broken; /* what BROKEN said; 0: nothing */
 	struct mc_task task;
 	_Atomic bool is_posted;
 	_Atomic uint32_t unsent[MC_EP_SLOTS]; /* frames that have bytes of the slot */
@@ -130,8 +138,10 @@ void mc_ep_net_turn(struct mc_task *t);
 void mc_ep_link_use(struct mc_ep_link *l, int fd, bool is_connected);
 /** Nothing is sent or received any more. On the loop. */
 void mc_ep_link_hang_up(struct mc_ep_link *l);
-/** Its end, or that of the protocol: this rank does without the other. On the loop. */
+/** Its end, or that of the protocol: the group is asked after the other. On the loop. */
 void mc_ep_link_lost(struct mc_ep_link *l);
+/** It was lost, though the other lives. Any thread. */
+bool mc_ep_link_is_cut(const struct mc_ep_link *l);
 /** @param bytes  MC_EP_HEAD_LEN. @return 0; -MC_E_PROTO */
 int mc_ep_head_read(const uint8_t *bytes, struct mc_ep_frame_head *h);
 /** Of ranks that nobody waits for: give up what they were not sent of this slot. */
@@ -158,6 +168,10 @@ void mc_ep_deal_turn(struct mc_ep_net *net);
 int mc_ep_net_show(struct mc_ep_half *h);
 /** As mc_ep_wait_all(). */
 int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag);
+/** This rank is out of the epoch, and says so. Under net->lock. */
+void mc_ep_deal_leave(struct mc_ep_net *net);
+/** There is no connection to `q`, which lives: all have to meet again. Any thread. */
+void mc_ep_net_break(struct mc_ep_net *net, unsigned q);
 /** This rank does not read the slot any more. */
 void mc_ep_net_done(struct mc_ep_half *h);
 

@@ -21,6 +21,29 @@ int mc_ep_say_stale(const struct mc_coll *g, struct mc_diag *diag)
 	return -MC_E_STALE;
 }
 
+/* Why nothing goes on in this epoch. */
+static int say(const struct mc_ep *ep, struct mc_diag *diag)
+{
+	uint64_t members = atomic_load_explicit(&ep->members, memory_order_relaxed);
+	uint64_t pair = ep->net ? atomic_load_explicit(&ep->net->broken, memory_order_relaxed) : 0;
+
+	if (members == 0) {
+		mc_diag_set(diag,
+			    "rank %u is in no meeting: there was none, or the last one failed; all "
+			    "have to meet again",
+			    ep->coll->rank);
+		return -MC_E_STALE;
+	}
+	if (!pair)
+		return mc_ep_say_stale(ep->coll, diag);
+	mc_diag_set(
+	    diag,
+	    "ranks %u and %u have lost their connection, though both are alive: all have to "
+	    "meet again",
+	    (unsigned)__builtin_ctzll(pair), 63 - (unsigned)__builtin_clzll(pair));
+	return -MC_E_STALE;
+}
+
 int mc_ep_enter(struct mc_ep *ep, uint64_t epoch)
 {
 	uint64_t v = atomic_load_explicit(&ep->page->word, memory_order_relaxed);
@@ -43,6 +66,7 @@ struct look {
 	const struct mc_ep_page *page;
 	const _Atomic uint64_t *at; /* the word, or a done */
 	uint64_t target;
+	bool is_patient;
 };
 
 static int is_there(const void *what)
@@ -61,6 +85,10 @@ static int is_there(const void *what)
 		return -MC_E_STALE; /* nobody tells this rank anything */
 	if (l->ep->net && mc_coll_peer_is_lost(l->p))
 		return MC_COLL_GONE;
+	if (l->ep->net && l->is_patient && mc_ep_link_is_cut(&l->ep->net->link[l->p->slot])) {
+		mc_ep_net_break(l->ep->net, l->p->slot);
+		return -MC_E_STALE;
+	}
 	word = atomic_load_explicit(&l->page->word, memory_order_acquire);
 	if (mc_ep_epoch_of(word) != mc_ep_epoch_of(l->target))
 		return mc_ep_epoch_of(word) > mc_ep_epoch_of(l->target) ? -MC_E_STALE : 0;
@@ -107,15 +135,18 @@ static int wait_rank(struct mc_ep_half *h, unsigned q, struct look *look, uint64
 {
 	struct mc_ep *ep = h->ep;
 	bool is_patient = lim->patience_ns > lim->group_ns;
-	int rc = mc_coll_wait_on(ep->coll, ep->peer[q].p, is_there, look, spin,
-				 is_patient ? lim->group_ns : lim->patience_ns);
+	int rc;
+
+	look->is_patient = is_patient;
+	rc = mc_coll_wait_on(ep->coll, ep->peer[q].p, is_there, look, spin,
+			     is_patient ? lim->group_ns : lim->patience_ns);
 
 	if (rc == MC_COLL_GONE || (rc == -MC_E_TIMEDOUT && !is_patient))
 		rc = mc_ep_freeze(ep, q, shown);
 	if (rc == MC_COLL_GONE)
 		atomic_fetch_or_explicit(&ep->masked, MC_COLL_BIT(q), memory_order_relaxed);
 	if (rc == -MC_E_STALE)
-		return mc_ep_say_stale(ep->coll, diag);
+		return say(ep, diag);
 	if (rc == -MC_E_TIMEDOUT)
 		mc_diag_set(diag, "rank %u has not come to half %llu of expert parallelism", q,
 			    (unsigned long long)(mc_ep_half_of(h->word)));
@@ -136,7 +167,8 @@ static int wait_unused(struct mc_ep_half *h, struct mc_diag *diag)
 	mc_coll_each(q, slot->ranks & h->wanted & ~MC_COLL_BIT(ep->coll->rank))
 	{
 		struct mc_ep_page *page = ep->peer[q].page;
-		struct look look = {ep, ep->peer[q].p, page, &page->done[h->slot], slot->word};
+		struct look look = {ep,		ep->peer[q].p, page, &page->done[h->slot],
+				    slot->word, false};
 		int rc = wait_rank(h, q, &look, UINT64_MAX, &lim, &ep->spin, diag);
 
 		if (rc < 0)
@@ -180,7 +212,7 @@ int mc_ep_take_slot(struct mc_ep_half *h, uint64_t len, struct mc_diag *diag)
 	if (!(atomic_load_explicit(&ep->members, memory_order_relaxed) &
 	      MC_COLL_BIT(ep->coll->rank)) ||
 	    (atomic_load_explicit(&ep->page->word, memory_order_relaxed) & MC_EP_FROZEN))
-		return mc_ep_say_stale(ep->coll, diag);
+		return say(ep, diag);
 	h->slot = 2 * kind + (ep->count[kind] & 1);
 	h->word = ep->epoch << MC_EP_EPOCH_BITS | (ep->half + 1) << 1;
 	slot = &ep->slot[h->slot];
@@ -212,7 +244,7 @@ int mc_ep_show(struct mc_ep_half *h, struct mc_diag *diag)
 	atomic_store_explicit(&ep->page->tag[h->slot], h->word, memory_order_relaxed);
 	do {
 		if (v & MC_EP_FROZEN)
-			return mc_ep_say_stale(ep->coll, diag);
+			return say(ep, diag);
 		/* release: the slot */
 	} while (!atomic_compare_exchange_weak_explicit(
 	    &ep->page->word, &v, h->word, memory_order_release, memory_order_relaxed));
@@ -270,7 +302,7 @@ static int wait_near(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *
 	mc_coll_each(q, h->wanted & ~taken)
 	{
 		struct mc_ep_page *page = ep->peer[q].page;
-		struct look look = {ep, ep->peer[q].p, page, &page->word, h->word};
+		struct look look = {ep, ep->peer[q].p, page, &page->word, h->word, false};
 		int rc = wait_rank(h, q, &look, h->word, &lim, &ep->slot[h->slot].spin, diag);
 
 		if (rc < 0)
@@ -290,7 +322,7 @@ static int wait_far(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *d
 	if (rc == 0)
 		atomic_fetch_or_explicit(&ep->masked, h->wanted & ~*ret_taken,
 					 memory_order_relaxed);
-	return rc == -MC_E_STALE ? mc_ep_say_stale(ep->coll, diag) : rc;
+	return rc == -MC_E_STALE ? say(ep, diag) : rc;
 }
 
 int mc_ep_wait_all(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag)
@@ -301,7 +333,7 @@ int mc_ep_wait_all(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *di
 	int rc;
 
 	if (mc_ep_epoch_of(h->word) != ep->epoch)
-		return mc_ep_say_stale(ep->coll, diag);
+		return say(ep, diag);
 	rc = ep->net ? wait_far(h, &taken, diag) : wait_near(h, &taken, diag);
 	if (rc < 0)
 		return rc;
@@ -326,7 +358,7 @@ int mc_ep_check_tags(struct mc_ep_half *h, uint64_t taken, struct mc_diag *diag)
 	{
 		if (atomic_load_explicit(&ep->peer[q].page->tag[h->slot], memory_order_relaxed) !=
 		    h->word)
-			return mc_ep_say_stale(ep->coll, diag);
+			return say(ep, diag);
 	}
 	return 0;
 }

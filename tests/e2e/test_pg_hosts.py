@@ -1,65 +1,25 @@
 """Process groups between two network namespaces: a process dies, is stopped, the network between the hosts is lost."""
 
-import json
-import os
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hosts
 import pytest
+from hosts import SILENT_S
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
-
-from bench.rails import Network, missing_tool
+from bench.rails import Network
 
 PEER_DEAD = -24
-SILENT_S = 2
 LARGE = 1 << 19  # elements of 8 bytes
 
-
-@pytest.fixture
-def network(request: pytest.FixtureRequest) -> Iterator[Network]:
-    """One rail; an indirect parameter is its rate, and how long packets may wait in its queue."""
-    why = missing_tool()
-    if why and os.environ.get("CI") == "true":
-        pytest.fail(why)
-    if why:
-        pytest.skip(why)
-    with Network(1, *getattr(request, "param", (None,))) as made:
-        yield made
+network = pytest.fixture(hosts.networks)
 
 
-class World:
-    """Ranks by the letter of their namespace: "aab" is two in a and one in b."""
-
+class World(hosts.World):
     def __init__(self, network: Network, places: str, logs: Path):
-        env = {**os.environ, "MC_COLL_SILENT": str(SILENT_S)}
-        self.procs = []
-        for rank, place in enumerate(places):
-            argv = ["ip", "netns", "exec", getattr(network, place), sys.executable, "-P", str(ROOT / "tests/e2e/pg_rank.py")]
-            with open(logs / f"rank{rank}.log", "w") as log:
-                self.procs.append(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env))
-        addresses = [self.hear(rank) for rank in range(len(places))]
-        for rank in range(len(places)):
-            self.tell(rank, [rank, len(places), len(places), 60, addresses])
-        for rank in range(len(places)):
-            assert self.hear(rank) == "open"
-
-    def tell(self, rank: int, what: list) -> None:
-        self.procs[rank].stdin.write(json.dumps(what).encode() + b"\n")
-        self.procs[rank].stdin.flush()
-
-    def hear(self, rank: int, timeout_s: float = 50):
-        out = self.procs[rank].stdout
-        assert select.select([out], [], [], timeout_s)[0], f"rank {rank} does not answer"
-        line = out.readline()
-        assert line, f"rank {rank} has ended"
-        return json.loads(line)
+        super().__init__(network, places, logs, "pg_rank.py")
 
     def start(self, count: int = 1, times: int = 1, ranks: tuple[int, ...] | None = None) -> tuple[int, ...]:
         ranks = tuple(range(len(self.procs))) if ranks is None else ranks
@@ -69,11 +29,6 @@ class World:
 
     def sums(self, ranks: tuple[int, ...] | None = None) -> list:
         return [self.hear(rank)[0] for rank in self.start(ranks=ranks)]
-
-    def close(self) -> None:
-        for proc in self.procs:
-            proc.kill()
-            proc.wait()
 
 
 @pytest.fixture

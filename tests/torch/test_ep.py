@@ -202,6 +202,33 @@ def stream(rank: int, case: Case, count: int) -> list[list[int]]:
     return [step(rank, case, seed) for seed in range(count)]
 
 
+def come_or_not(rank: int, comes: bool) -> str:
+    try:
+        update(rank) if comes else dist.barrier()
+    except (ValueError, dist.DistBackendError) as error:
+        return str(error)
+    return ""
+
+
+def query_mask(rank: int) -> list[int]:
+    mask = torch.zeros(_mine["buffer"].group_size, dtype=torch.int32)
+    _mine["buffer"].query_mask_buffer(mask)
+    return mask.tolist()
+
+
+def test_after_a_meeting_that_failed_all_have_to_meet_again(crew) -> None:
+    case, ranks = CASES["bf16"], crew(2)
+    ranks(make)
+    assert ranks(steps, case, 2) == [[1, 1]] * 2
+    ranks.start(come_or_not, False, ranks=[0])
+    assert ranks(come_or_not, True, ranks=[1])[0]
+    assert ranks.wait([0])[0]
+    assert ranks(query_mask, ranks=[1]) == [[1, 1]]
+    assert "meet again" in ranks(refused, case, ranks=[1])[0]
+    ranks(update)
+    assert ranks(steps, case, 2) == [[1, 1]] * 2
+
+
 @pytest.mark.parametrize("trial", range(4))
 def test_a_rank_killed_at_any_moment(crew, trial: int) -> None:
     """Survivors see the same ranks in the same steps."""

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@
 #include "base/mem.h"
 #include "base/rand.h"
 #include "coll/priv.h"
+#include "ep/net.h"
 #include "layer.h"
 
 #define STEPS 4
@@ -324,19 +326,20 @@ static void a_late_rank_is_out_of_the_step_for_all_and_told_so(void **state)
 {
 	static const uint64_t places[] = {BEFORE_DISPATCH, BETWEEN};
 
-	for (uint32_t victim = 0; victim < 3; victim++)
-		for (unsigned i = 0; i < MC_ARRAY_LEN(places); i++) {
-			struct world *w = layer_world(state, 3, 6, MC_EP_FP8);
-			pid_t pids[3];
+	/* Of two ranks one goes on because the other says that it is out. */
+	for (uint32_t i = 0; i < 2 * (2 + 3); i++) {
+		uint32_t ranks = i < 4 ? 2 : 3;
+		struct world *w = layer_world(state, ranks, 6, MC_EP_FP8);
+		pid_t pids[3];
 
-			atomic_store(&w->note[NOTE_VICTIM], victim);
-			atomic_store(&w->note[NOTE_PLACE], places[i]);
-			for (uint32_t q = 0; q < 3; q++)
-				pids[q] = world_fork(w, q, 3, 3, 0, late);
-			for (uint32_t q = 0; q < 3; q++)
-				assert_int_equal(world_reap(pids[q]), 0);
-			world_free(w);
-		}
+		atomic_store(&w->note[NOTE_VICTIM], (i < 4 ? i : i - 4) / 2);
+		atomic_store(&w->note[NOTE_PLACE], places[i % 2]);
+		for (uint32_t q = 0; q < ranks; q++)
+			pids[q] = world_fork(w, q, ranks, ranks, 0, late);
+		for (uint32_t q = 0; q < ranks; q++)
+			assert_int_equal(world_reap(pids[q]), 0);
+		world_free(w);
+	}
 }
 
 /* ---- replaced ---- */
@@ -390,6 +393,149 @@ static void a_replacement_is_in_after_all_have_met(void **state)
 			assert_int_equal(world_reap(pids[q]), 0);
 		world_free(w);
 	}
+}
+
+/* ---- a connection is lost ---- */
+
+/* Halves until one goes wrong. @return its error */
+static int halves_until_one_fails(struct rank *r, struct layer *l, uint64_t timeout_ns)
+{
+	struct mc_ep_patience patience = {NULL, timeout_ns};
+	struct tokens t = tokens_of(&l->shape, r->rank, 0);
+	struct mc_ep_half *h;
+	int rc = 0;
+
+	l->shape.tokens = l->shape.tokens_max - r->rank;
+	while (rc == 0 && mc_ep_masked(l->ep) == 0) {
+		rc = layer_dispatch_begin(l, &t, &patience, &h);
+		if (rc == 0)
+			rc = layer_dispatch_end(l, h);
+	}
+	tokens_free(&t);
+	return rc;
+}
+
+/* The ranks 0 and 1 hear nothing of each other any more, of 2 they do. */
+static int cut(struct rank *r, struct layer *l)
+{
+	WORLD_CHECK(!open_layer(r, l));
+	WORLD_CHECK(!mc_ep_update(l->ep, &l->diag));
+	WORLD_CHECK(!one_step(r, l, 0));
+	world_wait_ticks(r->w, l->shape.ranks);
+	if (r->rank == 1)
+		(void)shutdown(l->ep->net->link[0].conn.fd, SHUT_RDWR);
+	return 0;
+}
+
+static int meet_again(struct rank *r, struct layer *l)
+{
+	WORLD_CHECK(!mc_ep_update(l->ep, &l->diag));
+	WORLD_CHECK(!one_step(r, l, 2));
+	WORLD_CHECK(l->back == mc_ep_members(l->ep));
+	close_layer(l);
+	return 0;
+}
+
+static int cut_for_ever(struct rank *r)
+{
+	struct layer l;
+
+	WORLD_CHECK(!cut(r, &l));
+	WORLD_CHECK(halves_until_one_fails(r, &l, MC_EP_NEVER) == -MC_E_STALE);
+	WORLD_CHECK(strstr(l.diag.text, "ranks 0 and 1 have lost their connection"));
+	WORLD_CHECK(mc_ep_masked(l.ep) == 0);
+	return meet_again(r, &l);
+}
+
+static void nobody_alive_is_left_out_for_a_lost_connection(void **state)
+{
+	for (uint32_t ranks = 2; ranks <= 3; ranks++) {
+		struct world *w = layer_world(state, ranks, 6, MC_EP_SAME);
+		pid_t pids[3];
+
+		for (uint32_t q = 0; q < ranks; q++)
+			pids[q] = world_fork(w, q, ranks, ranks, 0, cut_for_ever);
+		/* Of two ranks the other has to hear it of the network, too. */
+		for (uint32_t q = 0; q < ranks; q++)
+			assert_int_equal(world_reap(pids[q]), 0);
+		world_free(w);
+	}
+}
+
+static int cut_for_a_while(struct rank *r)
+{
+	struct layer l;
+	int rc;
+
+	WORLD_CHECK(!cut(r, &l));
+	rc = halves_until_one_fails(r, &l, MC_NS_PER_S / 4);
+	/* Two go on; the third, which is 0 or 1, is told so. */
+	WORLD_CHECK(rc == 0 || (rc == -MC_E_STALE && strstr(l.diag.text, "left out")));
+	WORLD_CHECK(r->rank < 2 || rc == 0);
+	if (rc == 0) {
+		WORLD_CHECK(is_agreed(r, 1, 0, l.there));
+		world_tick(r->w);
+	}
+	world_wait_ticks(r->w, 3 + 2);
+	return meet_again(r, &l);
+}
+
+static void where_callers_do_not_wait_one_without_a_connection_is_left_out_by_all(void **state)
+{
+	struct world *w = layer_world(state, 3, 6, MC_EP_SAME);
+	pid_t pids[3];
+
+	for (uint32_t q = 0; q < 3; q++)
+		pids[q] = world_fork(w, q, 3, 3, 0, cut_for_a_while);
+	for (uint32_t q = 0; q < 3; q++)
+		assert_int_equal(world_reap(pids[q]), 0);
+	world_free(w);
+}
+
+/* ---- a meeting fails ---- */
+
+static int meeting_fails(struct rank *r)
+{
+	struct mc_coll_op barrier = {.kind = MC_COLL_BARRIER};
+	struct mc_ep_patience ever = {NULL, MC_EP_NEVER};
+	struct mc_ep_half *before, *h;
+	struct tokens t;
+	struct layer l;
+
+	WORLD_CHECK(!open_layer(r, &l));
+	WORLD_CHECK(!mc_ep_update(l.ep, &l.diag));
+	t = tokens_of(&l.shape, r->rank, 0);
+	l.shape.tokens = l.shape.tokens_max - r->rank;
+	WORLD_CHECK(!layer_dispatch_begin(&l, &t, &ever, &before));
+	if (r->rank == 0) {
+		WORLD_CHECK(mc_coll_run(r->coll, &barrier, NULL) == -MC_E_INVAL);
+		mc_ep_half_free(before);
+	} else {
+		WORLD_CHECK(mc_ep_update(l.ep, &l.diag) == -MC_E_INVAL);
+		WORLD_CHECK(mc_ep_members(l.ep) == 0 && mc_ep_masked(l.ep) == 0);
+		WORLD_CHECK(layer_dispatch_begin(&l, &t, &ever, &h) == -MC_E_STALE);
+		WORLD_CHECK(strstr(l.diag.text, "meet again"));
+		WORLD_CHECK(layer_dispatch_end(&l, before) == -MC_E_STALE);
+	}
+	tokens_free(&t);
+	WORLD_CHECK(!mc_ep_update(l.ep, &l.diag));
+	for (uint64_t step = 0; step < 2; step++)
+		WORLD_CHECK(!one_step(r, &l, step));
+	WORLD_CHECK(l.back == mc_ep_members(l.ep) && l.back == 7);
+	close_layer(&l);
+	return 0;
+}
+
+static void after_a_meeting_that_failed_there_are_no_members_until_all_meet_again(void **state)
+{
+	struct world *w = layer_world(state, 3, 6, MC_EP_SAME);
+	pid_t pids[3];
+
+	for (uint32_t q = 0; q < 3; q++)
+		pids[q] = world_fork(w, q, 3, 3, 0, meeting_fails);
+	for (uint32_t q = 0; q < 3; q++)
+		assert_int_equal(world_reap(pids[q]), 0);
+	world_free(w);
 }
 
 /* ---- closed ---- */
@@ -553,6 +699,12 @@ int main(void)
 	    cmocka_unit_test_prestate(a_late_rank_is_out_of_the_step_for_all_and_told_so, &two),
 	    cmocka_unit_test_prestate(a_replacement_is_in_after_all_have_met, &two),
 	    cmocka_unit_test_prestate(ranks_that_call_different_things_are_told_so, &two),
+	    cmocka_unit_test(after_a_meeting_that_failed_there_are_no_members_until_all_meet_again),
+	    cmocka_unit_test_prestate(
+		after_a_meeting_that_failed_there_are_no_members_until_all_meet_again, &two),
+	    cmocka_unit_test_prestate(nobody_alive_is_left_out_for_a_lost_connection, &two),
+	    cmocka_unit_test_prestate(
+		where_callers_do_not_wait_one_without_a_connection_is_left_out_by_all, &two),
 	    cmocka_unit_test(what_is_still_read_is_given_back_when_the_last_reader_is_done),
 	    cmocka_unit_test(what_does_not_fit_is_refused_and_named),
 	    cmocka_unit_test(ranks_that_call_different_things_are_told_so),
