@@ -57,26 +57,34 @@ class Vllm:
     def __init__(self) -> None:
         self.is_first = not (FOLDER / "computed").exists()
         (FOLDER / "computed").touch()
-        self.hits = 0
+        self.hits = self.own_hits = 0
+        self.seen: set[str] = set()
 
     def get(self, path: str, query: dict[str, list[str]]) -> str:
         return (
             'vllm:cache_config_info{block_size="128"} 1\n'
             f"vllm:external_prefix_cache_hits_total {self.hits}\n"
+            f"vllm:prefix_cache_hits_total {self.own_hits}\n"
             f'vllm:mooncake_store_operation_time_seconds_sum{{operation="load_get",status="ok"}} {self.hits / 1e5}\n'
         )
 
     def post(self, body: dict) -> list[dict]:
         tokens = 300 if "long" in body["messages"][0]["content"] else 30
         keys = [f"m@{body['cache_salt']}-{index}" for index in range(tokens // BLOCK)]
-        if keys and self.is_first:
+        is_again = body["cache_salt"] in self.seen
+        self.seen.add(body["cache_salt"])
+        if is_again:
+            self.own_hits += 0 if FAULT == "no-cache" else BLOCK * len(keys)
+        elif keys and self.is_first:
             for key in keys[: 1 if FAULT == "lazy-put" else None]:
                 (MEMORY / key).touch()
                 (SSD / key).touch()
         elif keys:
             self.load(keys)
         wrong = FAULT == "other-tokens" and not self.is_first
-        choices = [{"delta": {"content": "word "}, "token_ids": [token + wrong]} for token in TOKEN_IDS]
+        # As a processor may that computes a whole prompt otherwise than its end.
+        rounded = 10 * (FAULT == "rounding" and (is_again or not self.is_first))
+        choices = [{"delta": {"content": "word "}, "token_ids": [token + wrong + rounded]} for token in TOKEN_IDS]
         usage = {"choices": [], "usage": {"prompt_tokens": tokens}}
         return [*({"choices": [choice]} for choice in choices), usage]
 

@@ -355,14 +355,16 @@ def story(tmp_path: Path, monkeypatch, fault: str, *argv: str) -> tuple[int, dic
     return status, told[0], whole.out.getvalue()
 
 
-def test_the_whole_story_with_stand_ins(tmp_path, monkeypatch):
-    status, told, text = story(tmp_path, monkeypatch, "none")
+@pytest.mark.parametrize("fault", ["none", "rounding"])
+def test_the_whole_story_with_stand_ins(tmp_path, monkeypatch, fault):
+    status, told, text = story(tmp_path, monkeypatch, fault)
     assert (status, told["ok"], told["error"]) == (0, True, None), text
     readings = {phase["instance"]: phase["readings"][0] for phase in told["phases"]}
     assert [readings[name]["tokens_from_pool"] for name in "ABCD"] == [0, 256, 256, 256]
     assert [readings[name]["blocks"]["disk"] for name in "ABCD"] == [0, 0, 0, 2]
     assert all(reading["tokens_equal"] for reading in readings.values())
     assert "demo store: ok" in text
+    assert ("out of its own cache it answers" in text) == (fault == "rounding")
     svg = ET.fromstring(Path(told["timeline_svg"]).read_text())
     marks = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert (marks.count("kill -9"), marks.count("restart")) == (1, 1)
@@ -373,6 +375,7 @@ def test_the_whole_story_with_stand_ins(tmp_path, monkeypatch):
     [
         ("lazy-put", "holds 1 objects"),
         ("other-tokens", "instance B (a fresh process) answered with other tokens"),
+        ("no-cache", "instance A had 0 tokens in its own cache, 256 were due"),
         ("forgetful-master", "2 of 2 objects are not served 1 s after the restart of the master"),
         ("no-ssd", "2 of 2 objects are not on the SSD"),
         ("immortal-memory", "took blocks from elsewhere than the SSD"),

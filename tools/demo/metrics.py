@@ -11,6 +11,7 @@ from aiohttp import ClientError, ClientSession
 
 from process import DemoError
 
+OWN_HITS = "vllm:prefix_cache_hits_total"
 EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
 STORE_SECONDS = "vllm:mooncake_store_operation_time_seconds_sum"
 CACHE_CONFIG = "vllm:cache_config_info"
@@ -57,6 +58,11 @@ async def scrape(session: ClientSession, url: str) -> list[Sample]:
 async def external_hits(session: ClientSession, server_url: str) -> int:
     """Prompt tokens whose KV this server has taken from another one, so far."""
     return int(total(await scrape(session, f"{server_url}/metrics"), EXTERNAL_HITS))
+
+
+async def own_hits(session: ClientSession, server_url: str) -> int:
+    """Prompt tokens whose KV this server had itself, so far."""
+    return int(total(await scrape(session, f"{server_url}/metrics"), OWN_HITS))
 
 
 @dataclass(frozen=True)
