@@ -2,9 +2,9 @@
  * deal.c: who is in a half, over hosts.
  *
  * A rank does without another when the group holds that for dead or silent, when it says that it is
- * out, or when the caller's patience ends: it freezes the word that it has of it, so what it has of
- * it stays what it is. What it does without (out) only grows within an epoch, and is told, also to
- * those in it; whoever hears of it does the same.
+ * out, or when the caller's patience ends (patience.c): it freezes the word that it has of it, so
+ * what it has of it stays what it is. What it does without (out) only grows within an epoch, and is
+ * told, also to those in it; whoever hears of it does the same.
  *
  * A rank that has the bytes of all others but those it does without tells them that: out, and whose
  * bytes it has. When all that it does not do without have told the same out, and nobody can decide
@@ -32,13 +32,10 @@
  */
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/mem.h"
 #include "base/sync.h"
 #include "coll/net.h"
 #include "ep/net.h"
-
-#define ANSWER_NS (200 * MC_NS_PER_MS) /* for what others' loops tell by themselves */
 
 static uint64_t self(const struct mc_ep_net *net)
 {
@@ -331,6 +328,14 @@ static void on_out(struct mc_ep_net *net, unsigned q)
 	ring(net);
 }
 
+static void on_ask(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_head *h)
+{
+	struct mc_ep_frame_head answer = *h;
+
+	answer.type = MC_EP_FRAME_ANSWER;
+	mc_ep_net_send(net, MC_COLL_BIT(q), &answer);
+}
+
 static void on_done(struct mc_ep_net *net, unsigned q, const struct mc_ep_frame_head *h)
 {
 	/* release: nothing, but is_there() acquires it */
@@ -357,6 +362,13 @@ void mc_ep_deal_heard(struct mc_ep_net *net, unsigned q, const struct mc_ep_fram
 	case MC_EP_FRAME_BROKEN:
 		if (!mc_ep_is_frozen(net->ep, q))
 			on_broken(net, h->a);
+		break;
+	case MC_EP_FRAME_ASK:
+		on_ask(net, q, h);
+		break;
+	case MC_EP_FRAME_ANSWER:
+		net->answered[q] = h->a;
+		ring(net);
 		break;
 	default:
 		on_done(net, q, h);
@@ -422,23 +434,10 @@ void mc_ep_net_done(struct mc_ep_half *h)
 	mc_ep_net_stir(net);
 }
 
-/* ---- waiting for the decision ---- */
+/* ---- for whoever waits for the decision ---- */
 
-struct waiting {
-	struct mc_ep_half *h;
-	uint64_t patience_ns, group_ns; /* deadlines */
-	uint64_t answer_ns;		/* of those who have not told, though all bytes are here */
-	uint64_t late_ns;		/* then the group asks whether they are there */
-	uint64_t stuck_ns;		/* deadline of those who may decide otherwise; 0: none do */
-	uint64_t out;			/* who was done without at the last look */
-	uint64_t missing, silent, unsure;
-	bool is_patient;
-};
-
-/* What is there. @return 1: *ret_ranks; 0: not yet; an error */
-static int look(struct waiting *w, uint64_t *ret_ranks)
+int mc_ep_deal_look(const struct mc_ep_half *h, struct mc_ep_look *ret, uint64_t *ret_ranks)
 {
-	const struct mc_ep_half *h = w->h;
 	struct mc_ep *ep = h->ep;
 	struct mc_ep_net *net = ep->net;
 	const struct mc_ep_deal *d = &net->deal[h->slot];
@@ -454,147 +453,59 @@ static int look(struct waiting *w, uint64_t *ret_ranks)
 	} else {
 		uint64_t out = out_of(net, h->wanted);
 
-		w->missing = h->wanted & ~out & ~here_of(net, h->wanted, h->word);
-		w->silent = 0;
+		ret->out = out;
+		ret->missing = h->wanted & ~out & ~here_of(net, h->wanted, h->word);
+		ret->silent = 0;
 		mc_coll_each(q, h->wanted & ~out & ~self(net))
 		{
 			uint64_t theirs, has;
 
 			if (!told_of(net, q, h->word, &theirs, &has) || (theirs & h->wanted) != out)
-				w->silent |= MC_COLL_BIT(q);
+				ret->silent |= MC_COLL_BIT(q);
 		}
-		w->unsure = may_decide(net, h->wanted, out) ? 0 : unsure_of(net, out);
+		ret->unsure = may_decide(net, h->wanted, out) ? 0 : unsure_of(net, out);
 	}
 	pthread_mutex_unlock(&net->lock);
 	return rc;
 }
 
-static bool give_up(struct mc_ep *ep, uint64_t ranks)
+uint64_t mc_ep_deal_unsure(struct mc_ep_net *net, uint64_t ranks)
 {
-	unsigned q;
+	uint64_t unsure;
 
-	mc_coll_each(q, ranks)(void) mc_ep_freeze(ep, q, UINT64_MAX);
-	if (ranks)
-		mc_ep_net_stir(ep->net);
-	return ranks != 0;
+	pthread_mutex_lock(&net->lock);
+	unsure = unsure_of(net, ranks);
+	pthread_mutex_unlock(&net->lock);
+	return unsure;
 }
 
-/* Whom the group holds for dead or silent; and connections. @return true: look again */
-static bool lose_gone(const struct waiting *w)
+uint64_t mc_ep_deal_ask(const struct mc_ep_half *h)
 {
-	struct mc_ep *ep = w->h->ep;
-	uint64_t gone = 0;
+	struct mc_ep_net *net = h->ep->net;
+	uint64_t number;
+
+	pthread_mutex_lock(&net->lock);
+	number = ++net->nasks;
+	send_all(net, MC_EP_FRAME_ASK, number);
+	pthread_mutex_unlock(&net->lock);
+	mc_ep_net_stir(net);
+	return number;
+}
+
+bool mc_ep_deal_is_heard(const struct mc_ep_half *h, uint64_t ask)
+{
+	struct mc_ep_net *net = h->ep->net;
+	uint64_t heard = self(net);
+	bool is_enough_heard;
 	unsigned q;
 
-	mc_coll_each(q, w->missing | w->silent)
+	pthread_mutex_lock(&net->lock);
+	mc_coll_each(q, h->wanted & ~out_of(net, h->wanted) & ~heard)
 	{
-		if (mc_coll_peer_is_lost(ep->peer[q].p)) {
-			gone |= MC_COLL_BIT(q);
-		} else if (w->is_patient && mc_ep_link_is_cut(&ep->net->link[q])) {
-			mc_ep_net_break(ep->net, q);
-			return true;
-		}
+		if (net->answered[q] >= ask)
+			heard |= MC_COLL_BIT(q);
 	}
-	return give_up(ep, gone);
-}
-
-/* All have told, and it is not enough. @return true: look again */
-static bool lose_self(struct waiting *w, uint64_t now_ns)
-{
-	struct mc_ep *ep = w->h->ep;
-	uint64_t wait_ns =
-	    w->is_patient ? ep->coll->net->silent_ns : mc_max(2 * w->h->timeout_ns, ANSWER_NS);
-
-	if (!w->unsure || w->missing || w->silent) {
-		w->stuck_ns = 0;
-		return false;
-	}
-	/* One of them may be dead by now. */
-	mc_ep_net_stir(ep->net);
-	if (!w->stuck_ns)
-		w->stuck_ns = mc_time_after(now_ns, wait_ns);
-	if (now_ns < w->stuck_ns)
-		return false;
-	pthread_mutex_lock(&ep->net->lock);
-	if (ep->net->deal[w->h->slot].decided != w->h->word)
-		mc_ep_deal_leave(ep->net);
-	pthread_mutex_unlock(&ep->net->lock);
-	mc_ep_net_stir(ep->net);
-	return true;
-}
-
-/* Whom to do without now. @return true: look again */
-static bool lose(struct waiting *w, uint64_t now_ns)
-{
-	struct mc_ep *ep = w->h->ep;
-	uint64_t out = out_of(ep->net, w->h->wanted);
-
-	if (lose_gone(w))
-		return true;
-	/* Each change gives the others time to tell again. */
-	if (out != w->out) {
-		w->out = out;
-		w->answer_ns = mc_time_after(now_ns, mc_max(2 * w->h->timeout_ns, ANSWER_NS));
-	}
-	if (!w->is_patient && now_ns >= w->patience_ns && give_up(ep, w->missing))
-		return true;
-	if (!w->is_patient && !w->missing && now_ns >= w->answer_ns && give_up(ep, w->silent))
-		return true;
-	if (lose_self(w, now_ns))
-		return true;
-	if (now_ns >= w->late_ns) {
-		mc_coll_net_late(ep->coll, w->missing | w->silent | w->unsure);
-		w->late_ns = mc_time_after(now_ns, MC_COLL_LATE_NS);
-	}
-	return false;
-}
-
-static int sleep_a_while(const struct waiting *w, uint32_t bell, uint64_t now_ns)
-{
-	struct mc_coll *g = w->h->ep->coll;
-	uint64_t until_ns = w->late_ns;
-
-	if (w->is_patient && now_ns >= w->group_ns)
-		return -MC_E_TIMEDOUT;
-	if (atomic_load_explicit(&g->is_aborted, memory_order_relaxed))
-		return -MC_E_CANCELED;
-	if (w->is_patient)
-		until_ns = mc_min(until_ns, w->group_ns);
-	else if (now_ns < w->patience_ns)
-		until_ns = mc_min(until_ns, w->patience_ns);
-	else if (now_ns < w->answer_ns)
-		until_ns = mc_min(until_ns, w->answer_ns);
-	if (w->stuck_ns)
-		until_ns = mc_min(until_ns, w->stuck_ns);
-	(void)!mc_futex_wait(&g->bell, bell, until_ns);
-	return 0;
-}
-
-int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_ranks, struct mc_diag *diag)
-{
-	struct mc_coll *g = h->ep->coll;
-	uint64_t now_ns = mc_now_ns();
-	struct waiting w = {.h = h,
-			    .patience_ns = mc_time_after(now_ns, h->timeout_ns),
-			    .group_ns = mc_time_after(now_ns, g->timeout_ns),
-			    .late_ns = mc_time_after(now_ns, MC_COLL_LATE_NS),
-			    .out = out_of(h->ep->net, h->wanted)};
-	int rc = 0;
-
-	w.is_patient = w.patience_ns > w.group_ns;
-	w.answer_ns = mc_time_after(w.patience_ns, mc_max(h->timeout_ns, ANSWER_NS));
-	while (rc == 0) {
-		uint32_t bell = atomic_load_explicit(&g->bell, memory_order_acquire);
-
-		rc = look(&w, ret_ranks);
-		now_ns = mc_now_ns();
-		if (rc == 0 && !lose(&w, now_ns))
-			rc = sleep_a_while(&w, bell, now_ns);
-	}
-	if (rc > 0)
-		return 0;
-	if (rc == -MC_E_TIMEDOUT)
-		mc_diag_set(diag, "ranks %llx (bits) have not come to a half of expert parallelism",
-			    (unsigned long long)(w.missing | w.silent | w.unsure));
-	return rc;
+	is_enough_heard = may_decide(net, h->wanted, h->wanted & ~heard);
+	pthread_mutex_unlock(&net->lock);
+	return is_enough_heard;
 }

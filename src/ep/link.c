@@ -311,7 +311,7 @@ static int on_head(struct mc_ep_link *l)
 	struct mc_ep_frame_head *h = &l->head;
 
 	if (mc_ep_head_read(l->head_bytes, h) < 0 || h->slot >= MC_EP_SLOTS ||
-	    h->type <= MC_EP_FRAME_HELLO || h->type > MC_EP_FRAME_BROKEN ||
+	    h->type <= MC_EP_FRAME_HELLO || h->type > MC_EP_FRAME_ANSWER ||
 	    mc_ep_epoch_of(h->word) != l->net->epoch ||
 	    h->nparts > (h->type == MC_EP_FRAME_SHOW ? PARTS_MAX : 0))
 		return -MC_E_PROTO;

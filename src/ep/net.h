@@ -29,6 +29,8 @@ enum mc_ep_frame {
 	MC_EP_FRAME_DONE,   /* the slot is not read any more */
 	MC_EP_FRAME_OUT,    /* the sender is out of this epoch, and decides nothing any more */
 	MC_EP_FRAME_BROKEN, /* a: two who live, and have no connection any more */
+	MC_EP_FRAME_ASK,    /* a: number of the question whether anybody is heard */
+	MC_EP_FRAME_ANSWER, /* a: that number */
 };
 
 struct mc_ep_frame_head {
@@ -101,9 +103,10 @@ struct mc_ep_net {
 	struct mc_watch listener;
 	struct mc_list guests; /* the loop's: who has called and has no link yet */
 	unsigned nguests;
-	uint64_t epoch, members; /* the loop's, changed under `lock` */
-	uint64_t left;		 /* under `lock`: who has said OUT */
-	_Atomic uint64_t broken; /* what BROKEN said; 0: nothing */
+	uint64_t epoch, members;		     /* the loop's, changed under `lock` */
+	uint64_t left;				     /* under `lock`: who has said OUT */
+	uint64_t nasks, answered[MC_COLL_RANKS_MAX]; /* under `lock`: questions; the last answers */
+	_Atomic uint64_t broken;		     /* what BROKEN said; 0: nothing */
 	struct mc_task task;
 	_Atomic bool is_posted;
 	_Atomic uint32_t unsent[MC_EP_SLOTS]; /* frames that have bytes of the slot */
@@ -166,13 +169,34 @@ void mc_ep_deal_heard(struct mc_ep_net *net, unsigned q, const struct mc_ep_fram
 void mc_ep_deal_turn(struct mc_ep_net *net);
 /** The half is shown: send it. @return 0; -MC_E_NOMEM, before anybody has it */
 int mc_ep_net_show(struct mc_ep_half *h);
-/** As mc_ep_wait_all(). */
-int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag);
 /** This rank is out of the epoch, and says so. Under net->lock. */
 void mc_ep_deal_leave(struct mc_ep_net *net);
 /** There is no connection to `q`, which lives: all have to meet again. Any thread. */
 void mc_ep_net_break(struct mc_ep_net *net, unsigned q);
 /** This rank does not read the slot any more. */
 void mc_ep_net_done(struct mc_ep_half *h);
+
+/** Of the ranks of a half that is not decided. */
+struct mc_ep_look {
+	uint64_t out;	  /* are done without here */
+	uint64_t missing; /* have bytes that are not here */
+	uint64_t silent;  /* have not told the same as this one */
+	uint64_t unsure;  /* of `out`: might decide otherwise, and those who are left are too few */
+};
+
+/** Any thread, as all that follows. @return 1: *ret_ranks is decided; 0: *ret; -MC_E_STALE: it will
+ * not be */
+int mc_ep_deal_look(const struct mc_ep_half *h, struct mc_ep_look *ret, uint64_t *ret_ranks);
+/** Those of them that nobody has proved to be dead, and that have not said OUT. */
+uint64_t mc_ep_deal_unsure(struct mc_ep_net *net, uint64_t ranks);
+/** Ask everybody for a sign. @return the number of the question */
+uint64_t mc_ep_deal_ask(const struct mc_ep_half *h);
+/** Those who have answered it are enough to go on with. */
+bool mc_ep_deal_is_heard(const struct mc_ep_half *h, uint64_t ask);
+
+/* ---- patience.c ---- */
+
+/** As mc_ep_wait_all(). */
+int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag);
 
 #endif

@@ -112,10 +112,12 @@ def test_one_side_of_a_partition_goes_on_and_the_other_is_told(
     two_go_on_and_one_is_told(ranks, lost, tuple(r for r in range(3) if r != lost))
 
 
-def test_a_way_that_carries_nothing_is_a_partition(network: Network, world: Callable) -> None:
+@pytest.mark.parametrize("deaf", "ab")
+@pytest.mark.parametrize("hidden", [SMALL, LARGE])
+def test_a_way_that_carries_nothing_is_a_partition(network: Network, world: Callable, deaf: str, hidden: int) -> None:
     ranks = world("baa")
-    start(ranks, PATIENCE_US, SMALL)
-    network.lose(0, network.a)
+    start(ranks, PATIENCE_US, hidden)
+    network.lose(0, getattr(network, deaf))
     two_go_on_and_one_is_told(ranks, 0, (1, 2))
 
 

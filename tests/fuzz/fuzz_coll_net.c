@@ -3,77 +3,17 @@
  * rest comes from: 0 the data connection of a rank, 1 its control connection, 2 that of its
  * messages, else the first bytes of a connection. All are read by what reads them in a group.
  */
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
 
-#include "base/clock.h"
-#include "coll/net.h"
+#include "raw_group.h"
 
-#define RANKS 3u
 #define STREAM_MAX (96u << 10) /* what a socket takes at once */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
-static struct mc_coll *group(void)
-{
-	static struct mc_coll_hub hub = {.silent_ns = MC_NS_PER_S};
-	static struct mc_coll *g;
-	struct mc_coll_board *board;
-
-	if (g)
-		return g;
-	g = mc_aligned_alloc(MC_CACHELINE, sizeof(*g));
-	board = mc_aligned_alloc(MC_CACHELINE, sizeof(*board));
-	if (!g || !board || mc_loop_open("fuzz", &mc_clock_real, &hub.loop) < 0)
-		return NULL;
-	g->hub = &hub;
-	g->inc = 7;
-	g->ranks_max = RANKS;
-	g->scratch_max = 1u << 20;
-	g->board_fd = g->fd = -1;
-	g->page = mmap(NULL, MC_COLL_PAGE_LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-		       -1, 0);
-	mc_list_init(&g->peers);
-	pthread_mutex_init(&g->lock, NULL);
-	pthread_mutex_init(&g->run_lock, NULL);
-	atomic_store(&g->board, board);
-	atomic_store(&g->active, (1u << RANKS) - 1);
-	if (mc_coll_mail_open(g) < 0 || mc_coll_net_open(g) < 0)
-		return NULL;
-	/* Nobody drives the loop: what would be posted to it is not. */
-	atomic_store(&g->net->is_kicked, true);
-	return g;
-}
-
-/* A rank whose connections end in `ret_theirs`. */
-static struct mc_coll_peer *peer(struct mc_coll *g, int ret_theirs[MC_COLL_CONNS])
-{
-	const struct mc_coll_hello h = {.slot = 1, .inc = 5};
-	int ours[MC_COLL_CONNS], pair[2];
-
-	for (int i = 0; i < MC_COLL_CONNS; i++) {
-		if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) < 0)
-			return NULL;
-		ours[i] = pair[0];
-		ret_theirs[i] = pair[1];
-	}
-	if (mc_coll_net_take(g, &h, ours) < 0)
-		return NULL;
-	g->cur[1] = g->next[1];
-	g->next[1] = NULL;
-	return g->cur[1];
-}
-
 static void forget(struct mc_coll *g, struct mc_coll_peer *p, int theirs[MC_COLL_CONNS])
 {
-	mc_coll_ctl_stop(p);
-	mc_list_del(&p->link);
-	g->cur[1] = NULL;
-	mc_coll_peer_free(p);
-	for (int i = 0; i < MC_COLL_CONNS; i++)
-		mc_fd_close(&theirs[i]);
+	raw_peer_forget(g, p, theirs);
 	/* Messages that were set aside, and parts of one. */
 	mc_coll_mail_free(g);
 	if (mc_coll_mail_open(g) < 0)
@@ -87,10 +27,10 @@ static void forget(struct mc_coll *g, struct mc_coll_peer *p, int theirs[MC_COLL
 
 static void stream(const uint8_t *data, size_t len, enum mc_coll_conn kind)
 {
-	struct mc_coll *g = group();
+	struct mc_coll *g = raw_group();
 	uint8_t message[64];
 	int theirs[MC_COLL_CONNS];
-	struct mc_coll_peer *p = g ? peer(g, theirs) : NULL;
+	struct mc_coll_peer *p = g ? raw_peer(g, 1, theirs) : NULL;
 
 	if (!p)
 		return;
