@@ -74,12 +74,14 @@ def run(ctx: Context) -> Report:
     alone = store_alone.measure(ctx, impls, taken)
     started = [*impls, *unchecked_of(ctx)]
     try:
-        ctx.progress.phase("store: starting and checking data", len(started))
+        ctx.progress.phase("store: starting, checking data, filling the pools once", len(started))
         for impl in started:
             ctx.progress.step(impl.name)
             try:
                 columns[impl.name] = Column(impl, ctx.logs, taken)
                 columns[impl.name].check()
+                if not ctx.is_quick:
+                    columns[impl.name].warm()
             except BenchError as error:
                 failures[impl.name] = str(error)
             if impl.name in columns:

@@ -17,6 +17,7 @@ from bench.targets import StoreCase
 CHECKED = (1, 4095, 65536, 300_000, MIB + 13)
 POOL = 64 * MIB
 SEGMENT_MB = 1536
+WARM_MB = 1280  # with what a service keeps for itself it is nearly full then
 START_S = 20
 
 
@@ -125,6 +126,10 @@ class Column:
         wrong = self.worker.call("check", sizes=CHECKED)["wrong"]
         if wrong:
             raise BenchError(f"{self.impl.name}: {wrong[0]}")
+
+    def warm(self) -> None:
+        assert self.worker
+        self.worker.call("warm", timeout_s=120, bytes=WARM_MB * MIB)
 
     def case(self, case: StoreCase, secs: float) -> dict:
         assert self.worker

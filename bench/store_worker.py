@@ -236,6 +236,16 @@ class Worker:
         self.backend.clear()
         return {"wrong": wrong}
 
+    def warm(self, m: Message) -> Message:
+        """So many bytes in and out: from here on no page of the pool is touched for the first time, on either side."""
+        size = 1 << 20
+        for first in range(0, m["bytes"] // size, 16):
+            some = self._some("warm-", first, 16, size, self.size // size)
+            self.backend.put(*some)
+            self.backend.get(*some)
+        self.backend.clear()
+        return {}
+
     def case(self, m: Message) -> Message:
         op, size, batch = m["op"], m["size"], m["batch"]
         prefix = f"{random.getrandbits(48):x}-"
@@ -309,7 +319,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     worker = Worker(sys.argv[1])
-    commands = {name: getattr(worker, name) for name in ("open", "check", "case")}
+    commands = {name: getattr(worker, name) for name in ("open", "check", "warm", "case")}
     for line in sys.stdin:
         message = json.loads(line)
         if message["cmd"] == "quit":
