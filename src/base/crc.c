@@ -8,10 +8,12 @@
  * past the cache stay close together (measured on Zen 4 from memory to memory: 10 GB/s, 7 with long
  * pieces, memcpy alone 8 to 10).
  *
- * With carry-less multiplication of 64 bytes at once the message is folded instead: what stands at
- * its front is moved behind by 256 bytes, and added (Gopal et al., "Fast CRC Computation for
- * Generic Polynomials Using PCLMULQDQ Instruction", Intel, 2009). The 64 bytes that are left have
- * the CRC of the whole.
+ * With carry-less multiplication of 64 or 32 bytes at once the message is folded instead: what
+ * stands at its front is moved behind by 256 bytes, and added (Gopal et al., "Fast CRC Computation
+ * for Generic Polynomials Using PCLMULQDQ Instruction", Intel, 2009). What is left in one vector
+ * has the CRC of the whole. Its stores go forward in one piece: copies past the cache on Zen 3,
+ * from memory to memory in turns with the others, did 10.1 GB/s by 32 bytes, 8.9 three
+ * abreast, 12.1 without a CRC.
  */
 #include "base/crc.h"
 
@@ -215,6 +217,8 @@ FAST static uint32_t stream_fast(uint32_t crc, uint8_t *dst, const uint8_t *src,
 #define BY_256_HIGH 0x1426a81500000000ull
 #define BY_64_LOW 0x1c19243b00000000ull
 #define BY_64_HIGH 0x75bba45b00000000ull
+#define BY_32_LOW 0x33ccbbbc00000000ull
+#define BY_32_HIGH 0xa2158b3400000000ull
 
 WIDE_MERGED static inline __m512i wide_key(uint64_t low, uint64_t high)
 {
@@ -315,14 +319,115 @@ WIDE static void stream_wide_plain(uint8_t *dst, const uint8_t *src, size_t n)
 	_mm_sfence();
 }
 
+/* ---- the same with vectors of half that length, where there are no others ---- */
+
+#define HALF __attribute__((target("avx2,vpclmulqdq,sse4.2,pclmul")))
+#define HALF_MERGED __attribute__((always_inline, target("avx2,vpclmulqdq,sse4.2,pclmul")))
+#define HALF_LEN 32u
+#define HALF_FRONTS (WIDE_STEP / HALF_LEN)
+
+HALF_MERGED static inline __m256i half_fold(__m256i front, uint64_t low, uint64_t high,
+					    __m256i next)
+{
+	long long l = (long long)low, h = (long long)high;
+	__m256i key = _mm256_set_epi64x(h, l, h, l);
+
+	return _mm256_xor_si256(_mm256_xor_si256(_mm256_clmulepi64_epi128(front, key, 0x00),
+						 _mm256_clmulepi64_epi128(front, key, 0x11)),
+				next);
+}
+
+HALF_MERGED static inline __m256i half_line(uint8_t *dst, const uint8_t *src, size_t at,
+					    enum mc_crc_what mode)
+{
+	__m256i line = _mm256_loadu_si256((const void *)(src + at));
+
+	if (mode == MC_CRC_COPY)
+		_mm256_storeu_si256((void *)(dst + at), line);
+	else if (mode == MC_CRC_STREAM)
+		_mm256_stream_si256((void *)(dst + at), line);
+	return line;
+}
+
+/* n bytes, a multiple of WIDE_STEP. @return the CRC's state */
+HALF_MERGED static inline uint64_t half_steps(uint64_t crc, uint8_t *dst, const uint8_t *src,
+					      size_t n, enum mc_crc_what mode)
+{
+	__m256i front[HALF_FRONTS];
+	uint64_t left[HALF_LEN / 8];
+
+#pragma GCC unroll 8
+	for (unsigned i = 0; i < HALF_FRONTS; i++)
+		front[i] = half_line(dst, src, i * HALF_LEN, mode);
+	front[0] = _mm256_xor_si256(front[0], _mm256_zextsi128_si256(_mm_cvtsi32_si128((int)crc)));
+	for (size_t at = WIDE_STEP; at < n; at += WIDE_STEP) {
+#pragma GCC unroll 8
+		for (unsigned i = 0; i < HALF_FRONTS; i++)
+			front[i] = half_fold(front[i], BY_256_LOW, BY_256_HIGH,
+					     half_line(dst, src, at + i * HALF_LEN, mode));
+	}
+	for (unsigned i = 1; i < HALF_FRONTS; i++)
+		front[i] = half_fold(front[i - 1], BY_32_LOW, BY_32_HIGH, front[i]);
+	_mm256_storeu_si256((void *)left, front[HALF_FRONTS - 1]);
+	crc = 0;
+	for (unsigned i = 0; i < HALF_LEN / 8; i++)
+		crc = _mm_crc32_u64(crc, left[i]);
+	return crc;
+}
+
+HALF_MERGED static inline uint32_t half_run(uint32_t start, uint8_t *dst, const uint8_t *src,
+					    size_t n, enum mc_crc_what mode)
+{
+	uint64_t crc = ~start;
+	size_t step;
+
+	if (mode == MC_CRC_STREAM) { /* to where whole lines begin */
+		step = -(uintptr_t)dst & 63;
+		crc = bytes(crc, dst, src, step, mode);
+		src += step, dst += step, n -= step;
+	}
+	step = n & ~(size_t)(WIDE_STEP - 1);
+	crc = half_steps(crc, dst, src, step, mode);
+	return run(~(uint32_t)crc, mode == MC_CRC_READ ? NULL : dst + step, src + step, n - step,
+		   mode);
+}
+
+HALF static uint32_t read_half(uint32_t crc, const uint8_t *src, size_t n)
+{
+	return half_run(crc, NULL, src, n, MC_CRC_READ);
+}
+
+HALF static uint32_t copy_half(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t n)
+{
+	return half_run(crc, dst, src, n, MC_CRC_COPY);
+}
+
+HALF static uint32_t stream_half(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t n)
+{
+	return half_run(crc, dst, src, n, MC_CRC_STREAM);
+}
+
+HALF static void stream_half_plain(uint8_t *dst, const uint8_t *src, size_t n)
+{
+	size_t step = -(uintptr_t)dst & 63, at;
+
+	step = step < n ? step : n;
+	memcpy(dst, src, step);
+	for (at = step; n - at >= HALF_LEN; at += HALF_LEN)
+		(void)half_line(dst, src, at, MC_CRC_STREAM);
+	memcpy(dst + at, src + at, n - at);
+	_mm_sfence();
+}
+
 static enum mc_crc_way best(size_t n)
 {
 	if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("pclmul"))
 		return MC_CRC_TABLE;
-	if (n < WIDE_MIN || !__builtin_cpu_supports("avx512f") ||
-	    !__builtin_cpu_supports("vpclmulqdq"))
+	if (n < WIDE_MIN || !__builtin_cpu_supports("vpclmulqdq"))
 		return MC_CRC_FAST;
-	return MC_CRC_WIDE;
+	if (__builtin_cpu_supports("avx512f"))
+		return MC_CRC_WIDE;
+	return __builtin_cpu_supports("avx2") ? MC_CRC_HALF : MC_CRC_FAST;
 }
 
 #else
@@ -345,9 +450,13 @@ static uint32_t copy_fast(uint32_t crc, uint8_t *dst, const uint8_t *src, size_t
 
 #define stream_fast copy_fast
 #define stream_wide_plain memcpy
+#define stream_half_plain memcpy
 #define read_wide read_fast
 #define copy_wide copy_fast
 #define stream_wide copy_fast
+#define read_half read_fast
+#define copy_half copy_fast
+#define stream_half copy_fast
 
 #endif
 
@@ -394,6 +503,10 @@ uint32_t mc_crc32c_by(enum mc_crc_way way, enum mc_crc_what what, uint32_t crc, 
 		return what == MC_CRC_READ   ? read_wide(crc, src, n)
 		       : what == MC_CRC_COPY ? copy_wide(crc, dst, src, n)
 					     : stream_wide(crc, dst, src, n);
+	case MC_CRC_HALF:
+		return what == MC_CRC_READ   ? read_half(crc, src, n)
+		       : what == MC_CRC_COPY ? copy_half(crc, dst, src, n)
+					     : stream_half(crc, dst, src, n);
 	case MC_CRC_FAST:
 		return what == MC_CRC_READ   ? read_fast(crc, src, n)
 		       : what == MC_CRC_COPY ? copy_fast(crc, dst, src, n)
@@ -404,10 +517,20 @@ uint32_t mc_crc32c_by(enum mc_crc_way way, enum mc_crc_what what, uint32_t crc, 
 	}
 }
 
+/* Below it three abreast are faster in the cache by up to a quarter (Zen 3). */
+#define HALF_MIN ((size_t)32 << 10)
+
+static enum mc_crc_way way_of(size_t n)
+{
+	return n < HALF_MIN && best(n) == MC_CRC_HALF ? MC_CRC_FAST : best(n);
+}
+
 static void stream_plain(uint8_t *dst, const uint8_t *src, size_t n)
 {
-	if (best(n) == MC_CRC_WIDE)
+	if (way_of(n) == MC_CRC_WIDE)
 		stream_wide_plain(dst, src, n);
+	else if (way_of(n) == MC_CRC_HALF)
+		stream_half_plain(dst, src, n);
 	else
 		memcpy(dst, src, n);
 }
@@ -416,7 +539,7 @@ static void stream_plain(uint8_t *dst, const uint8_t *src, size_t n)
 static uint32_t copy(enum mc_crc_what what, uint32_t crc, void *dst, const void *src, size_t n)
 {
 	if (MC_CRC_IS_ON)
-		return mc_crc32c_by(MC_CRC_WIDE, what, crc, dst, src, n);
+		return mc_crc32c_by(way_of(n), what, crc, dst, src, n);
 	if (what == MC_CRC_STREAM)
 		stream_plain(dst, src, n);
 	else
@@ -426,7 +549,7 @@ static uint32_t copy(enum mc_crc_what what, uint32_t crc, void *dst, const void 
 
 uint32_t mc_crc32c(uint32_t crc, const void *data, size_t n)
 {
-	return MC_CRC_IS_ON ? mc_crc32c_by(MC_CRC_WIDE, MC_CRC_READ, crc, NULL, data, n) : 0;
+	return MC_CRC_IS_ON ? mc_crc32c_by(way_of(n), MC_CRC_READ, crc, NULL, data, n) : 0;
 }
 
 uint32_t mc_crc32c_copy(uint32_t crc, void *dst, const void *src, size_t n)
