@@ -93,11 +93,12 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
         timeout_ns = int(timeout.total_seconds() * 1e9) if timeout else DEFAULT_NS
         self._timeout_ns = timeout_ns
         self._store = store
+        self._life = rc.new_life()
         self._past: set[str] = set()  # lives that are over, and numbers that reconfigure() had
         self._used: set[int] = set()
         self._is_shut = False
         if is_unopened:
-            self._coll, self._life = rc.Unopened(self._name), f"new.{secrets.token_hex(8)}"
+            self._coll = rc.Unopened(self._name)
         else:
             self._coll = self._meet(store, timeout_ns)
         self._mirror_state = (0, -1)
@@ -119,7 +120,7 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
         if not joiner and self._rank == 0:
             store.set(f"{at}name", f"{self._name}.{secrets.token_hex(8)}")
             store.set("mooncake/meeting", meeting)
-        name = self._life = store.get(f"{at}name").decode()
+        name = store.get(f"{at}name").decode()
         others = [None] * self._slots
         for slot in range(self._slots if joiner else self._founders):
             key = f"{at}{slot}"
@@ -478,7 +479,7 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
 
     def reconfigure(self, opts):
         """The ranks of opts.handles found the group anew, and it goes on as theirs; all call it. Where it fails this rank
-        still has the group that it had, and may try again under another uuid. -> ended Work"""
+        still has the group that it had, and may try again with new handles, under another uuid. -> ended Work"""
         if self._is_shut:
             raise ValueError(f"group {self._name} is shut down")
         uuid, handles = int(opts.uuid), opts.handles
@@ -487,29 +488,32 @@ class MooncakeProcessGroup(Hooks, dist.ProcessGroup):
         slots = plan.slots
         mirror = self._mirror(self.options.active_ranks, slots)
         open_ns = int(opts.timeout.total_seconds() * 1e9) if opts.timeout else 0  # operations keep the group's own
-        addresses = [None if h.rank == self._rank and h.life == self._life else h.address for h in plan.handles]
+        addresses = [None if h.life == self._life else h.address for h in plan.handles]
         addresses += [None] * (slots - ranks)
         self._used.add(uuid)
+        # Others may succeed where this rank fails: its handle counts no more, whatever comes of it.
+        self._past.add(self._life)
+        self._life = rc.new_life()
         try:
             coll = _mooncake.Coll(hub(), plan.name, plan.rank, ranks, slots, self._timeout_ns, 0, addresses, open_ns)
         except RuntimeError as exc:
             return Work(None, Outcome(0, 0, dist.DistBackendError(f"reconfigure {uuid} of group {self._name}: {exc}")))
-        old, self._coll = self._coll, coll
-        self._past |= {h.life for h in plan.handles} | {self._life}
-        self._life, self._rank, self._founders, self._slots = plan.name, plan.rank, ranks, slots
+        old, self._coll, self._is_abort_told = self._coll, coll, False
+        self._past |= {h.life for h in plan.handles}
+        self._rank, self._founders, self._slots = plan.rank, ranks, slots
         self._whole, self._mirror_state, self.active_ranks = Outcome(0, 0, None), (0, -1), mirror
         self._refresh()
         self._end(old)
-        self._show()
+        self._show(plan.name)
         return Work(None, Outcome((1 << ranks) - 1, 0, None))
 
-    def _show(self) -> None:
+    def _show(self, name: str) -> None:
         """Where extensions look for the group. A store that is gone takes only their door with it."""
-        at = f"mooncake/{self._life}/"
+        at = f"mooncake/{name}/"
         try:
             self._store.set(f"{at}{self._rank}", hub().address())
             if self._rank == 0:
-                self._store.set(f"{at}name", self._life)
-                self._store.set("mooncake/meeting", self._life)
+                self._store.set(f"{at}name", name)
+                self._store.set("mooncake/meeting", name)
         except RuntimeError:
             self._store = None

@@ -104,6 +104,7 @@ class Hooks:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._abort_hooks: dict[int, Any] = {}
+        self._is_abort_told = False  # of the group as it is now: every operation fails after a time-out
         self._pre_hooks: dict[int, Any] = {}
         self._post_hooks: dict[int, Any] = {}
         self._op_ids = itertools.count()
@@ -135,6 +136,9 @@ class Hooks:
         self._hook_out()
 
     def _fire_abort(self) -> None:
+        if self._is_abort_told:
+            return
+        self._is_abort_told = True
         for _, hook in sorted(self._abort_hooks.items()):
             try:
                 hook()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -42,13 +43,17 @@ class Handle:
     """A rank to be: where its process is reached, and in which life of which group it is now."""
 
     group: str
-    life: str  # of the group as that process has it: random; over when it is reconfigured
+    life: str  # random; over when that process has called reconfigure()
     rank: int  # -1: it is in none yet
     slots: int  # that it wants the group to have at least
     address: str
 
     def text(self) -> str:
         return json.dumps([_VERSION, self.group, self.life, self.rank, self.slots, self.address])
+
+
+def new_life() -> str:
+    return secrets.token_hex(8)
 
 
 def parse(text: str) -> Handle:

@@ -198,5 +198,8 @@ bool mc_ep_deal_is_heard(const struct mc_ep_half *h, uint64_t ask);
 
 /** As mc_ep_wait_all(). */
 int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_taken, struct mc_diag *diag);
+/** Before the half does without `q`: this rank hears enough of the others. @return 0; -MC_E_STALE:
+ * it does not, and is out; -MC_E_CANCELED */
+int mc_ep_net_may_lose(struct mc_ep_half *h, unsigned q);
 
 #endif

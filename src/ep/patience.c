@@ -25,11 +25,16 @@ struct waiting {
 	bool is_patient;
 };
 
+static uint64_t twice(uint64_t ns)
+{
+	return ns > UINT64_MAX / 2 ? UINT64_MAX : 2 * ns;
+}
+
 /* How long others may take for what is not their callers' matter. */
 static uint64_t answer_time(const struct waiting *w)
 {
 	return w->is_patient ? w->h->ep->coll->net->silent_ns
-			     : mc_max(2 * w->h->timeout_ns, ANSWER_NS);
+			     : mc_max(twice(w->h->timeout_ns), ANSWER_NS);
 }
 
 static void leave(const struct waiting *w)
@@ -113,12 +118,15 @@ static bool lose_connection(const struct waiting *w)
 /* All have told, and it is not enough. @return true: look again */
 static bool lose_self(struct waiting *w, uint64_t now_ns)
 {
-	if (!w->look.unsure || w->look.missing || w->look.silent) {
+	bool is_told = !w->look.missing && !w->look.silent;
+
+	/* One of those who are out may be dead by now: nobody else tells the loop. */
+	if (is_told)
+		mc_ep_net_stir(w->h->ep->net);
+	if (!is_told || !w->look.unsure) {
 		w->stuck_ns = 0;
 		return false;
 	}
-	/* One of them may be dead by now. */
-	mc_ep_net_stir(w->h->ep->net);
 	if (!w->stuck_ns)
 		w->stuck_ns = mc_time_after(now_ns, answer_time(w));
 	if (now_ns < w->stuck_ns)
@@ -139,7 +147,7 @@ static bool lose(struct waiting *w, uint64_t now_ns)
 	if (l->out != w->out) {
 		w->out = l->out;
 		w->ask = 0;
-		w->answer_ns = mc_time_after(now_ns, mc_max(2 * w->h->timeout_ns, ANSWER_NS));
+		w->answer_ns = mc_time_after(now_ns, mc_max(twice(w->h->timeout_ns), ANSWER_NS));
 	}
 	if (!w->is_patient && now_ns >= w->patience_ns)
 		suspects |= l->missing;
@@ -177,18 +185,54 @@ static int sleep_a_while(const struct waiting *w, uint32_t bell, uint64_t now_ns
 	return 0;
 }
 
-int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_ranks, struct mc_diag *diag)
+static struct waiting waiting_make(struct mc_ep_half *h, uint64_t now_ns)
 {
 	struct mc_coll *g = h->ep->coll;
-	uint64_t now_ns = mc_now_ns();
 	struct waiting w = {.h = h,
 			    .patience_ns = mc_time_after(now_ns, h->timeout_ns),
 			    .group_ns = mc_time_after(now_ns, g->timeout_ns),
 			    .late_ns = mc_time_after(now_ns, MC_COLL_LATE_NS)};
+
+	w.is_patient = mc_ep_is_patient(h, w.patience_ns, w.group_ns);
+	w.answer_ns = mc_time_after(w.patience_ns, mc_max(h->timeout_ns, ANSWER_NS));
+	return w;
+}
+
+int mc_ep_net_may_lose(struct mc_ep_half *h, unsigned q)
+{
+	struct mc_ep_net *net = h->ep->net;
+	struct mc_coll *g = h->ep->coll;
+	uint64_t now_ns = mc_now_ns();
+	struct waiting w = waiting_make(h, now_ns);
+
+	while (!mc_ep_is_frozen(h->ep, q) && mc_ep_deal_unsure(net, MC_COLL_BIT(q))) {
+		uint32_t bell = atomic_load_explicit(&g->bell, memory_order_acquire);
+
+		if (!w.ask) {
+			w.ask = mc_ep_deal_ask(h);
+			w.ask_ns = mc_time_after(now_ns, answer_time(&w));
+		}
+		if (mc_ep_deal_is_heard(h, w.ask))
+			break;
+		now_ns = mc_now_ns();
+		if (now_ns >= w.ask_ns)
+			leave(&w);
+		if (atomic_load_explicit(&h->ep->page->word, memory_order_acquire) & MC_EP_FROZEN)
+			return -MC_E_STALE;
+		if (atomic_load_explicit(&g->is_aborted, memory_order_relaxed))
+			return -MC_E_CANCELED;
+		(void)!mc_futex_wait(&g->bell, bell, w.ask_ns);
+	}
+	return 0;
+}
+
+int mc_ep_net_wait(struct mc_ep_half *h, uint64_t *ret_ranks, struct mc_diag *diag)
+{
+	struct mc_coll *g = h->ep->coll;
+	uint64_t now_ns = mc_now_ns();
+	struct waiting w = waiting_make(h, now_ns);
 	int rc = 0;
 
-	w.is_patient = w.patience_ns > w.group_ns;
-	w.answer_ns = mc_time_after(w.patience_ns, mc_max(h->timeout_ns, ANSWER_NS));
 	while (rc == 0) {
 		uint32_t bell = atomic_load_explicit(&g->bell, memory_order_acquire);
 

@@ -89,6 +89,13 @@ static inline uint8_t *mc_ep_slot_at(uint8_t *memory, unsigned slot)
 	return memory + MC_EP_PAGE_LEN + slot * MC_EP_SPAN;
 }
 
+/** Nobody alive is left out: the group's deadline comes first, or the caller waits for ever. */
+static inline bool mc_ep_is_patient(const struct mc_ep_half *h, uint64_t patience_ns,
+				    uint64_t group_ns)
+{
+	return h->timeout_ns == MC_EP_NEVER || patience_ns > group_ns;
+}
+
 /** This rank does without `q` in this epoch. */
 static inline bool mc_ep_is_frozen(const struct mc_ep *ep, unsigned q)
 {

@@ -134,15 +134,17 @@ static int wait_rank(struct mc_ep_half *h, unsigned q, struct look *look, uint64
 		     const struct limits *lim, struct mc_spin *spin, struct mc_diag *diag)
 {
 	struct mc_ep *ep = h->ep;
-	bool is_patient = lim->patience_ns > lim->group_ns;
+	bool is_patient = mc_ep_is_patient(h, lim->patience_ns, lim->group_ns);
 	int rc;
 
 	look->is_patient = is_patient;
 	rc = mc_coll_wait_on(ep->coll, ep->peer[q].p, is_there, look, spin,
 			     is_patient ? lim->group_ns : lim->patience_ns);
 
-	if (rc == MC_COLL_GONE || (rc == -MC_E_TIMEDOUT && !is_patient))
-		rc = mc_ep_freeze(ep, q, shown);
+	if (rc == MC_COLL_GONE || (rc == -MC_E_TIMEDOUT && !is_patient)) {
+		rc = ep->net ? mc_ep_net_may_lose(h, q) : 0;
+		rc = rc < 0 ? rc : mc_ep_freeze(ep, q, shown);
+	}
 	if (rc == MC_COLL_GONE)
 		atomic_fetch_or_explicit(&ep->masked, MC_COLL_BIT(q), memory_order_relaxed);
 	if (rc == -MC_E_STALE)

@@ -6,6 +6,8 @@ First as pg_rank.py; a joiner (0 founders) is active before its first meeting. T
 ["activate", slots] -> [code, dropped]
 ["steps", count, timeout in us, hidden] -> [code, text, ranks in both halves, steps done]: steps until one fails or somebody
 is missing in one; "code" is 1 where a sum is not what one process computes.
+["hold", hidden] -> [0]: two dispatches are begun and none is ended.
+["ahead", timeout in us, hidden] -> [code, text]: the same, then the first is ended and a third begun in its place.
 ["die", hidden]: a dispatch is sent and nothing else happens any more: SIGKILL.
 """
 
@@ -112,6 +114,21 @@ class Rank:
             done += code == 0
             if code or ranks != whole or done == count:
                 return [code, text, ranks, done]
+
+    def hold(self, hidden: int) -> list:
+        self.held = [self.dispatch(-1, hidden) for _ in range(2)]
+        return [int(any(isinstance(half, tuple) for half in self.held))]
+
+    def ahead(self, timeout_us: int, hidden: int) -> list:
+        room = LOCAL * self.ranks * TOKENS
+        rows, counts = array.array("H", bytes(2 * room * hidden)), array.array("i", bytes(4 * LOCAL))
+        ranges = array.array("q", bytes(8 * LOCAL * self.ranks))
+        self.held = [self.dispatch(timeout_us, hidden) for _ in range(2)]
+        code, text, *_ = self.held[0].dispatch(at(rows), 0, 0, at(counts), 0, at(ranges), False)
+        if code == 0:
+            self.held.append(self.dispatch(timeout_us, hidden))
+            code, text = self.held[2] if isinstance(self.held[2], tuple) else (0, text)
+        return [code, text]
 
     def die(self, hidden: int) -> None:
         self.dispatch(-1, hidden)

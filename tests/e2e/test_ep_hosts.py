@@ -101,6 +101,31 @@ def test_a_stopped_rank_is_left_out_after_timeout_us_and_told_so(world: Callable
     assert [a[2] for a in ranks.ask(["steps", 2, NEVER_US, SMALL])] == [(1 << size) - 1] * size
 
 
+def test_a_death_that_is_proved_late_ends_the_half(world: Callable) -> None:
+    ranks = world("abb")
+    assert ranks.ask(["steps", 2, NEVER_US, SMALL]) == [[*ALL, 2]] * 3
+    ranks.procs[2].send_signal(signal.SIGSTOP)
+    ranks.tell(0, ["steps", 1, 1_000_000, SMALL])
+    time.sleep(1.7)  # it does without both; the idle rank has said that it is out, the stopped one cannot
+    ranks.procs[2].kill()
+    code, text, there, _ = ranks.hear(0, 20)
+    assert (code, there) == (0, 1), text
+
+
+@pytest.mark.parametrize("places", ["abb", "ab"])
+def test_a_slot_that_a_stopped_rank_still_reads_is_taken_only_by_those_who_are_enough(world: Callable, places: str) -> None:
+    ranks = world(places)
+    others = tuple(range(1, len(places)))
+    ranks.tell(0, ["hold", SMALL])
+    for rank in others:
+        ranks.tell(rank, ["ahead", 2_000_000, SMALL])
+    assert ranks.hear(0) == [0]
+    time.sleep(0.3)  # it has shown both, and its loop tells of the first
+    ranks.procs[0].send_signal(signal.SIGSTOP)
+    for code, text in (ranks.hear(r) for r in others):
+        assert (code == 0) if len(others) == 2 else (code == STALE and "left out" in text), text
+
+
 @pytest.mark.parametrize(("places", "lost"), [("aab", 2), ("baa", 0)])
 @pytest.mark.parametrize("hidden", [SMALL, LARGE])
 def test_one_side_of_a_partition_goes_on_and_the_other_is_told(

@@ -1,8 +1,8 @@
 /*
  * fuzz_ep_net.c: what ranks of other hosts send for expert parallelism, into a half that is under
  * way. Of the first byte bit 0 says that ranks 1 and 2 both send the rest (else rank 1 alone), bit
- * 1 that it is sent to the door instead, as the first bytes of a connection, bit 2 that the half is
- * a combine. If that decides the half, its end reads what they have put into the slots.
+ * 1 that it is sent to the door instead, which rank 2 has not come through yet, bit 2 that the half
+ * is a combine. If that decides the half, its end reads what they have put into the slots.
  */
 #include <mooncake/ep.h>
 #include <poll.h>
@@ -40,7 +40,7 @@ struct crew {
 };
 
 /* As after a meeting of all, which is the group's matter. */
-static void crew_make(struct crew *c)
+static void crew_make(struct crew *c, bool is_door)
 {
 	int pair[2];
 
@@ -53,6 +53,8 @@ static void crew_make(struct crew *c)
 	atomic_store(&c->ep->members, (1u << RAW_RANKS) - 1);
 	mc_assert(mc_ep_enter(c->ep, 1) == 0);
 	c->ep->net->epoch = 1;
+	c->ep->net->key[0] = 1;
+	c->ep->net->key[1] = 2;
 	c->ep->net->members = ((1u << RAW_RANKS) - 1) & ~1ull;
 	for (unsigned q = 1; q < RAW_RANKS; q++) {
 		void *at = mmap(NULL, MC_EP_REGION, PROT_READ | PROT_WRITE,
@@ -64,6 +66,9 @@ static void crew_make(struct crew *c)
 		/* Nobody probes a host that is known to be silent. */
 		atomic_store(&c->p[q]->wire->fate, MC_COLL_SILENT);
 		c->ep->peer[q] = (struct mc_ep_peer){.p = c->p[q], .memory = at, .page = at};
+		c->theirs[q] = -1;
+		if (is_door && q == 2)
+			continue;
 		mc_assert(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) == 0);
 		c->theirs[q] = pair[1];
 		mc_ep_link_use(&c->ep->net->link[q], pair[0], true);
@@ -138,7 +143,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
 	if (len < 2)
 		return 0;
-	crew_make(&c);
+	crew_make(&c, data[0] & DOOR);
 	is_combine = data[0] & COMBINE;
 	h = begin(&c, is_combine);
 	while (mc_loop_step(c.g->hub->loop, 0) > 0)

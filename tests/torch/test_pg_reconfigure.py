@@ -166,6 +166,17 @@ def test_one_that_fails_leaves_the_group_as_it_was(crew, hosts):
     assert world(sums) == [(101.0, 2, [1, 1])] * 2
 
 
+@pytest.mark.parametrize("hosts", [0, 3])
+def test_a_rank_that_was_left_alone_is_taken_back(crew, hosts):
+    world = crew(3, hosts=hosts)
+    handles = world(handle)
+    assert world(reconfigure, 1, handles[:2], ranks=[0, 1]) == [(0, 2), (1, 2)]
+    # It has not reconfigured: its handle still counts.
+    handles = [*world(handle, ranks=[0, 1]), handles[2]]
+    assert world(reconfigure, 2, handles) == [(0, 3), (1, 3), (2, 3)]
+    assert world(sums) == [(111.0, 2, [1, 1, 1])] * 3
+
+
 def come_late(rank: int) -> None:
     if rank == 1:
         time.sleep(1.5)
@@ -309,8 +320,10 @@ def late(rank: int) -> list[str]:
     said = []
     dist.group.WORLD.register_abort_hook(1, lambda: said.append("late"))
     if rank == 0:
-        with pytest.raises(dist.DistBackendError, match="rank 1"):
-            dist.barrier()
+        for _ in range(2):  # the second fails because of the first
+            with pytest.raises(dist.DistBackendError, match="rank 1"):
+                dist.barrier()
+        dist.group.WORLD.abort()
     return said
 
 
