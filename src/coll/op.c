@@ -209,6 +209,9 @@ int mc_coll_execute(struct mc_coll *g, const struct mc_coll_op *op, struct mc_co
 		mc_coll_count_cores(g, g->crowd_of = active);
 	if (rc == 0) {
 		rc = pass(&r, &round, elems, &ranks);
+		rc = rc == 0 ? mc_coll_round_verify(&r) : rc;
+		if (rc == -MC_E_STALE)
+			mc_coll_view_lose(g, MC_COLL_BIT(g->rank));
 		g->before = g->now;
 		if (rc == -MC_E_INVAL) {
 			g->before = (struct mc_coll_past){.kind = MC_COLL_REFUSED};

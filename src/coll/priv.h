@@ -269,6 +269,9 @@ void mc_coll_rest_stop(struct mc_coll *g);
  * it on. @return 0; -MC_E_STALE (this rank is not active in it); -MC_E_TIMEDOUT; -MC_E_CANCELED */
 int mc_coll_view_enter(struct mc_coll *g, uint64_t deadline_ns);
 void mc_coll_view_lose(struct mc_coll *g, uint64_t gone);
+/** A change that operations here have not got to yet sends this rank away: the others do not wait
+ * for it any more, and what they show next may be where it still reads. After these reads. */
+bool mc_coll_view_is_out(struct mc_coll *g);
 /** The first operation that this rank takes part in, as far as the log reaches back (else 0);
  * UINT64_MAX: it is in none. */
 uint64_t mc_coll_view_since(struct mc_coll *g);
@@ -318,6 +321,9 @@ void mc_coll_round_publish_all(struct mc_coll_round *r);
  * -MC_E_INVAL (it does something else: mc_coll_say() was told what); as mc_coll_wait_word()
  */
 int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks);
+/** At the end of an operation: what was read was shown in it. @return 0; -MC_E_STALE: this rank was
+ * sent away meanwhile, and the others have gone on */
+int mc_coll_round_verify(const struct mc_coll_round *r);
 /** Bytes of a slot, after it has shown them. NULL: -MC_E_NOMEM. */
 const uint8_t *mc_coll_round_bytes(struct mc_coll_round *r, unsigned slot);
 /** Bytes of a part in this round, and its memory. */

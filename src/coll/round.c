@@ -205,6 +205,8 @@ static void call_write(struct mc_coll_round *r)
 	for (uint32_t i = 0; op->nin > 1 && i < op->nin; i++)
 		page->part_len[r->parity][i] =
 		    is_shown(r, i) ? mc_coll_round_part(r, &op->in[i], &at) : 0;
+	/* The round's number, before its bytes: pairs with mc_coll_round_verify(). */
+	atomic_thread_fence(memory_order_release);
 }
 
 int mc_coll_round_begin(struct mc_coll_round *r)
@@ -280,6 +282,8 @@ static int differ(struct mc_coll_round *r, unsigned slot, uint64_t op, const str
 
 	r->has_read_area = true; /* the others are told when this is over */
 	r->is_refused = true;
+	if (mc_coll_view_is_out(r->g))
+		return -MC_E_STALE;
 	call_text(text[0], sizeof(text[0]), a);
 	call_text(text[1], sizeof(text[1]), b);
 	mc_coll_say(r->g, "operation %llu of group %s: rank %u %s, rank %u %s",
@@ -370,6 +374,24 @@ int mc_coll_round_wait(struct mc_coll_round *r, unsigned slot, uint32_t chunks)
 	n = mc_min(chunks, n);
 	return n == 0 ? MC_COLL_THERE
 		      : mc_coll_wait_word(g, slot, mc_coll_word(r->seq, 1 + n), r->deadline_ns);
+}
+
+int mc_coll_round_verify(const struct mc_coll_round *r)
+{
+	unsigned q;
+
+	if (r->g->net || !mc_coll_view_is_out(r->g))
+		return 0;
+	mc_coll_each(q, r->ranks & ~MC_COLL_BIT(r->g->rank))
+	{
+		const struct mc_coll_page *page = r->g->cur[q]->page;
+		const struct mc_coll_call *c = &page->call[r->parity];
+
+		if (c->seq != r->seq ||
+		    atomic_load_explicit(&page->area_seq, memory_order_relaxed) > r->seq)
+			return -MC_E_STALE;
+	}
+	return 0;
 }
 
 /* Of a rank of this host in a group over hosts. */

@@ -163,6 +163,25 @@ void mc_coll_view_lose(struct mc_coll *g, uint64_t gone)
 	atomic_fetch_and_explicit(&g->active, ~gone, memory_order_relaxed);
 }
 
+bool mc_coll_view_is_out(struct mc_coll *g)
+{
+	struct mc_coll_board *b = atomic_load_explicit(&g->board, memory_order_acquire);
+	uint64_t seen = atomic_load_explicit(&g->page->log_seen, memory_order_relaxed), count;
+
+	if (!b || g->is_alone)
+		return false;
+	/* Whoever showed something else had taken the change before. */
+	atomic_thread_fence(memory_order_acquire);
+	count = atomic_load_explicit(&b->count, memory_order_acquire);
+	if (count > seen + MC_COLL_LOG)
+		return true;
+	for (; seen < count; seen++) {
+		if (b->log[seen % MC_COLL_LOG].inc[g->rank] != g->inc)
+			return true;
+	}
+	return false;
+}
+
 /* ---- changes ---- */
 
 static int gate_take(struct mc_coll *g, struct mc_coll_board *b, uint64_t deadline_ns)

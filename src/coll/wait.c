@@ -119,9 +119,10 @@ static int look_shares(const void *what)
 	uint64_t now = atomic_load_explicit(&page->shares, memory_order_acquire);
 	uint64_t mask;
 
-	/* It cannot be further on: its next large operation waits for us to end this one. */
+	/* It cannot be further on: its next large operation waits for us to end this one, unless
+	 * we were sent away. */
 	if (now >> 2 * MC_COLL_STEP_BITS != w->target >> 2 * MC_COLL_STEP_BITS)
-		return 0;
+		return now > w->target && mc_coll_view_is_out(w->g) ? -MC_E_STALE : 0;
 	mask = atomic_load_explicit(&page->shares_mask[now >> MC_COLL_STEP_BITS & 1],
 				    memory_order_relaxed);
 	/* The mask of this restart, if no other has begun meanwhile. */

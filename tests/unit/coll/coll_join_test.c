@@ -224,8 +224,10 @@ static int grow(struct rank *r)
 		WORLD_CHECK(mc_coll_activate(r->coll, 16 | 4, 0, JOIN_NS, &dropped) == 0);
 		WORLD_CHECK(dropped == 4);
 	}
-	WORLD_CHECK(until(r, 19) == 0);
-	/* Rank 1 is sent away, finds out, and comes back. */
+	rc = until(r, 19);
+	/* Rank 1 is sent away, finds out, and comes back: perhaps in the last of these, when the
+	 * others have ended it. */
+	WORLD_CHECK(rc == 0 || (rc == -MC_E_STALE && r->rank == 1));
 	if (r->rank == 0)
 		WORLD_CHECK(mc_coll_activate(r->coll, 0, 2, JOIN_NS, NULL) == 0);
 	if (r->rank != 1) {
@@ -234,9 +236,8 @@ static int grow(struct rank *r)
 			WORLD_CHECK(mc_coll_activate(r->coll, 2, 0, JOIN_NS, NULL) == 0);
 		return until(r, 19);
 	}
-	do
+	while (rc == 0)
 		rc = world_count_ranks(r, &ranks);
-	while (rc == 0);
 	WORLD_CHECK(rc == -MC_E_STALE);
 	WORLD_CHECK(mc_coll_join(r->coll, JOIN_NS) == 0);
 	return until(r, 19);
@@ -472,7 +473,8 @@ static void a_group_of_one_host_refuses_who_comes_from_another(void **state)
 	assert_int_equal(mc_coll_hub_open(&ho, &diag, &hub), 0);
 	assert_int_equal(mc_coll_open(hub, &opts, addrs, &diag, &coll), -MC_E_UNSUPPORTED);
 	assert_null(coll);
-	assert_non_null(strstr(diag.text, "rank 0"));
+	/* Whoever has opened the group first. */
+	assert_true(strstr(diag.text, "rank 0") || strstr(diag.text, "rank 1"));
 	mc_coll_hub_close(hub);
 	atomic_store(&w->note[0], 1);
 	for (uint32_t i = 0; i < 2; i++)
